@@ -1,0 +1,1 @@
+"""LLVM: the only door to llvmlite.  Text of LLVM IR is built here, compiled here, loaded here."""

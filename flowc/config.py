@@ -1,0 +1,107 @@
+"""Every setting, in one table: name, environment variable, type, default, help.
+
+Here: the table, reading (when used, not at import), setting from Python, a context manager.
+Not here: what the settings do.  Read next: the rooms that ask ``config.get``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from flowc.diag import FlowcValueError
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    env: str
+    parse: Callable[[str], Any]
+    default: Any
+    help: str
+    in_key: bool = False  # does the compiled code depend on it
+
+
+def _flag(text: str) -> bool:
+    low = text.strip().lower()
+    if low in ("1", "true", "yes", "on"):
+        return True
+    if low in ("", "0", "false", "no", "off"):
+        return False
+    raise ValueError("want 0 or 1")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(w.strip() for w in text.split(",") if w.strip())
+
+
+SETTINGS: dict[str, Setting] = {s.name: s for s in (
+    Setting("num_threads", "FLOWC_NUM_THREADS", int, 0, "threads of the CPU pool; 0: what affinity, the container "
+            "and OMP_NUM_THREADS allow"),
+    Setting("log", "FLOWC_LOG", _words, (), "comma list of passes, rules, recompiles, fusion, kernels"),
+    Setting("dump_dir", "FLOWC_DUMP_DIR", str, "", "write every stage of every compile into this folder"),
+    Setting("cache_dir", "FLOWC_CACHE_DIR", str, "", "folder of the compile cache; default: the user cache folder"),
+    Setting("cache", "FLOWC_CACHE", _flag, True, "keep compiled code on disk"),
+    Setting("cache_size", "FLOWC_CACHE_SIZE", int, 512 << 20, "bytes the disk cache may hold"),
+    Setting("check", "FLOWC_CHECK", _flag, False, "verify the IR after every pass"),
+    Setting("fuel", "FLOWC_FUEL", int, -1, "stop optional rewriting after this many decisions; -1: no limit", True),
+    Setting("fuse", "FLOWC_FUSE", _flag, True, "fuse operations into common kernels", True),
+    Setting("disable_jit", "FLOWC_DISABLE_JIT", _flag, False, "run everything on the NumPy interpreter"),
+    Setting("device", "FLOWC_DEVICE", str, "cpu", "device of jit functions that name none: cpu, cuda, interpreter"),
+    Setting("gpu", "FLOWC_GPU", str, "auto", "auto: the GPU driver; sim: the PTX interpreter"),
+    Setting("gpu_arch", "FLOWC_GPU_ARCH", str, "sm_80", "architecture PTX is emitted for on the interpreter", True),
+    Setting("debug_nans", "FLOWC_DEBUG_NANS", _flag, False, "raise where a kernel first produces a NaN"),
+)}
+
+_overrides: ContextVar[dict[str, Any]] = ContextVar("flowc_settings")
+_global: dict[str, Any] = {}
+
+
+def get(name: str) -> Any:
+    """The value of a setting now: innermost ``options`` block, then ``set_option``, then environment, then default."""
+    local = _overrides.get(None)
+    if local is not None and name in local:
+        return local[name]
+    if name in _global:
+        return _global[name]
+    s = SETTINGS[name]
+    text = os.environ.get(s.env)
+    if text is None:
+        return s.default
+    try:
+        return s.parse(text)
+    except ValueError as e:
+        raise FlowcValueError("C001", f"{s.env}={text!r} is not a valid value: {e}",
+                              cure=f"set {s.env} as follows: {s.help}") from None
+
+
+def _known(name: str) -> None:
+    if name not in SETTINGS:
+        raise FlowcValueError("C002", f"there is no setting {name!r}", cure=f"use one of {', '.join(SETTINGS)}")
+
+
+def set_option(name: str, value: Any) -> None:
+    """Set a setting for the whole process."""
+    _known(name)
+    _global[name] = value
+
+
+@contextlib.contextmanager
+def options(**values: Any) -> Iterator[None]:
+    """Settings for the duration of a ``with`` block, in this thread or task only."""
+    for name in values:
+        _known(name)
+    token = _overrides.set({**_overrides.get({}), **values})
+    try:
+        yield
+    finally:
+        _overrides.reset(token)
+
+
+def cache_key() -> tuple:
+    """The settings that compiled code depends on."""
+    return tuple((n, get(n)) for n, s in SETTINGS.items() if s.in_key)

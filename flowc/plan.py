@@ -1,0 +1,95 @@
+"""The Plan IR: when each kernel runs, on which buffers, in which memory.
+
+Here: buffers and their places, steps, waves, the plan.  Not here: how a plan is made (passes/place.py, memory.py),
+how it runs (backends/runtime.py, backends/llvm/entry.py).  Read next: text.py.
+
+Steps of one wave do not depend on each other: the runtime may run them side by side.  Waves run in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flowc.dims import DimLike, Range
+from flowc.graph import Attrs, Literal
+from flowc.kernel import Kernel
+from flowc.types import Type
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a buffer lives: ``param i`` (the caller's i-th argument), ``output i`` (the i-th result), ``arena`` at
+    byte ``offset``, or ``constant`` (held by the program)."""
+
+    kind: str
+    index: int = 0
+    offset: DimLike = 0
+
+
+@dataclass(frozen=True)
+class PlanBuffer:
+    name: str
+    type: Type
+    place: Place
+
+
+@dataclass(frozen=True)
+class Step:
+    """Run one kernel, or call an op's NumPy meaning on the host.
+
+    kernel: name in ``Program.kernels``, or "" for a host call, which then has ``op`` and ``attrs``.
+    buffers: actual buffers in the order of the kernel's parameters (host call: inputs, then the output).
+    dims: actual values of the kernel's dims.  outputs: how many of the last buffers are written.
+    wave: index of its wave.  work: estimated machine operations, for choosing to split or not.
+    """
+
+    name: str
+    kernel: str
+    buffers: tuple[str, ...]
+    dims: tuple[DimLike, ...] = ()
+    outputs: int = 1
+    wave: int = 0
+    work: DimLike = 0
+    op: str = ""
+    attrs: Attrs = field(default_factory=Attrs)
+    note: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """params: buffer name per argument.  outputs: buffer name per result (a name may repeat or be a param: the
+    runtime then copies).  arena: bytes of working memory as a size, 64-byte aligned."""
+
+    name: str
+    device: str
+    params: tuple[str, ...]
+    outputs: tuple[str, ...]
+    buffers: tuple[PlanBuffer, ...]
+    steps: tuple[Step, ...]
+    arena: DimLike = 0
+    symbols: tuple[str, ...] = ()
+    ranges: tuple[tuple[str, Range], ...] = ()
+    constraints: tuple[tuple[DimLike, DimLike], ...] = ()
+
+    def buffer(self, name: str) -> PlanBuffer:
+        return self.table()[name]
+
+    def table(self) -> Mapping[str, PlanBuffer]:
+        return {b.name: b for b in self.buffers}
+
+    def waves(self) -> list[list[Step]]:
+        """Steps grouped by wave, in running order."""
+        out: list[list[Step]] = [[] for _ in range(1 + max((s.wave for s in self.steps), default=-1))]
+        for s in self.steps:
+            out[s.wave].append(s)
+        return out
+
+
+@dataclass(frozen=True)
+class Program:
+    """A plan with everything it names: kernels and constant arrays by buffer name."""
+
+    plan: Plan
+    kernels: Mapping[str, Kernel]
+    constants: Mapping[str, Literal] = field(default_factory=dict)
