@@ -1,0 +1,540 @@
+"""Python functions to compiled functions.
+
+Here: ``jit`` and what belongs to it: signatures, choice and reuse of compiled variants, gradients of functions,
+``lower``, ``verify``, ``interpret``, ``spec``.  Not here: tracing (trace.py), compiling a graph (compiled.py),
+the native call path (backends/llvm/callpath.py).  Read next: session.py.
+
+Sizes.  The first call compiles for its sizes.  When a call comes with other sizes, one more variant is compiled in
+which every size that has varied is a symbol; sizes that always were equal share one.  Rank, dtype and which sizes are
+1 are part of the signature.  ``dynamic=True`` starts with symbols.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import RLock
+from typing import Any
+
+import numpy as np
+
+from flowc import config
+from flowc.compiled import Compiled, Report, check_device, compile_graph
+from flowc.diag import FlowcTypeError, FlowcValueError, UnsupportedError, caller_loc
+from flowc.dims import Dim, DimLike, sym, symbols
+from flowc.trace import Leaf, SizeUnknownError, Tensor, Traced, current_trace, trace, wrap
+from flowc.tree import Tree, flatten
+from flowc.types import Type, bool_, c128, dtype, f64, i64
+
+log = logging.getLogger("flowc")
+log.addHandler(logging.NullHandler())
+
+MAX_VARIANTS = 16  # compiled variants of one rank and dtype signature; the next one makes every size a symbol
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The type of an argument without its value, for ``lower`` and ahead-of-time compilation."""
+
+    type: Type
+
+    def __str__(self) -> str:
+        return f"spec({str(self.type)!r})"
+
+
+def spec(text: str | Type) -> Spec:
+    """``spec("f32[n, 784]")``: an argument of that type; names are symbolic sizes, equal names equal sizes."""
+    if isinstance(text, Type):
+        return Spec(text)
+    from flowc.parse import parse_type
+    return Spec(parse_type(text))
+
+
+@dataclass
+class Argument:
+    """One leaf of a call: its array (None for a Spec), type and whether it is a Python number."""
+
+    array: np.ndarray | None
+    type: Type
+    weak: bool
+
+
+_WEAK = {bool: bool_, int: i64, float: f64, complex: c128}
+
+
+def as_argument(x: Any, path: str) -> Argument:
+    """A call's leaf as an array.  Raises C020 for values that are no array, number or Spec."""
+    if type(x) is np.ndarray:
+        return Argument(x, Type(_known(x.dtype, path), x.shape), False)
+    weak = _WEAK.get(type(x))
+    if weak is not None:
+        try:
+            return Argument(np.asarray(x, weak.numpy), Type(weak, ()), True)
+        except OverflowError:
+            raise FlowcValueError("C021", f"argument {path} = {x} does not fit into 64 bits", loc=caller_loc(),
+                                  cure="pass a float, or a smaller number") from None
+    if isinstance(x, Spec):
+        return Argument(None, x.type, False)
+    if isinstance(x, (np.ndarray, np.generic)) or any(hasattr(x, a) for a in (
+            "__array_interface__", "__array__", "__array_struct__")):
+        a = np.asarray(x)
+    elif hasattr(x, "__dlpack__"):
+        a = np.from_dlpack(x)
+    elif isinstance(x, (bytes, str)):
+        a = None
+    else:
+        try:
+            a = np.asarray(memoryview(x))
+        except TypeError:
+            a = None
+    if a is None:
+        raise FlowcTypeError("C020", f"argument {path} is a {type(x).__name__}, no array or number", loc=caller_loc(),
+                             cure="pass arrays and numbers; name other arguments in static_argnames, or make the class "
+                             "a container with register_pytree")
+    return Argument(a, Type(_known(a.dtype, path), a.shape), False)
+
+
+def _known(d: np.dtype, path: str):
+    try:
+        return dtype(d.newbyteorder("=") if not d.isnative else d)
+    except TypeError as e:
+        raise FlowcTypeError("C022", f"argument {path}: {e}", loc=caller_loc(), cure="convert it with astype") from None
+
+
+# ---- one variant ------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Variant:
+    """A compiled instance of a function: argument types with symbols where sizes vary."""
+
+    types: tuple[Type, ...]
+    traced: Traced
+    compiled: Compiled
+
+    def matches(self, args: Sequence[Argument]) -> bool:
+        seen: dict[Any, int] = {}
+        for a, t in zip(args, self.types, strict=True):
+            for have, want in zip(a.type.shape, t.shape, strict=True):
+                if isinstance(want, int):
+                    if have != want:
+                        return False
+                elif seen.setdefault(want, have) != have:
+                    return False
+        ranges = self.traced.graph.ranges
+        for d, value in seen.items():
+            lo, hi = ranges.get(str(d), (0, None))
+            if (isinstance(lo, int) and value < lo) or (isinstance(hi, int) and value > hi):
+                return False
+        return True
+
+    def __call__(self, args: Sequence[Argument]) -> Any:
+        arrays = [normal(a.array, t) for a, t in zip(args, self.types, strict=True)]
+        return self.traced.assemble(self.compiled(arrays))
+
+
+def normal(a: np.ndarray | None, t: Type) -> np.ndarray:
+    """C order, aligned, native byte order, the dtype of ``t``: as kernels read it."""
+    assert a is not None
+    return np.require(a, t.dtype.numpy, ("C", "A"))
+
+
+@dataclass
+class Family:
+    """Variants of one signature: tree, static values, ranks, dtypes, which sizes are 1."""
+
+    variants: list[Variant] = field(default_factory=list)
+    seen: list[tuple[int, ...]] = field(default_factory=list)  # all sizes of each compiled call, flat
+    rigid: set[int] = field(default_factory=set)               # positions that the function needs as numbers
+
+
+class Function:
+    """A function compiled on demand.  Call it like the function it wraps."""
+
+    def __init__(self, fn: Callable[..., Any], static_argnums: Sequence[int] = (),
+                 static_argnames: Sequence[str] = (), device: str | None = None, dynamic: bool = False):
+        functools.update_wrapper(self, fn)
+        self.fn, self.device, self.dynamic = fn, device, dynamic
+        self.static_argnums, self.static_argnames = tuple(static_argnums), tuple(static_argnames)
+        self.families: dict[Any, Family] = {}
+        self.lock = RLock()
+        self._names = _parameter_names(fn)
+        for n in self.static_argnames:
+            if self._names and n not in self._names and not _has_var_keywords(fn):
+                raise FlowcValueError("C023", f"{_title(fn)} has no argument {n!r}", loc=caller_loc(),
+                                      cure=f"name one of {', '.join(self._names)}")
+
+    # -- calls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(args, kwargs)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def call(self, args: tuple, kwargs: dict) -> Any:
+        """The general path: flatten, find or compile a variant, run it.  Inside a trace the function is inlined."""
+        static, leaves, tree, paths = self.split(args, kwargs)
+        if current_trace() is not None and any(isinstance(x, (Tensor, Dim)) for x in leaves):
+            return self.fn(*args, **kwargs)
+        found = [as_argument(x, p) for x, p in zip(leaves, paths, strict=True)]
+        for a, p in zip(found, paths, strict=True):
+            if a.array is None:
+                raise FlowcTypeError("C024", f"argument {p} is a spec, which has no value", loc=caller_loc(),
+                                     cure="use .lower(...) with specs and call with arrays")
+        variant = self.variant(static, found, tree, paths)
+        if variant.compiled.device == "cpu":
+            self._offer(variant, static, tree, kwargs)
+        return variant(found)
+
+    def _offer(self, variant: Variant, static: Any, tree: Tree, kwargs: dict) -> None:
+        """Hook for the native call path, see jit()."""
+
+    def split(self, args: tuple, kwargs: dict) -> tuple[tuple, list[Any], Tree, list[str]]:
+        """Static values, array leaves, the tree of the others, and the leaves' names."""
+        static: list[tuple[Any, Any]] = []
+        rest: list[Any] = []
+        names: list[str] = []
+        for i, a in enumerate(args):
+            name = self._names[i] if i < len(self._names) else f"args[{i}]"
+            if i in self.static_argnums or name in self.static_argnames:
+                static.append((i, _hashable(a, name)))
+            else:
+                rest.append(a)
+                names.append(name)
+        kw = {}
+        for n in sorted(kwargs):
+            if n in self.static_argnames:
+                static.append((n, _hashable(kwargs[n], n)))
+            else:
+                kw[n] = kwargs[n]
+        leaves, tree = flatten((tuple(rest), kw))
+        paths = []
+        for name, a in (*zip(names, rest, strict=True), *kw.items()):
+            paths += flatten(a)[1].paths(name)
+        return tuple(static), leaves, tree, paths
+
+    def variant(self, static: tuple, args: Sequence[Argument], tree: Tree, paths: Sequence[str]) -> Variant:
+        """The compiled variant for these arguments, compiled now if there is none."""
+        where = check_device(self.device)
+        ones = tuple(n == 1 for a in args for n in a.type.shape)
+        key = (where, config.cache_key(), static, tree, tuple((a.type.dtype, a.type.rank, a.weak) for a in args), ones)
+        with self.lock:
+            family = self.families.setdefault(key, Family())
+            for v in family.variants:
+                if v.matches(args):
+                    return v
+            return self._compile(family, where, static, args, tree, paths)
+
+    def _compile(self, family: Family, where: str, static: tuple, args: Sequence[Argument], tree: Tree,
+                 paths: Sequence[str]) -> Variant:
+        sizes = tuple(n for a in args for n in a.type.shape)
+        history = [*family.seen, sizes]
+        given = any(not isinstance(n, int) for n in sizes)
+        everything = self.dynamic or len(family.variants) >= MAX_VARIANTS
+        while True:
+            shapes = args_shapes(args) if given else symbolic_shapes(args, history, everything, family.rigid)
+            types = tuple(Type(a.type.dtype, s) for a, s in zip(args, shapes, strict=True))
+            try:
+                traced = self.trace(types, [a.weak for a in args], static, tree, paths)
+                break
+            except SizeUnknownError as e:
+                flat = [n for s in shapes for n in s]
+                stuck = {i for i, n in enumerate(flat) if not isinstance(n, int) and symbols(n) & e.symbols}
+                if given or not stuck:
+                    raise
+                family.rigid |= stuck  # the function needs these as numbers: compiled for each value
+        self._explain(family, sizes, paths, args)
+        variant = Variant(types, traced, compile_graph(traced.graph, device=where))
+        family.variants.insert(0, variant)
+        family.seen.append(sizes)
+        return variant
+
+    def _explain(self, family: Family, sizes: tuple, paths: Sequence[str], args: Sequence[Argument]) -> None:
+        if "recompiles" not in config.get("log"):
+            return
+        title = _title(self.fn)
+        if not family.seen:
+            text = f"{title}: compiled for {', '.join(f'{p}: {a.type}' for p, a in zip(paths, args, strict=True))}"
+        else:
+            where = [(p, i) for p, a in zip(paths, args, strict=True) for i in range(a.type.rank)]
+            changed = [f"axis {i} of {p} was {old}, is {new}" for (p, i), old, new in
+                       zip(where, family.seen[-1], sizes, strict=True) if old != new]
+            text = f"{title}: compiled again because {'; '.join(changed)}"
+        import sys
+        print(f"flowc: {text}", file=sys.stderr)
+
+    def trace(self, types: Sequence[Type], weak: Sequence[bool], static: tuple, tree: Tree,
+              paths: Sequence[str]) -> Traced:
+        leaves = [Leaf(t, w, p) for t, w, p in zip(types, weak, paths, strict=True)]
+        positions = dict(static)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            full = list(args)
+            for i in sorted(k for k in positions if isinstance(k, int)):
+                full.insert(i, positions[i].value)
+            named = {k: v.value for k, v in positions.items() if isinstance(k, str)}
+            return self.fn(*full, **kwargs, **named)
+        run.__name__ = getattr(self.fn, "__name__", type(self.fn).__name__)
+        return trace(run, leaves, tree, name=run.__name__, ranges={})
+
+    # -- stages
+
+    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
+        """Trace for these arguments (arrays, numbers or specs) without compiling."""
+        static, leaves, tree, paths = self.split(args, kwargs)
+        found = [as_argument(x, p) for x, p in zip(leaves, paths, strict=True)]
+        shapes = args_shapes(found)
+        if self.dynamic:
+            shapes = symbolic_shapes(found, [tuple(n for s in shapes for n in s)], True, set())
+        types = [Type(a.type.dtype, s) for a, s in zip(found, shapes, strict=True)]
+        traced = self.trace(types, [a.weak for a in found], static, tree, paths)
+        return Lowered(traced, self.device, tuple(types))
+
+    def __repr__(self) -> str:
+        return f"<flowc.jit {_title(self.fn)}>"
+
+
+@dataclass
+class Lowered:
+    """A traced function: ``as_text("graph")``, ``compile(device=...)``."""
+
+    traced: Traced
+    device: str | None
+    types: tuple[Type, ...]
+
+    @property
+    def graph(self):
+        return self.traced.graph
+
+    def as_text(self, stage: str = "graph") -> str:
+        from flowc import text
+        if stage not in ("graph", "trace"):
+            return self.compile().as_text(stage)
+        return text.graph_text(self.traced.graph)
+
+    def compile(self, device: str | None = None) -> CompiledFunction:
+        return CompiledFunction(self, compile_graph(self.traced.graph, device=device or self.device))
+
+
+@dataclass
+class CompiledFunction:
+    """A function compiled for given types: callable with the same arguments; ``as_text`` for every stage."""
+
+    lowered: Lowered
+    compiled: Compiled
+
+    def as_text(self, stage: str = "graph") -> str:
+        return self.compiled.as_text(stage)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, tree = flatten((args, kwargs))
+        found = [as_argument(x, p) for x, p in zip(leaves, tree.paths(""), strict=True)]
+        if len(found) != len(self.lowered.types):
+            raise FlowcTypeError("C010", f"{len(found)} array arguments, compiled for {len(self.lowered.types)}",
+                                 loc=caller_loc(), cure="call it with the arguments it was lowered with")
+        arrays = []
+        for a, t in zip(found, self.lowered.types, strict=True):
+            if a.type.dtype is not t.dtype and not a.weak:
+                raise FlowcTypeError("C011", f"argument of type {a.type}, compiled for {t}", loc=caller_loc(),
+                                     cure=f"pass an array of type {t}")
+            arrays.append(normal(a.array, t))
+        return self.lowered.traced.assemble(self.compiled(arrays))
+
+
+class _Static:
+    """A static argument as part of a key: equal values of different types (1, True, 1.0) are different."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __hash__(self) -> int:
+        return hash((type(self.value), self.value))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and type(self.value) is type(other.value) and self.value == other.value
+
+
+def _hashable(value: Any, name: str) -> _Static:
+    try:
+        hash(value)
+    except TypeError:
+        raise FlowcTypeError("C025", f"static argument {name} is a {type(value).__name__}, which has no hash",
+                             loc=caller_loc(), cure="pass a hashable value, such as a tuple instead of a list") from None
+    return _Static(value)
+
+
+def _parameter_names(fn: Callable[..., Any]) -> list[str]:
+    try:
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                 inspect.Parameter.KEYWORD_ONLY)
+        return [p.name for p in inspect.signature(fn).parameters.values() if p.kind in kinds]
+    except (TypeError, ValueError):
+        return []
+
+
+def _has_var_keywords(fn: Callable[..., Any]) -> bool:
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(fn).parameters.values())
+
+
+def _title(fn: Callable[..., Any]) -> str:
+    return getattr(fn, "__qualname__", type(fn).__name__)
+
+
+def args_shapes(args: Iterable[Argument]) -> list[tuple[DimLike, ...]]:
+    return [a.type.shape for a in args]
+
+
+def symbolic_shapes(args: Sequence[Argument], history: Sequence[tuple[int, ...]], everything: bool,
+                    rigid: set[int]) -> list[tuple[DimLike, ...]]:
+    """The shapes with a symbol for every size that differs within ``history`` (all sizes but 1 if ``everything``),
+    except at ``rigid`` positions.  Sizes that were equal in every call share a symbol."""
+    names: dict[tuple[int, ...], Dim] = {}
+    flat: list[DimLike] = []
+    for i, column in enumerate(zip(*history, strict=True)):
+        n = column[-1]
+        if i in rigid or n == 1 or (len(set(column)) == 1 and not everything):
+            flat.append(n)
+        else:
+            flat.append(names.setdefault(column, sym(_symbol_name(len(names)))))
+    out, at = [], 0
+    for a in args:
+        out.append(tuple(flat[at:at + a.type.rank]))
+        at += a.type.rank
+    return out
+
+
+def _symbol_name(i: int) -> str:
+    letters = "nmkpqrst"
+    return letters[i] if i < len(letters) else f"n{i}"
+
+
+# ---- public functions -------------------------------------------------------------------------------------------------
+
+def jit(fn: Callable[..., Any] | None = None, *, static_argnums: int | Sequence[int] = (),
+        static_argnames: str | Sequence[str] = (), device: str | None = None, dynamic: bool = False) -> Any:
+    """Compile ``fn`` at its first call: arrays, numbers and containers of them in, arrays out.
+
+    static_argnums, static_argnames: arguments that are part of the program (hashable), not data.
+    device: cpu, cuda or interpreter; default: the setting.  dynamic: symbolic sizes from the first call.
+    Also usable as a decorator with or without arguments.
+    """
+    nums = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
+    names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+    if fn is None:
+        return lambda f: jit(f, static_argnums=nums, static_argnames=names, device=device, dynamic=dynamic)
+    if not callable(fn):
+        raise FlowcTypeError("C026", f"jit needs a function, got a {type(fn).__name__}", loc=caller_loc(),
+                             cure="write @flowc.jit above a def")
+    if device is not None:
+        check_device(device)
+    from flowc.fastpath import FastFunction
+    return FastFunction.make(fn, nums, names, device, dynamic)
+
+
+def value_and_grad(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
+    """A compiled function that returns ``(fn(*args), gradient)``.
+
+    The gradient of the scalar result with respect to argument ``argnums`` has that argument's structure; for a
+    sequence of numbers it is a tuple.  has_aux: ``fn`` returns (scalar, anything), and so does the first part.
+    """
+    base = fn.fn if isinstance(fn, Function) else fn
+    many = not isinstance(argnums, int)
+    which = tuple(argnums) if many else (argnums,)  # type: ignore[arg-type]
+
+    @functools.wraps(base)
+    def with_gradient(*args: Any, **kwargs: Any) -> Any:
+        from flowc.graph import make
+        from flowc.passes.autodiff import vjp
+        full = list(args)
+        inputs, trees = [], []
+        for i in which:
+            if not -len(args) <= i < len(args):
+                raise FlowcValueError("C030", f"argument {i} of {_title(base)} is not among the {len(args)} passed",
+                                      loc=caller_loc(), cure="pass it by position, or choose another argnums")
+            leaves, tree = flatten(full[i])
+            fresh = []
+            for x in leaves:
+                if not isinstance(x, Tensor):
+                    from flowc.numpy_api import lift
+                    x = lift(x)
+                if not x.node.dtype.floating and x.node.dtype.kind != "c":
+                    raise FlowcTypeError("C031", f"argument {i} of {_title(base)} holds {x.node.type}: gradients need "
+                                         "floating point", loc=caller_loc(), cure="convert it, or choose other argnums")
+                # a node of its own, so that a value passed twice has two gradients
+                fresh.append(wrap(make("reshape", (x.node,), {"shape": x.node.shape}, x.node.loc)))
+            inputs.append([x.node for x in fresh])
+            trees.append(tree)
+            full[i] = tree.unflatten(fresh)
+        out = base(*full, **kwargs)
+        loss = out[0] if has_aux else out
+        if not isinstance(loss, Tensor):
+            from flowc.numpy_api import lift
+            loss = lift(loss)
+        if loss.node.rank != 0 or not loss.node.dtype.floating:
+            raise FlowcTypeError("C032", f"{_title(base)} returns {loss.node.type}: a gradient needs one real number",
+                                 loc=caller_loc(), cure="return a sum or mean")
+        from flowc.rewrite import splat
+        flat = [n for group in inputs for n in group]
+        grads = vjp([loss.node], [splat(1.0, loss.node.type)], flat)
+        values = [wrap(g if g is not None else splat(0.0, x.type)) for g, x in zip(grads, flat, strict=True)]
+        parts, at = [], 0
+        for tree, group in zip(trees, inputs, strict=True):
+            parts.append(tree.unflatten(values[at:at + len(group)]))
+            at += len(group)
+        return out, (tuple(parts) if many else parts[0])
+    return jit(with_gradient)
+
+
+def grad(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
+    """A compiled function that returns the gradient of the scalar ``fn``; see :func:`value_and_grad`.
+    has_aux: returns (gradient, aux)."""
+    both = value_and_grad(fn, argnums, has_aux).fn
+
+    @functools.wraps(both)
+    def only_gradient(*args: Any, **kwargs: Any) -> Any:
+        value, g = both(*args, **kwargs)
+        return (g, value[1]) if has_aux else g
+    return jit(only_gradient)
+
+
+def _as_function(fn: Any) -> Function:
+    return fn if isinstance(fn, Function) else jit(fn)
+
+
+def interpret(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Trace ``fn`` and run its graph node by node on NumPy: the reference that compiled code is checked against."""
+    f = _as_function(fn)
+    low = f.lower(*args, **kwargs)
+    reference = CompiledFunction(low, compile_graph(low.graph, device="interpreter"))
+    return reference(*_dynamic(f, args), **_dynamic_kw(f, kwargs))
+
+
+def verify(fn: Callable[..., Any], *args: Any, device: str | None = None, **kwargs: Any) -> Report:
+    """Compile ``fn`` for these arguments and check every kernel against the interpreter.
+
+    The report is true if all agree, and prints as a table: worst error per kernel in units in the last place.
+    """
+    f = _as_function(fn)
+    low = f.lower(*args, **kwargs)
+    where = check_device(device or f.device)
+    if where == "interpreter":
+        raise UnsupportedError("C033", "the interpreter is what kernels are checked against; it has none itself",
+                               cure="verify for cpu or cuda")
+    compiled = compile_graph(low.graph, device=where)
+    leaves, _ = flatten((_dynamic(f, args), _dynamic_kw(f, kwargs)))
+    arrays = [normal(as_argument(x, "").array, t) for x, t in zip(leaves, low.types, strict=True)]
+    return compiled.verify(arrays)
+
+
+def _dynamic(f: Function, args: tuple) -> tuple:
+    return tuple(a for i, a in enumerate(args) if i not in f.static_argnums
+                 and (i >= len(f._names) or f._names[i] not in f.static_argnames))
+
+
+def _dynamic_kw(f: Function, kwargs: Mapping[str, Any]) -> dict:
+    return {k: v for k, v in kwargs.items() if k not in f.static_argnames}

@@ -1,0 +1,227 @@
+"""From an optimized graph to a program: groups, kernels, steps, waves, memory.
+
+Here: names of buffers, sharing of equal kernels, the plan.  Not here: each of the stages (fuse.py, lower.py,
+place.py, memory.py).  Read next: backends/runtime.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from flowc.dims import DimLike, substitute, sym, symbols
+from flowc.graph import CONSTANT, PARAM, Attrs, Graph, Literal, Node
+from flowc.kernel import Buffer, Expr, Kernel
+from flowc.op import HostCall
+from flowc.passes.contract import lower_contraction
+from flowc.passes.fuse import Group, partition
+from flowc.passes.lower import Context, Lowered, lower_group
+from flowc.passes.memory import plan_arena
+from flowc.passes.place import assign_waves
+from flowc.passes.schedule import Machine, map_dims
+from flowc.plan import Place, Plan, PlanBuffer, Program, Step
+from flowc.types import Type
+
+
+@dataclass
+class BuildOptions:
+    machine: Machine = field(default_factory=Machine)
+    device: str = "cpu"
+    fuse: bool = True
+
+
+def native(node: Node) -> bool:
+    """Can kernels compute the node: it has a lowering, and neither it nor its operands are complex."""
+    return not isinstance(node.op.lower, HostCall) and node.dtype.kind != "c" and all(
+        x.dtype.kind != "c" for x in node.inputs)
+
+
+def build(graph: Graph, options: BuildOptions, allow=lambda name, node: True) -> Program:
+    """The program that computes ``graph`` on ``options.machine``."""
+    return _Builder(graph, options, allow).run()
+
+
+def build_with_groups(graph: Graph, options: BuildOptions, allow=lambda name, node: True) -> tuple[Program, dict]:
+    """The program and what it was made from: ``steps`` (step label -> Group), ``names`` (buffer -> node),
+    ``buffer`` (node -> buffer)."""
+    b = _Builder(graph, options, allow)
+    program = b.run()
+    return program, {"steps": b.origin, "names": {name: n for n, name in b.names.items()}, "buffer": dict(b.names)}
+
+
+class _Builder:
+    def __init__(self, graph: Graph, options: BuildOptions, allow):
+        self.graph, self.options, self.allow = graph, options, allow
+        self.names: dict[Node, str] = {}
+        self.constants: dict[str, Literal] = {}
+        self.temps: dict[str, Type] = {}
+        self.steps: list[Step] = []
+        self.kernels: dict[str, Kernel] = {}
+        self.shared: dict[tuple, str] = {}
+        self.origin: dict[str, Group] = {}
+        self.symbols = _graph_symbols(graph)
+
+    def name_of(self, node: Node) -> str:
+        name = self.names.get(node)
+        if name is None:
+            assert node.op is CONSTANT, node
+            name = f"c{len(self.constants)}"
+            self.names[node] = name
+            self.constants[name] = node.attrs["value"]
+        return name
+
+    def run(self) -> Program:
+        graph = self.graph
+        for i, p in enumerate(graph.params):
+            self.names[p] = f"p{i}"
+        groups = partition(graph, self.options.fuse, native, self.allow)
+        count = 0
+        for g in groups:
+            for n in g.outputs:
+                self.names[n] = f"v{count}"
+                count += 1
+        lowering = _contraction_for(self.options.machine)
+        for i, g in enumerate(groups):
+            self.origin[f"s{i}"] = g
+            if g.kind == "host":
+                self.host_step(g, i)
+            else:
+                ctx = Context(self.name_of, f"k{i}", self.symbols, graph.ranges, self.options.machine, lowering)
+                self.add_steps(g, lower_group(g, ctx), i)
+        return self.plan(groups)
+
+    def host_step(self, g: Group, i: int) -> None:
+        n = g.root
+        self.steps.append(Step(f"s{i}", "", (*[self.name_of(x) for x in n.inputs], self.name_of(n)), (), 1, 0,
+                               n.type.size, n.op.name, Attrs(n.attrs), "; ".join(g.refused)))
+
+    def add_steps(self, g: Group, lowered: Lowered, i: int) -> None:
+        self.temps.update(lowered.temps)
+        for j, (kernel, work) in enumerate(zip(lowered.kernels, lowered.work, strict=True)):
+            outs = [p for p in kernel.params if p.role != "in"]
+            ordered = [p for p in kernel.params if p.role == "in"] + outs
+            buffers = tuple(p.name for p in ordered)
+            formal, dims = canonical(replace(kernel, params=tuple(ordered)))
+            name = self.kernel_name(formal)
+            label = f"s{i}" if len(lowered.kernels) == 1 else f"s{i}.{j}"
+            self.steps.append(Step(label, name, buffers, dims, len(outs), 0, work, "", Attrs(),
+                                   "; ".join(kernel.notes)))
+
+    def kernel_name(self, formal: Kernel) -> str:
+        """Kernels that are equal but for names are one kernel."""
+        key = (formal.params, formal.dims, formal.body, formal.ranges)
+        name = self.shared.get(key)
+        if name is None:
+            name = f"k{len(self.kernels)}"
+            self.shared[key] = name
+            self.kernels[name] = replace(formal, name=name)
+        return name
+
+    def plan(self, groups: Sequence[Group]) -> Program:
+        graph = self.graph
+        for n in graph.outputs:
+            if n.op is CONSTANT:
+                self.name_of(n)
+        outputs = tuple(self.names[n] for n in graph.outputs)
+        buffers = [PlanBuffer(self.names[p], p.type, Place("param", i)) for i, p in enumerate(graph.params)]
+        placed = set(self.names[p] for p in graph.params)
+        for i, (n, name) in enumerate(zip(graph.outputs, outputs, strict=True)):
+            if name not in placed and name not in self.constants:
+                placed.add(name)
+                buffers.append(PlanBuffer(name, n.type, Place("output", i)))
+        by_name = {name: n for n, name in self.names.items()}
+        for i, name in enumerate(self.constants):
+            buffers.append(PlanBuffer(name, by_name[name].type, Place("constant", i)))
+        temps = dict(self.temps)
+        for g in groups:
+            for n in g.outputs:
+                if self.names[n] not in placed:
+                    temps[self.names[n]] = n.type
+        steps = assign_waves(self.steps)
+        arena, size = plan_arena(temps, steps, graph.ranges)
+        plan = Plan(graph.name, self.options.device, tuple(self.names[p] for p in graph.params), outputs,
+                    (*buffers, *arena), steps, size, tuple(self.symbols),
+                    tuple((s, graph.ranges[s]) for s in self.symbols if s in graph.ranges), graph.constraints)
+        return Program(plan, self.kernels, self.constants)
+
+
+def _contraction_for(machine: Machine):
+    if machine.name == "cpu":
+        return lower_contraction
+    from flowc.passes.gpu import lower_contraction as on_gpu
+    return on_gpu
+
+
+def _graph_symbols(graph: Graph) -> list[str]:
+    names: dict[str, None] = {}
+    for n in graph.nodes:
+        for d in n.type.shape:
+            for s in sorted(symbols(d)):
+                names.setdefault(s)
+    for n in graph.nodes:
+        for v in n.attrs.values():
+            for s in _attr_symbols(v):
+                names.setdefault(s)
+    return list(names)
+
+
+def _attr_symbols(v) -> list[str]:
+    if isinstance(v, tuple):
+        return [s for x in v for s in _attr_symbols(x)]
+    return sorted(symbols(v)) if type(v).__name__ == "Dim" else []
+
+
+def canonical(kernel: Kernel) -> tuple[Kernel, tuple[DimLike, ...]]:
+    """The kernel with parameters p0, p1, ... and dims d0, d1, ..., and the actual values of the dims."""
+    buffers = {p.name: f"p{i}" for i, p in enumerate(kernel.params)}
+    dims: Mapping[str, DimLike] = {d: sym(f"d{i}") for i, d in enumerate(kernel.dims)}
+
+    def size(d: DimLike) -> DimLike:
+        return substitute(d, dims)
+
+    body = rename_buffers(map_dims(kernel.body, size) if dims else kernel.body, buffers)
+    params = tuple(Buffer(buffers[p.name], p.dtype, tuple(map(size, p.shape)), p.role) for p in kernel.params)
+    ranges = tuple((f"d{kernel.dims.index(n)}", (size(lo), None if hi is None else size(hi)))
+                   for n, (lo, hi) in kernel.ranges)
+    formal = Kernel(kernel.name, params, tuple(f"d{i}" for i in range(len(kernel.dims))), body, ranges, kernel.notes)
+    return formal, tuple(sym(d) for d in kernel.dims)
+
+
+def rename_buffers(stmts, names: Mapping[str, str]):
+    """Statements with kernel parameters renamed."""
+    from flowc.kernel import Acc, Fold, If, Let, Loop, Set, Store
+    memo: dict[int, Expr] = {}
+    keep: list[Expr] = []
+
+    def expr(e: Expr) -> Expr:
+        got = memo.get(id(e))
+        if got is None:
+            keep.append(e)
+            args = tuple(map(expr, e.args))
+            attr = e.attr
+            if e.op == "load" and attr[0] in names:
+                attr = (names[attr[0]], attr[1])
+            unchanged = attr is e.attr and all(a is b for a, b in zip(args, e.args, strict=True))
+            got = memo[id(e)] = e if unchanged else Expr(e.op, args, e.dtype, attr)
+        return got
+
+    def stmt(s):
+        if isinstance(s, (Let, Set)):
+            return replace(s, value=expr(s.value))
+        if isinstance(s, Acc):
+            return replace(s, init=expr(s.init))
+        if isinstance(s, Store):
+            return Store(names.get(s.buffer, s.buffer), s.index, expr(s.value),
+                         None if s.where is None else expr(s.where))
+        if isinstance(s, Fold):
+            return replace(s, values=tuple(map(expr, s.values)))
+        if isinstance(s, If):
+            return If(expr(s.cond), tuple(map(stmt, s.then)), tuple(map(stmt, s.other)))
+        if isinstance(s, Loop):
+            return replace(s, body=tuple(map(stmt, s.body)))
+        return s
+
+    return tuple(map(stmt, stmts))
+
+
+

@@ -1,0 +1,381 @@
+"""Fusion: which nodes are computed by one kernel.
+
+Here: ``partition`` (graph -> groups in running order) and the reasons for every refusal.
+Not here: the loops of a group (lower.py, contract.py).  Read next: lower.py.
+
+Nodes are visited consumers first.  A node whose consumers all lie in one group is inlined there if that group can
+compute it where it is asked for; a node needed elsewhere too becomes one more output of such a group, is recomputed
+where that is cheaper than memory, or starts a group of its own.
+
+A group computes over a *space*: ``outer`` leading axes, one iteration each, and the axes inside.  For every node it
+records *demands*: at which axes of the space the node is asked for, position by position (None: at other places than
+plain axes).  A reduction can be computed inside a group exactly if it is asked for at the outer axes in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from flowc.dims import DimLike, known_eq, prod
+from flowc.graph import CONSTANT, PARAM, Graph, Node
+from flowc.op import Contraction, General, HostCall, Pointwise, Reduction
+
+MAX_NODES = 160       # members of one group: bounds code size and compile time
+MAX_BUFFERS = 28      # memory operands of one group
+CHEAP = 4             # instructions worth repeating instead of a trip through memory
+FEW_ROWS = 16         # fewer rows than this do not occupy a machine: their reductions are split instead
+SEARCH = 256          # groups looked at when searching for a cycle
+
+EXPENSIVE = frozenset("exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh "
+                      "erf erfc cbrt pow atan2 logistic fmod mod random_bits".split())
+
+Demand = tuple  # of axis ids: ints are axes of the space, (node, axis) are axes a reduction runs over
+
+
+@dataclass(eq=False)
+class Group:
+    """Nodes of one kernel.  kind: map, row, column, contraction, general, host."""
+
+    kind: str
+    root: Node
+    space: tuple[DimLike, ...]
+    outer: int
+    members: list[Node] = field(default_factory=list)   # consumers first; reversed at the end
+    outputs: list[Node] = field(default_factory=list)
+    demands: dict[Node, set[Demand | None]] = field(default_factory=dict)
+    reads: set[Group] = field(default_factory=set)
+    contraction: Node | None = None
+    refused: list[str] = field(default_factory=list)
+
+    @property
+    def reductions(self) -> list[Node]:
+        return [n for n in self.members if isinstance(n.op.lower, Reduction)]
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.root!r} +{len(self.members) - 1}>"
+
+
+def partition(graph: Graph, enabled: bool = True, native=lambda node: True, allow=lambda name, node: True) -> list[Group]:
+    """Groups that together compute the graph, each after the groups it reads.
+
+    native(node): can the node be computed by a kernel at all (else it becomes a host call).
+    allow(name, node): fuel; where it says no, a node gets a group of its own.
+    """
+    return _Partitioner(graph, enabled, native, allow).run()
+
+
+class _Partitioner:
+    def __init__(self, graph: Graph, enabled: bool, native, allow):
+        self.graph, self.enabled, self.native, self.allow = graph, enabled, native, allow
+        self.users = graph.users()
+        self.outputs = set(graph.outputs)
+        self.homes: dict[Node, list[Group]] = {}      # groups that compute a node (several: recomputed)
+        self.groups: list[Group] = []
+        self.readers: dict[Node, list[Group]] = {}    # groups by a node they read, for merging siblings
+        self.ranges = graph.ranges
+
+    def run(self) -> list[Group]:
+        for node in reversed(self.graph.nodes):
+            if node.op is PARAM or node.op is CONSTANT:
+                continue
+            self.place(node)
+        for g in self.groups:
+            g.members.reverse()
+            g.outputs.reverse()
+        return _ordered(self.groups)
+
+    # -- placing one node
+
+    def place(self, node: Node) -> None:
+        wanted = list(dict.fromkeys(g for u in self.users[node] for g in self.homes.get(u, ())))
+        needed = node in self.outputs
+        lower = node.op.lower
+        if not self.enabled or isinstance(lower, (General, HostCall)) or not self.native(node):
+            self.start(node, wanted)
+            return
+        if not needed and len(wanted) == 1 and self.join(node, wanted[0]):
+            return
+        if not needed and len(wanted) > 1 and self.repeat(node, wanted):
+            return
+        for g in wanted:
+            if self.join_as_output(node, g, wanted):
+                return
+        if not self.merge(node, wanted):
+            self.start(node, wanted)
+
+    def start(self, node: Node, wanted: Sequence[Group]) -> None:
+        lower = node.op.lower
+        g = Group("map", node, node.shape, node.rank)
+        if not self.native(node) or isinstance(lower, HostCall):
+            g.kind = "host"
+        elif isinstance(lower, General):
+            g.kind = "general"
+        elif isinstance(lower, Contraction):
+            g.kind, g.contraction = "contraction", node
+        elif isinstance(lower, Reduction):
+            x = node.inputs[0]
+            g.kind = "row" if x.rank - 1 in node.attrs["axes"] else "column"
+        self.groups.append(g)
+        self.enter(node, g, {tuple(range(node.rank))})
+        self.publish(node, g, wanted)
+
+    def enter(self, node: Node, g: Group, demands: set) -> None:
+        """Compute ``node`` in ``g``, asked for at ``demands``; hand the demands on to its inputs."""
+        g.members.append(node)
+        g.demands[node] = demands
+        self.homes.setdefault(node, []).append(g)
+        for k, x in enumerate(node.inputs):
+            self.readers.setdefault(x, []).append(g)
+            into = g.demands.setdefault(x, set())
+            for d in demands:
+                into.add(_pass_on(node, k, d))
+
+    def publish(self, node: Node, g: Group, wanted: Sequence[Group]) -> None:
+        """``node`` is written to memory by ``g``; the other groups that want it read it."""
+        g.outputs.append(node)
+        for h in wanted:
+            if h is not g:
+                h.reads.add(g)
+
+    def refuse(self, node: Node, g: Group, why: str) -> bool:
+        if len(g.refused) < 8:
+            g.refused.append(f"{node.op.name} {node.type} not fused: {why}")
+        return False
+
+    # -- can a group compute a node
+
+    def fits(self, node: Node, g: Group) -> bool:
+        """Can ``g`` compute ``node`` wherever its members ask for it?  Records the reason if not."""
+        if g.kind in ("general", "host"):
+            return self.refuse(node, g, f"{g.root.op.name} reads its operands from memory")
+        if len(g.members) >= MAX_NODES:
+            return self.refuse(node, g, f"the kernel has {MAX_NODES} operations already")
+        if sum(1 for x in g.demands if x not in g.members) + len(node.inputs) > MAX_BUFFERS:
+            return self.refuse(node, g, f"the kernel has {MAX_BUFFERS} operands already")
+        demands = g.demands[node]
+        lower = node.op.lower
+        if isinstance(lower, Pointwise):
+            if node.op.name in EXPENSIVE and any(self.repeats(d, g) for d in demands):
+                return self.refuse(node, g, "it would be computed again for every element it is broadcast to")
+            return True
+        if isinstance(lower, Reduction):
+            return self.fits_reduction(node, g, demands)
+        return self.fits_contraction(node, g, demands)
+
+    def repeats(self, d: Demand | None, g: Group) -> bool:
+        """Is a value asked for at ``d`` computed more often than it has elements?"""
+        if d is None:
+            return False
+        rows = {a for a in range(g.outer) if not (isinstance(g.space[a], int) and g.space[a] == 1)}
+        return not rows <= set(d)  # a value of the row alone is bound once per row
+
+    def fits_reduction(self, node: Node, g: Group, demands: set) -> bool:
+        x, axes = node.inputs[0], node.attrs["axes"]
+        rank = node.rank
+        if g.kind not in ("map", "row"):
+            return self.refuse(node, g, f"a {g.kind} kernel has no rows to reduce")
+        if demands != {tuple(range(rank))}:
+            return self.refuse(node, g, "it is not asked for at the leading axes of the kernel's space")
+        if tuple(axes) != tuple(range(rank, x.rank)):
+            return self.refuse(node, g, "its axes are not the innermost ones")
+        if not all(known_eq(a, b, self.ranges) for a, b in zip(node.shape, g.space[:rank], strict=False)):
+            return self.refuse(node, g, "its rows are not the kernel's rows")
+        if rank != g.outer and (g.kind == "row" or rank > g.outer):
+            return self.refuse(node, g, f"the kernel's rows are the leading {g.outer} axes, not {rank}")
+        rows = prod(node.shape)
+        if isinstance(rows, int) and rows < FEW_ROWS:
+            work = x.type.size
+            if not isinstance(work, int) or work > 1 << 14:
+                return self.refuse(node, g, f"{rows} rows are too few to share between threads")
+        return True
+
+    def fits_contraction(self, node: Node, g: Group, demands: set) -> bool:
+        if g.kind != "map":
+            return self.refuse(node, g, f"a {g.kind} kernel has no room for a contraction")
+        if demands != {tuple(range(node.rank))} or len(node.shape) != len(g.space):
+            return self.refuse(node, g, "its consumers do not use it element by element")
+        if not all(known_eq(a, b, self.ranges) for a, b in zip(node.shape, g.space, strict=True)):
+            return self.refuse(node, g, "its consumers have another shape")
+        return True
+
+    def absorb(self, node: Node, g: Group) -> None:
+        lower = node.op.lower
+        if isinstance(lower, Reduction):
+            g.kind, g.outer = "row", node.rank
+        elif isinstance(lower, Contraction):
+            g.kind, g.contraction = "contraction", node
+        self.enter(node, g, g.demands[node])
+
+    def join(self, node: Node, g: Group) -> bool:
+        if not self.fits(node, g) or not self.allow("fuse", node):
+            return False
+        self.absorb(node, g)
+        return True
+
+    def repeat(self, node: Node, wanted: Sequence[Group]) -> bool:
+        """Compute a node in every group that wants it, where that is cheaper than a trip through memory."""
+        lower = node.op.lower
+        if not isinstance(lower, Pointwise) or node.op.name in EXPENSIVE or len(wanted) > 4:
+            return False
+        big = [x for x in node.inputs if not _trivial(x)]
+        if not lower.movement and (len(big) > 1 or any(x.op is not PARAM for x in big)):
+            return False
+        if not all(self.fits(node, g) for g in wanted) or not self.allow("repeat", node):
+            return False
+        for g in wanted:
+            self.absorb(node, g)
+        return True
+
+    def join_as_output(self, node: Node, g: Group, wanted: Sequence[Group]) -> bool:
+        """Let ``g``, which needs the node anyway, also write it to memory."""
+        others = [h for h in wanted if h is not g]
+        if not self.fits(node, g):
+            return False
+        lower = node.op.lower
+        if isinstance(lower, Pointwise) and not self.writable(node, g):
+            return self.refuse(node, g, "its elements are not those of the kernel's space")
+        if any(self.reaches(g, h) for h in others):
+            return self.refuse(node, g, "the kernel needs a result that depends on it")
+        if not self.allow("output", node):
+            return False
+        if isinstance(lower, Pointwise) and g.kind == "row" and node.rank > g.outer and len(g.space) == g.outer:
+            g.space = node.shape
+        self.absorb(node, g)
+        self.publish(node, g, wanted)
+        return True
+
+    def writable(self, node: Node, g: Group) -> bool:
+        demands = g.demands[node]
+        prefix = tuple(range(g.outer))
+        if not any(d is not None and d[:g.outer] == prefix for d in demands):
+            return False
+        if g.kind == "contraction":
+            return demands == {prefix} and self.same(node.shape, g.space) and _depends(node, g.contraction)
+        if g.kind == "column":
+            return demands == {prefix} and self.same(node.shape, g.space)
+        if node.rank == g.outer:
+            return self.same(node.shape, g.space[:g.outer])
+        if len(g.space) == g.outer:
+            return self.same(node.shape[:g.outer], g.space) and g.kind == "row"
+        return self.same(node.shape, g.space)
+
+    def same(self, a: Sequence[DimLike], b: Sequence[DimLike]) -> bool:
+        return len(a) == len(b) and all(known_eq(x, y, self.ranges) for x, y in zip(a, b, strict=True))
+
+    def reaches(self, g: Group, target: Group) -> bool:
+        """Does ``g`` read, directly or not, what ``target`` writes?  Says yes if the search grows too long."""
+        seen, stack = {g}, [g]
+        while stack:
+            h = stack.pop()
+            if h is target:
+                return True
+            for r in h.reads:
+                if r not in seen:
+                    if len(seen) > SEARCH:
+                        return True
+                    seen.add(r)
+                    stack.append(r)
+        return False
+
+    def merge(self, node: Node, wanted: Sequence[Group]) -> bool:
+        """Compute a node beside a group that reads the same memory over the same space."""
+        lower = node.op.lower
+        if not isinstance(lower, (Pointwise, Reduction)) or node.rank == 0:
+            return False
+        for x in node.inputs:
+            if not x.rank:
+                continue
+            for g in dict.fromkeys(reversed(self.readers.get(x, [])[-6:])):
+                if g in wanted or node in g.demands or not self.mergeable(node, g):
+                    continue
+                if any(self.reaches(g, h) for h in wanted) or not self.allow("merge", node):
+                    continue
+                self.enter(node, g, {tuple(range(node.rank))})
+                self.publish(node, g, wanted)
+                return True
+        return False
+
+    def mergeable(self, node: Node, g: Group) -> bool:
+        if len(g.members) >= MAX_NODES or len(g.demands) > MAX_BUFFERS or not self.same(node.shape, g.space[:g.outer]):
+            return False
+        if isinstance(node.op.lower, Pointwise):
+            return g.kind == "map" and len(g.space) == g.outer
+        x, axes = node.inputs[0], node.attrs["axes"]
+        if g.kind == "row" and g.reductions:
+            return (isinstance(g.root.op.lower, Reduction) and self.same(x.shape, g.root.inputs[0].shape)
+                    and axes == g.root.attrs["axes"])
+        return (g.kind == "column" and self.same(x.shape, g.root.inputs[0].shape) and axes == g.root.attrs["axes"])
+
+
+ONE = -1  # the only index of an axis of size 1
+
+
+def _pass_on(node: Node, k: int, d: Demand | None) -> Demand | None:
+    """Where operand ``k`` is asked for if ``node`` is asked for at ``d``."""
+    lower, x, name = node.op.lower, node.inputs[k], node.op.name
+    if isinstance(lower, Reduction):
+        if d is None:
+            return None
+        axes, kept = node.attrs["axes"], iter(d)
+        return tuple((node, a) if a in axes else next(kept) for a in range(x.rank))
+    if not isinstance(lower, Pointwise) or d is None:
+        return None
+    if not lower.movement:
+        return d if x.rank == node.rank else None
+    if name == "broadcast":
+        return tuple(d[a] for a in node.attrs["axes"])
+    if name == "transpose":
+        out: list = [None] * x.rank
+        for i, p in enumerate(node.attrs["perm"]):
+            out[p] = d[i]
+        return tuple(out)
+    if name == "reshape":
+        left = [(n, a) for n, a in zip(node.shape, d, strict=True) if not (isinstance(n, int) and n == 1)]
+        into = [n for n in x.shape if not (isinstance(n, int) and n == 1)]
+        if len(left) == len(into) and all(known_eq(n, m) for (n, _), m in zip(left, into, strict=True)):
+            it = iter(left)
+            return tuple(ONE if isinstance(n, int) and n == 1 else next(it)[1] for n in x.shape)
+    return None
+
+
+def _trivial(x: Node) -> bool:
+    return x.rank == 0 or x.op is CONSTANT or (x.op.name in ("broadcast", "iota") and all(
+        y.rank == 0 for y in x.inputs))
+
+
+def _depends(node: Node, on: Node | None) -> bool:
+    """Is ``on`` among the nodes that ``node`` is computed from?  The search is bounded by the size of a group."""
+    seen, stack = {node}, [node]
+    while stack:
+        n = stack.pop()
+        if n is on:
+            return True
+        for x in n.inputs:
+            if x not in seen and len(seen) < 4 * MAX_NODES:
+                seen.add(x)
+                stack.append(x)
+    return False
+
+
+def _ordered(groups: list[Group]) -> list[Group]:
+    """Groups so that each comes after those it reads, otherwise in program order."""
+    order: list[Group] = []
+    state: dict[Group, int] = {}
+    position = {g: i for i, g in enumerate(groups)}
+    for g in reversed(groups):
+        stack = [g]
+        while stack:
+            h = stack[-1]
+            if state.get(h) == 2:
+                stack.pop()
+                continue
+            pending = [r for r in h.reads if state.get(r) != 2] if state.get(h) is None else []
+            state[h] = 1 if state.get(h) is None else state[h]
+            if pending:
+                stack.extend(sorted(pending, key=position.__getitem__))
+            else:
+                state[h] = 2
+                order.append(h)
+                stack.pop()
+    return order

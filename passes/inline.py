@@ -1,0 +1,327 @@
+"""Building one kernel: statements under construction, and values of graph nodes as scalar expressions.
+
+Here: ``KernelBuilder`` (loops, bindings, scopes; also what an op's ``General`` body is written with) and ``Inliner``
+(the expression of a node at an index, producers inlined, invariants bound outside the loops they do not depend on).
+Not here: which nodes share a kernel (fuse.py), the shapes of loop nests (lower.py, contract.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from flowc.dims import DimLike, Range, simplify, sym, symbols
+from flowc.graph import CONSTANT, Node
+from flowc.kernel import Acc, Alloc, Builder, Buffer, Expr, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk
+from flowc.op import Pointwise
+from flowc.types import DType, i64
+
+Idx = tuple[DimLike, ...]
+
+
+def linear_index(idx: Sequence[DimLike], shape: Sequence[DimLike]) -> DimLike:
+    """Position in C order."""
+    at: DimLike = 0
+    for i, n in zip(idx, shape, strict=True):
+        at = at * n + i
+    return at
+
+
+def unravel(at: DimLike, shape: Sequence[DimLike]) -> Idx:
+    """Index tuple of C-order position ``at``."""
+    out: list[DimLike] = []
+    for n in reversed(shape[1:]):
+        out.append(at % n)
+        at = at // n
+    if shape:
+        out.append(at)
+    return tuple(reversed(out))
+
+
+@dataclass
+class Scope:
+    """One statement list under construction, with what is known inside it."""
+
+    stmts: list[Stmt] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)  # symbols defined here
+    memo: dict = field(default_factory=dict)
+    guarded: bool = False  # inside a condition: what is read here may not be readable outside
+
+
+class KernelBuilder:
+    """Statements of one kernel under construction.  ``b`` builds expressions; loops, conditions and bindings append
+    statements; buffers are declared when first asked for."""
+
+    def __init__(self, name: str, ranges: Mapping[str, Range]):
+        self.name, self.b = name, Builder()
+        self.ranges: dict[str, Range] = dict(ranges)
+        self.params: dict[str, Buffer] = {}
+        self.scopes = [Scope()]
+        self.acc_dtypes: dict[str, DType] = {}
+        self._n = 0
+
+    # -- names and statements
+
+    def fresh(self, stem: str) -> str:
+        self._n += 1
+        return f"{stem}{self._n}"
+
+    def add(self, s: Stmt) -> None:
+        self.scopes[-1].stmts.append(s)
+
+    def buffer(self, name: str, dtype: DType, shape: Sequence[DimLike], role: str = "in") -> str:
+        self.params.setdefault(name, Buffer(name, dtype, tuple(shape), role))
+        return name
+
+    @contextmanager
+    def loop(self, extent: DimLike, kind: str = "seq", stem: str = "i", width: int = 1) -> Iterator[DimLike]:
+        """``for var in extent``; yields the variable as a size.  A loop of one iteration is no loop."""
+        if isinstance(extent, int) and extent == 1:
+            yield 0
+            return
+        var = self.fresh(stem)
+        scope = Scope(names={var})
+        self.ranges[var] = (0, extent - 1)
+        self.scopes.append(scope)
+        yield sym(var)
+        self.scopes.pop()
+        del self.ranges[var]
+        if scope.stmts:
+            self.add(Loop(var, extent, kind, tuple(scope.stmts), width))
+
+    @contextmanager
+    def if_(self, cond: Expr) -> Iterator[None]:
+        scope = Scope(guarded=True)
+        self.scopes.append(scope)
+        yield
+        self.scopes.pop()
+        if scope.stmts:
+            self.add(If(cond, tuple(scope.stmts)))
+
+    @contextmanager
+    def region(self) -> Iterator[None]:
+        """A scope for what is remembered, without statements of its own: bindings made inside are forgotten."""
+        scope = Scope(stmts=self.scopes[-1].stmts)
+        self.scopes.append(scope)
+        yield
+        self.scopes.pop()
+
+    def let(self, value: Expr, name: str | None = None, range: Range | None = None, depth: int = -1) -> Expr:
+        """Bind ``value`` in the scope at ``depth`` (default: here) and return the reference."""
+        if value.op in ("const", "ref"):
+            return value
+        name = name or self.fresh("v")
+        self.scopes[depth].stmts.append(Let(name, value, range))
+        self.scopes[depth].names.add(name)
+        return self.b.ref(name, value.dtype)
+
+    def as_index(self, value: Expr, lo: DimLike, hi: DimLike) -> DimLike:
+        """An i64 value that is known to lie in lo..hi, as a size usable in indices."""
+        if value.op == "const":
+            return int(value.attr)
+        if value.op == "index":
+            return value.attr
+        ref = self.let(self.b.cast(value, i64), range=(lo, hi))
+        name = ref.attr[0]
+        self.ranges[name] = (lo, hi)
+        return sym(name)
+
+    # -- registers
+
+    def acc(self, dtype: DType, init: Expr, shape: tuple[int, ...] = ()) -> str:
+        name = self.fresh("a")
+        self.add(Acc(name, dtype, shape, init))
+        self.acc_dtypes[name] = dtype
+        return name
+
+    def get(self, name: str, *idx: DimLike) -> Expr:
+        return self.b.ref(name, self.acc_dtypes[name], *idx)
+
+    def set(self, name: str, value: Expr, *idx: DimLike) -> None:
+        self.add(Set(name, tuple(idx), value))
+
+    def alloc(self, dtype: DType, size: DimLike, space: str = "local") -> str:
+        name = self.fresh("t")
+        self.add(Alloc(name, dtype, size, space))
+        return name
+
+    def write(self, buffer: str, index: DimLike, value: Expr, where: Expr | None = None) -> None:
+        self.add(Store(buffer, self.tidy(index), value, where))
+
+    def tidy(self, d: DimLike) -> DimLike:
+        """``d`` with the divisions resolved that loop ranges decide."""
+        if isinstance(d, int) or not any(not isinstance(a, str) for m, _ in d.terms for a, _ in m):
+            return d
+        return simplify(d, self.ranges)
+
+    def depth_of(self, names: frozenset[str]) -> int:
+        """Position of the innermost scope that defines one of ``names`` or is guarded; 0 if there is none."""
+        for k in range(len(self.scopes) - 1, 0, -1):
+            if self.scopes[k].guarded or self.scopes[k].names & names:
+                return k
+        return 0
+
+    def finish(self, dims: Sequence[str], notes: Sequence[str] = ()) -> Kernel:
+        (scope,) = self.scopes
+        used = _used_symbols(scope.stmts) | {s for p in self.params.values() for n in p.shape for s in symbols(n)}
+        names = tuple(d for d in dims if d in used)
+        ranges = tuple((n, self.ranges[n]) for n in names if n in self.ranges)
+        return Kernel(self.name, tuple(self.params.values()), names, tuple(scope.stmts), ranges, tuple(notes))
+
+
+def _used_symbols(stmts: Sequence[Stmt]) -> set[str]:
+    out: set[str] = set()
+    seen: set[int] = set()
+
+    def expr(e: Expr) -> None:
+        stack = [e]
+        while stack:
+            x = stack.pop()
+            if id(x) in seen:
+                continue
+            seen.add(id(x))
+            if x.op == "index":
+                out.update(symbols(x.attr))
+            elif x.op == "load":
+                out.update(symbols(x.attr[1]))
+            elif x.op == "ref":
+                for d in x.attr[1]:
+                    out.update(symbols(d))
+            stack.extend(x.args)
+
+    for s in walk(stmts):
+        for e in expressions(s):
+            expr(e)
+        if isinstance(s, Loop):
+            out.update(symbols(s.extent))
+        elif isinstance(s, Store):
+            out.update(symbols(s.index))
+        elif isinstance(s, Alloc):
+            out.update(symbols(s.size))
+        elif isinstance(s, Set):
+            for d in s.index:
+                out.update(symbols(d))
+    return out
+
+
+class Inliner:
+    """Expressions of graph nodes at an index inside a kernel.
+
+    members: nodes computed by this kernel.  name_of: buffer name of a node that lives in memory.
+    ``bound``: values the nest has computed already, by node: a function from (index, where) to an expression, or None
+    where it does not hold that element (row results, row caches, the accumulator of a contraction).
+    """
+
+    def __init__(self, k: KernelBuilder, members: set[Node], name_of: Callable[[Node], str],
+                 uses: Mapping[Node, int]):
+        self.k, self.members, self.name_of, self.uses = k, members, name_of, uses
+        self.bound: dict[Node, Callable[[Idx, Expr | None], Expr | None]] = {}
+
+    def value(self, node: Node, idx: Idx, where: Expr | None = None) -> Expr:
+        """The scalar ``node[idx]``; with ``where``, memory is touched only where it is true."""
+        k = self.k
+        if node.op is CONSTANT and node.type.rank == 0:
+            return k.b.const(node.attrs["value"].array[()].item() if node.dtype.name != "bf16"
+                             else float(node.attrs["value"].array), node.dtype)
+        idx = tuple(k.tidy(d) for d in idx)
+        if node in self.bound:
+            known = self.bound[node](idx, where)
+            if known is not None:
+                return known
+        if node not in self.members:
+            return self._load(node, idx, where)
+        key = (node, idx, where)
+        for scope in reversed(k.scopes):
+            if key in scope.memo:
+                return scope.memo[key]
+        e = self._compute(node, idx, where)
+        return self._remember(key, node, e)
+
+    def _remember(self, key, node: Node, e: Expr) -> Expr:
+        """Bind a value used more than once, or one that belongs outside the current loop, at the outermost scope
+        that defines everything it needs."""
+        k = self.k
+        if e.op in ("const", "ref", "index"):
+            return e
+        names = _free_names(e)
+        if names & k.acc_dtypes.keys():
+            return e  # registers change: never remembered
+        depth = k.depth_of(names)
+        movement = isinstance(node.op.lower, Pointwise) and node.op.lower.movement
+        hoisted = depth < len(k.scopes) - 1
+        if e.op == "load" and movement and not hoisted:
+            return e
+        if self.uses.get(node, 2) > 1 or hoisted:
+            e = k.let(e, depth=depth)
+        k.scopes[depth].memo[key] = e
+        return e
+
+    def _load(self, node: Node, idx: Idx, where: Expr | None) -> Expr:
+        k = self.k
+        name = k.buffer(self.name_of(node), node.dtype, node.shape)
+        at = k.tidy(linear_index(idx, node.shape))
+        key = ("load", name, at, where)
+        for scope in reversed(k.scopes):
+            if key in scope.memo:
+                return scope.memo[key]
+        e = k.b.load(name, at, node.dtype, where)
+        names = symbols(at) if where is None else symbols(at) | _free_names(where)
+        depth = k.depth_of(names)
+        if depth < len(k.scopes) - 1:
+            e = k.let(e, depth=depth)
+        k.scopes[depth].memo[key] = e
+        return e
+
+    def _compute(self, node: Node, idx: Idx, where: Expr | None) -> Expr:
+        k = self.k
+        lower = node.op.lower
+        assert isinstance(lower, Pointwise), node
+
+        def load(operand: int, at: Idx, cond: Expr | None = None, other=None) -> Expr:
+            x = node.inputs[operand]
+            if cond is None:
+                return self.value(x, tuple(at), where)
+            both = cond if where is None else k.b.and_(where, cond)
+            v = self.value(x, tuple(at), both)
+            if v.op == "load" and v.args and other in (None, 0):
+                return v
+            return k.b.select(cond, v, k.b.const(0, x.dtype) if other is None else other)
+
+        types = (*[x.type for x in node.inputs], node.type)
+        return lower.expr(_Ops(k), idx, load, types, node.attrs)
+
+
+class _Ops:
+    """What an op's expression is built with: the expression builder, and indices from data."""
+
+    def __init__(self, k: KernelBuilder):
+        self._k = k
+        self.as_index = k.as_index
+        self.ranges = k.ranges
+
+    def __getattr__(self, name: str):
+        return getattr(self._k.b, name)
+
+
+def _free_names(e: Expr) -> frozenset[str]:
+    """Symbols and bindings an expression refers to."""
+    out: set[str] = set()
+    seen: set[int] = set()
+    stack = [e]
+    while stack:
+        x = stack.pop()
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if x.op == "ref":
+            out.add(x.attr[0])
+            for d in x.attr[1]:
+                out.update(symbols(d))
+        elif x.op == "index":
+            out.update(symbols(x.attr))
+        elif x.op == "load":
+            out.update(symbols(x.attr[1]))
+        stack.extend(x.args)
+    return frozenset(out)
+

@@ -1,0 +1,72 @@
+"""Forms that kernels are better at: products with a vector become reductions.
+
+Here: rewrites that are no simplification but a choice of kernel family.  Not here: laws (rules_*.py), fusion (fuse.py).
+
+A contraction in which one operand has no axes of its own moves one pass over the other operand: as a reduction it is
+fused with its neighbours and reads memory once, without packing.
+"""
+
+from __future__ import annotations
+
+from flowc.dims import prod
+from flowc.graph import Graph, Node, make
+from flowc.passes.manager import PassContext, graph_pass
+from flowc.types import f32
+
+
+@graph_pass("legalize")
+def legalize(graph: Graph, ctx: PassContext) -> Graph:
+    """Turn matrix-vector products into reductions."""
+    changed = False
+
+    def visit(n: Node) -> Node:
+        nonlocal changed
+        ctx.visits += 1
+        if n.op.name != "dot" or n.dtype.kind in "bc":
+            return n
+        for vector in (1, 0):
+            if _free_size(n, vector) == 1 and ctx.allow("legalize", "dot-vector", n):
+                changed = True
+                return dot_as_reduction(n, vector)
+        return n
+    out = graph.map(visit)
+    return out if changed else graph
+
+
+def _axes(n: Node, side: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Batch, contracted and free axes of an operand."""
+    batch, contract = ((n.attrs["lhs_batch"], n.attrs["lhs_contract"]) if side == 0
+                       else (n.attrs["rhs_batch"], n.attrs["rhs_contract"]))
+    free = tuple(a for a in range(n.inputs[side].rank) if a not in batch and a not in contract)
+    return batch, contract, free
+
+
+def _free_size(n: Node, side: int):
+    _, _, free = _axes(n, side)
+    return prod(n.inputs[side].shape[a] for a in free)
+
+
+def dot_as_reduction(n: Node, vector: int) -> Node:
+    """``dot`` whose operand ``vector`` has no free axes but ones: multiply by it along the other, then sum."""
+    loc = n.loc
+    v, m = n.inputs[vector], n.inputs[1 - vector]
+    vb, vc, vf = _axes(n, vector)
+    mb, mc, mf = _axes(n, 1 - vector)
+    out = n.dtype
+    if out.floating and out.bits < 32:  # summed in f32, as the contraction would
+        v, m = (make("cast", (x,), {"dtype": f32}, loc) for x in (v, m))
+    pairs = sorted(zip((*mb, *mc), (*vb, *vc), strict=True))
+    order = tuple(a for _, a in pairs)
+    v = make("transpose", (v,), {"perm": (*order, *vf)}, loc)
+    if vf:
+        v = make("reshape", (v,), {"shape": v.shape[:len(order)]}, loc)
+    v = make("broadcast", (v,), {"shape": m.shape, "axes": tuple(a for a, _ in pairs)}, loc)
+    product = make("mul", (m, v) if vector == 1 else (v, m), {}, loc)
+    total = make("reduce_sum", (product,), {"axes": tuple(sorted(mc))}, loc) if mc else product
+    kept = [a for a in range(m.rank) if a not in mc]
+    perm = tuple(kept.index(a) for a in (*mb, *mf))
+    if perm != tuple(range(len(perm))):
+        total = make("transpose", (total,), {"perm": perm}, loc)
+    if total.dtype is not out:
+        total = make("cast", (total,), {"dtype": out}, loc)
+    return total if total.shape == n.shape else make("reshape", (total,), {"shape": n.shape}, loc)

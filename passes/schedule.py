@@ -1,0 +1,198 @@
+"""Schedules: how the loops of a kernel are cut for a machine.
+
+Here: the machine description, schedules as data and how they are chosen, and the loop transformations that need no
+knowledge of ops: collapsing nests, tiling, vectorising.  Not here: what is computed (lower.py, contract.py).
+
+A schedule never changes a result: reductions have their tree fixed by lowering (kernel.py: LANES, CHUNK).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from flowc.dims import DimLike, ceildiv, dmin, linear, simplify, substitute, sym, symbols
+from flowc.kernel import (Acc, Alloc, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk)
+from flowc.types import DType
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What scheduling needs to know of a target.  Sizes in bytes; ``vector_bits`` of one register."""
+
+    name: str = "cpu"
+    vector_bits: int = 512
+    l1: int = 32 << 10
+    l2: int = 1 << 20
+
+    def lanes(self, dtype: DType) -> int:
+        """Elements of ``dtype`` in one vector register; at least one."""
+        return max(1, self.vector_bits // max(dtype.bits, 32))
+
+
+@dataclass(frozen=True)
+class MapSchedule:
+    """tile: iterations of one parallel piece.  width: lanes of the innermost loop."""
+
+    tile: int = 4096
+    width: int = 32
+
+    def __str__(self) -> str:
+        return f"map: tile {self.tile}, width {self.width}"
+
+
+@dataclass(frozen=True)
+class ContractSchedule:
+    """Register tile ``mr`` x ``nr``, ``kc`` summed indices per packed block, ``mc`` rows and ``nc`` columns per task,
+    ``ku``: unrolling of the innermost loop."""
+
+    mr: int = 8
+    nr: int = 48
+    kc: int = 256
+    mc: int = 96
+    nc: int = 960
+    ku: int = 4
+
+    def __str__(self) -> str:
+        return f"contraction: tile {self.mr}x{self.nr}, block {self.mc}x{self.nc}, k {self.kc} by {self.ku}"
+
+
+def choose_map(machine: Machine, kernel: Kernel) -> MapSchedule:
+    """Short bodies run two registers of the widest type at once to hide latency; long ones one, to spill nothing."""
+    widest = max((p.dtype.bits for p in kernel.params), default=32)
+    count = sum(_size(e) for s in walk(kernel.body) for e in expressions(s))
+    one = max(1, machine.vector_bits // max(widest, 32))
+    return MapSchedule(width=one * (2 if count <= 24 else 1))
+
+
+def _size(e: Expr) -> int:
+    seen: set[int] = set()
+    stack, n = [e], 0
+    while stack:
+        x = stack.pop()
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        n += x.op not in ("const", "ref", "index")
+        stack.extend(x.args)
+    return n
+
+
+# ---- rewriting the sizes inside statements ----------------------------------------------------------------------------
+
+def map_dims(stmts: Iterable[Stmt], fn: Callable[[DimLike], DimLike]) -> tuple[Stmt, ...]:
+    """The statements with ``fn`` applied to every size in them."""
+    memo: dict[int, Expr] = {}
+    keep: list[Expr] = []  # ids stay valid while the expressions live
+
+    def expr(e: Expr) -> Expr:
+        if id(e) in memo:
+            return memo[id(e)]
+        keep.append(e)
+        attr = e.attr
+        if e.op == "index":
+            attr = fn(attr)
+        elif e.op == "load":
+            attr = (attr[0], fn(attr[1]))
+        elif e.op == "ref" and attr[1]:
+            attr = (attr[0], tuple(map(fn, attr[1])))
+        args = tuple(map(expr, e.args))
+        if e.op == "index" and isinstance(attr, int):
+            out = Expr("const", (), e.dtype, attr)
+        else:
+            out = e if attr == e.attr and all(a is b for a, b in zip(args, e.args, strict=True)) else Expr(
+                e.op, args, e.dtype, attr)
+        memo[id(e)] = out
+        return out
+
+    def stmt(s: Stmt) -> Stmt:
+        if isinstance(s, Let):
+            rng = None if s.range is None else (fn(s.range[0]), None if s.range[1] is None else fn(s.range[1]))
+            return Let(s.name, expr(s.value), rng)
+        if isinstance(s, Acc):
+            return replace(s, init=expr(s.init))
+        if isinstance(s, Set):
+            return Set(s.name, tuple(map(fn, s.index)), expr(s.value))
+        if isinstance(s, Store):
+            return Store(s.buffer, fn(s.index), expr(s.value), None if s.where is None else expr(s.where))
+        if isinstance(s, Fold):
+            return replace(s, values=tuple(map(expr, s.values)))
+        if isinstance(s, Alloc):
+            return replace(s, size=fn(s.size))
+        if isinstance(s, If):
+            return If(expr(s.cond), tuple(map(stmt, s.then)), tuple(map(stmt, s.other)))
+        if isinstance(s, Loop):
+            return replace(s, extent=fn(s.extent), body=tuple(map(stmt, s.body)))
+        return s
+
+    return tuple(map(stmt, stmts))
+
+
+def sizes_in(stmts: Sequence[Stmt]) -> set[DimLike]:
+    """Every size that stands in the statements."""
+    out: set[DimLike] = set()
+    map_dims(stmts, lambda d: out.add(d) or d)  # type: ignore[func-returns-value]
+    return out
+
+
+# ---- loop transformations ---------------------------------------------------------------------------------------------
+
+def collapse(stmts: Sequence[Stmt], outer_kinds: tuple[str, ...] = ("parallel",)) -> tuple[Stmt, ...]:
+    """Merge directly nested loops wherever every index only sees them as one: ``m*i + j`` with ``j < m``."""
+    out: list[Stmt] = []
+    for s in stmts:
+        if isinstance(s, Loop):
+            s = replace(s, body=collapse(s.body, outer_kinds))
+            while True:
+                merged = _merge(s, outer_kinds)
+                if merged is None:
+                    break
+                s = merged
+        out.append(s)
+    return tuple(out)
+
+
+def _merge(outer: Loop, kinds: tuple[str, ...]) -> Loop | None:
+    if len(outer.body) != 1 or not isinstance(outer.body[0], Loop):
+        return None
+    inner = outer.body[0]
+    same = outer.kind == inner.kind == "parallel"
+    if not (same or (outer.kind == "seq" and inner.kind == "vector" and "seq" in kinds)):
+        return None
+    if outer.var in symbols(inner.extent):
+        return None
+    for d in sizes_in(inner.body):
+        a, b = linear(d, outer.var), linear(d, inner.var)
+        if a is None or b is None or a[0] != b[0] * inner.extent:
+            return None
+    body = map_dims(inner.body, lambda d: substitute(d, {outer.var: 0}))
+    return Loop(inner.var, outer.extent * inner.extent, inner.kind, body, inner.width)
+
+
+def tile_map(kernel: Kernel, sched: MapSchedule) -> Kernel:
+    """Cut the innermost loop of a nest of parallel loops into pieces and vectorise inside a piece."""
+    body = collapse(kernel.body)
+    body = tuple(_tile(s, sched, dict(kernel.ranges)) if isinstance(s, Loop) else s for s in body)
+    return replace(kernel, body=body, notes=(*kernel.notes, str(sched)))
+
+
+def _tile(loop: Loop, sched: MapSchedule, ranges: dict) -> Stmt:
+    ranges[loop.var] = (0, loop.extent - 1)
+    if len(loop.body) == 1 and isinstance(loop.body[0], Loop) and loop.body[0].kind == "parallel":
+        return replace(loop, body=(_tile(loop.body[0], sched, ranges),))
+    if any(isinstance(s, Loop) for s in loop.body):
+        return loop  # an op with loops of its own
+    n, tile, width = loop.extent, sched.tile, sched.width
+    if isinstance(n, int) and n <= tile:
+        return replace(loop, kind="vector", width=min(width, _pow2(n)))
+    block, var = sym(loop.var + "b"), loop.var
+    inner = dmin(tile, n - tile * block)
+    del ranges[var]
+    ranges[loop.var + "b"] = (0, ceildiv(n, tile) - 1)
+    ranges[var] = (0, inner - 1)
+    body = map_dims(loop.body, lambda d: simplify(substitute(d, {var: tile * block + sym(var)}), ranges))
+    return Loop(loop.var + "b", ceildiv(n, tile), "parallel", (Loop(var, inner, "vector", body, width),))
+
+
+def _pow2(n: int) -> int:
+    return 1 << max(0, (n - 1).bit_length())
