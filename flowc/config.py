@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +44,10 @@ SETTINGS: dict[str, Setting] = {s.name: s for s in (
             "and OMP_NUM_THREADS allow"),
     Setting("log", "FLOWC_LOG", _words, (), "comma list of passes, rules, recompiles, fusion, kernels"),
     Setting("dump_dir", "FLOWC_DUMP_DIR", str, "", "write every stage of every compile into this folder"),
+    Setting("replay_dir", "FLOWC_REPLAY_DIR", str, "", "a file NN-name.flow in this folder replaces the result of that "
+            "stage", True),
+    Setting("fast_math", "FLOWC_FAST_MATH", _flag, False, "use laws that hold for real numbers but not for all floats",
+            True),
     Setting("cache_dir", "FLOWC_CACHE_DIR", str, "", "folder of the compile cache; default: the user cache folder"),
     Setting("cache", "FLOWC_CACHE", _flag, True, "keep compiled code on disk"),
     Setting("cache_size", "FLOWC_CACHE_SIZE", int, 512 << 20, "bytes the disk cache may hold"),
@@ -59,6 +63,26 @@ SETTINGS: dict[str, Setting] = {s.name: s for s in (
 
 _overrides: ContextVar[dict[str, Any]] = ContextVar("flowc_settings")
 _global: dict[str, Any] = {}
+_depth = [0]  # how many overrides of settings that calls depend on are in force, in all threads
+_listeners: list[Callable[[], None]] = []
+_CALLS = ("device", "disable_jit", "debug_nans")  # settings that a compiled function looks at in every call
+
+
+def overridden() -> bool:
+    """Are settings that calls depend on overridden anywhere now?"""
+    return _depth[0] > 0
+
+
+def on_override(fn: Callable[[], None]) -> None:
+    """Call ``fn`` whenever :func:`overridden` may have changed."""
+    _listeners.append(fn)
+
+
+def _override(change: int, names: Iterable[str]) -> None:
+    if any(SETTINGS[n].in_key or n in _CALLS for n in names):
+        _depth[0] += change
+        for fn in _listeners:
+            fn()
 
 
 def get(name: str) -> Any:
@@ -87,6 +111,8 @@ def _known(name: str) -> None:
 def set_option(name: str, value: Any) -> None:
     """Set a setting for the whole process."""
     _known(name)
+    if name not in _global:
+        _override(1, [name])
     _global[name] = value
 
 
@@ -96,10 +122,12 @@ def options(**values: Any) -> Iterator[None]:
     for name in values:
         _known(name)
     token = _overrides.set({**_overrides.get({}), **values})
+    _override(1, values)
     try:
         yield
     finally:
         _overrides.reset(token)
+        _override(-1, values)
 
 
 def cache_key() -> tuple:

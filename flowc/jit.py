@@ -25,7 +25,9 @@ from flowc import config
 from flowc.compiled import Compiled, Report, check_device, compile_graph
 from flowc.diag import FlowcTypeError, FlowcValueError, UnsupportedError, caller_loc
 from flowc.dims import Dim, DimLike, sym, symbols
-from flowc.trace import Leaf, SizeUnknownError, Tensor, Traced, current_trace, trace, wrap
+import flowc.numpy_api  # noqa: F401  (fills the tables that tensors look into)
+from flowc.size import SizeUnknownError
+from flowc.trace import Leaf, Tensor, Traced, current_trace, lift, trace, wrap
 from flowc.tree import Tree, flatten
 from flowc.types import Type, bool_, c128, dtype, f64, i64
 
@@ -106,7 +108,7 @@ def _known(d: np.dtype, path: str):
 
 # ---- one variant ------------------------------------------------------------------------------------------------------
 
-@dataclass
+@dataclass(eq=False)
 class Variant:
     """A compiled instance of a function: argument types with symbols where sizes vary."""
 
@@ -185,12 +187,13 @@ class Function:
                 raise FlowcTypeError("C024", f"argument {p} is a spec, which has no value", loc=caller_loc(),
                                      cure="use .lower(...) with specs and call with arrays")
         variant = self.variant(static, found, tree, paths)
+        out = variant(found)
         if variant.compiled.device == "cpu":
-            self._offer(variant, static, tree, kwargs)
-        return variant(found)
+            self._offer(variant, args, kwargs, found)
+        return out
 
-    def _offer(self, variant: Variant, static: Any, tree: Tree, kwargs: dict) -> None:
-        """Hook for the native call path, see jit()."""
+    def _offer(self, variant: Variant, args: Sequence[Any], kwargs: dict, found: Sequence[Argument]) -> None:
+        """Hook for the native call path (fastpath.py)."""
 
     def split(self, args: tuple, kwargs: dict) -> tuple[tuple, list[Any], Tree, list[str]]:
         """Static values, array leaves, the tree of the others, and the leaves' names."""
@@ -460,7 +463,6 @@ def value_and_grad(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, has
             fresh = []
             for x in leaves:
                 if not isinstance(x, Tensor):
-                    from flowc.numpy_api import lift
                     x = lift(x)
                 if not x.node.dtype.floating and x.node.dtype.kind != "c":
                     raise FlowcTypeError("C031", f"argument {i} of {_title(base)} holds {x.node.type}: gradients need "
@@ -473,7 +475,6 @@ def value_and_grad(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, has
         out = base(*full, **kwargs)
         loss = out[0] if has_aux else out
         if not isinstance(loss, Tensor):
-            from flowc.numpy_api import lift
             loss = lift(loss)
         if loss.node.rank != 0 or not loss.node.dtype.floating:
             raise FlowcTypeError("C032", f"{_title(base)} returns {loss.node.type}: a gradient needs one real number",

@@ -1,0 +1,1 @@
+"""Measurements of flowc: run ``python -m benchmarks``."""
