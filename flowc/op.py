@@ -59,10 +59,14 @@ class Contraction:
 class Access:
     """``out[o] = sum over r of lhs[lhs_index(o, r)] * rhs[rhs_index(o, r)]``.
 
-    ``out``: output extents; ``reduce``: extents of the summed indices, in the order of summation;
-    ``lhs``, ``rhs``: functions ``(o, r) -> (index tuple, conditions)``: conditions are (Dim lo<=, Dim, Dim <hi)
-    triples under which the element exists, zero elsewhere (convolution padding);
-    ``out_kinds``: one letter per output index: ``b`` both operands depend on it, ``m`` lhs only, ``n`` rhs only.
+    ``out``: extents of the output indices, in the row-major order of the output tensor;
+    ``reduce``: extents of the summed indices, in the order of summation;
+    ``lhs``, ``rhs``: functions ``(o, r) -> (index tuple, conditions)`` of tuples of sizes.  The element exists where
+    all conditions hold and is zero elsewhere (convolution padding and gaps): ``("range", i, n)`` for 0 <= i < n,
+    ``("divisible", i, k)`` for i a multiple of k, where i may be negative;
+    ``out_kinds``: one letter per output index: ``b`` both operands depend on it, ``m`` lhs only, ``n`` rhs only;
+    ``place``: the index tuple of the output tensor at output indices ``o``.  It is ``o`` itself unless one axis of
+    the tensor is cut into adjacent indices (the channels of a grouped convolution: group, channel in the group).
     """
 
     out: tuple
@@ -70,6 +74,7 @@ class Access:
     lhs: Callable[..., Any]
     rhs: Callable[..., Any]
     out_kinds: str
+    place: Callable[[tuple], tuple] = lambda o: o
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def dtype(x: Any) -> DType:
     if isinstance(x, str) and x in DTYPES:
         return DTYPES[x]
     try:
-        name = x if x == "bfloat16" else np.dtype(x).name
+        name = x if isinstance(x, str) and x == "bfloat16" else np.dtype(x).name
     except TypeError:
         name = str(x)
     found = _BY_NUMPY.get(name)

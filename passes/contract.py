@@ -161,7 +161,7 @@ def exists(k: KernelBuilder, conditions: Sequence[tuple], where: Expr | None) ->
 
 def lower_contraction(g: Group, ctx: Context) -> Lowered:
     p = _Problem(g, ctx)
-    temp = f"{ctx.name_of(p.node)}k"
+    temp = f"{ctx.name}.packed"
     pack, main = _pack_columns(p, temp), _multiply(p, temp)
     elements = prod(p.outer_extents) * p.n * p.k
     return Lowered([pack, main], {temp: p.packed},
@@ -252,7 +252,7 @@ def _epilogue(k: KernelBuilder, inl: Inliner, p: _Problem, tile: str, outer: Idx
     s, width = p.sched, p.ctx.machine.lanes(p.acc)
     start = s.nr * panel
     with k.loop(rows, "seq", "i") as i, k.loop(dmin(s.nr, p.n - start), "vector", "j", width) as j:
-        o = tuple(map(k.tidy, p.out_index(outer, first + i, start + j)))
+        o = tuple(map(k.tidy, p.access.place(p.out_index(outer, first + i, start + j))))
         v = k.let(k.b.cast(k.b.load(tile, s.nr * i + j, p.acc), p.node.dtype))
         inl.bound[p.node] = lambda idx, where: v if idx == o else None
         for n in p.group.outputs:

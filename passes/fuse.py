@@ -139,8 +139,9 @@ class _Partitioner:
                 h.reads.add(g)
 
     def refuse(self, node: Node, g: Group, why: str) -> bool:
-        if len(g.refused) < 8:
-            g.refused.append(f"{node.op.name} {node.type} not fused: {why}")
+        reason = f"{node.op.name} {node.type} not fused: {why}"
+        if len(g.refused) < 8 and reason not in g.refused:
+            g.refused.append(reason)
         return False
 
     # -- can a group compute a node

@@ -482,7 +482,7 @@ def lower_split(g: Group, ctx: Context) -> Lowered:
     flat = g.kind == "row" and flat_ok(g)
     size, total = (SPLIT, prod(extents)) if flat else (SPLIT_ROWS if g.kind == "column" else 1, extents[0])
     pieces = ceildiv(total, size)
-    temps = {f"{ctx.name_of(node)}p{i}": Type(d, (*node.shape, pieces) if g.kind == "row" else
+    temps = {f"{ctx.name}.part{i}": Type(d, (*node.shape, pieces) if g.kind == "row" else
                                               (*node.shape[:-1], pieces, node.shape[-1]))
              for i, d in enumerate(dtypes)}
     names = list(temps)

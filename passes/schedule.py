@@ -43,18 +43,16 @@ class MapSchedule:
 
 @dataclass(frozen=True)
 class ContractSchedule:
-    """Register tile ``mr`` x ``nr``, ``kc`` summed indices per packed block, ``mc`` rows and ``nc`` columns per task,
-    ``ku``: unrolling of the innermost loop."""
+    """Register tile ``mr`` x ``nr``, ``kc`` summed indices per block, ``mc`` rows and ``nc`` columns per task."""
 
     mr: int = 8
     nr: int = 48
     kc: int = 256
     mc: int = 96
     nc: int = 960
-    ku: int = 4
 
     def __str__(self) -> str:
-        return f"contraction: tile {self.mr}x{self.nr}, block {self.mc}x{self.nc}, k {self.kc} by {self.ku}"
+        return f"contraction: tile {self.mr}x{self.nr}, block {self.mc}x{self.nc}, k {self.kc}"
 
 
 def choose_map(machine: Machine, kernel: Kernel) -> MapSchedule:

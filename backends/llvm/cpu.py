@@ -1,0 +1,217 @@
+"""The CPU as a device: a program as machine code.
+
+Here: which modules a program is compiled into, running it whole or step by step, its texts.
+Not here: code of kernels (emit.py) and of the entry (entry.py), LLVM (engine.py), the native call (callpath.py).
+Read next: entry.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from flowc.backends import buffers
+from flowc.backends.llvm import pool
+from flowc.backends.llvm.builder import Module
+from flowc.backends.llvm.callpath import CallSpec, make_callable
+from flowc.backends.llvm.emit import emit_kernel
+from flowc.backends.llvm.engine import Code, Store, compile_module, content_name, host
+from flowc.backends.llvm.entry import (
+    CHUNK_WORK,
+    SERIAL_WORK,
+    WORK_PER_US,
+    emit_entry,
+    emit_sizes,
+    kernel_symbols,
+    parallel_extent,
+    span_code,
+)
+from flowc.backends.llvm.target import cpu_target
+from flowc.backends.runtime import Executable, run_host_step
+from flowc.dims import evaluate, substitute
+from flowc.plan import Program, Step
+
+ONE_MODULE = 8                       # distinct kernels that are compiled together with the entry
+PATIENCE = 500_000 * WORK_PER_US     # work (half a second) after which a run lets Python look for Ctrl-C
+
+_KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+_RUN = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)
+_SPAN = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 3)
+_STAND_IN = "flowc_kernel_symbol"
+
+
+class CpuExecutable(Executable):
+    """A program compiled to machine code.
+
+    A small program is one module: kernels, ``@run`` and ``@sizes``.  With more kernels each is a module of its own,
+    named by its content, so that programs share kernels in memory and on disk.
+    """
+
+    def __init__(self, program: Program, store: Store | None = None):
+        super().__init__(program, "cpu")
+        self._store = store
+        self._target = cpu_target(*host())
+        self._hosted = any(not s.kernel for s in self.plan.steps)
+        self._symbols = kernel_symbols(program)
+        self._codes: dict[str, Code] = {}  # by kernel symbol
+        self._entry: Code | None = None
+        self.constants = {name: _aligned(a) for name, a in self.constants.items()}
+        if len(set(self._symbols.values())) <= ONE_MODULE:
+            self._compile_whole()
+        else:
+            self._compile_apart()
+        self._work = sum((s.work for s in self.plan.steps if isinstance(s.work, int)), 0)
+        self._run = _RUN(0 if self._entry is None else self._entry.address("run"))
+
+    # -- compiling
+
+    def _emit(self, name: str, module: Module, symbol: str) -> None:
+        emit_kernel(self.program.kernels[name], module, self._target, symbol)
+
+    def _distinct(self) -> dict[str, str]:
+        """One kernel name per symbol."""
+        out: dict[str, str] = {}
+        for name, symbol in self._symbols.items():
+            out.setdefault(symbol, name)
+        return out
+
+    def _compile_whole(self) -> None:
+        module = Module()
+        for symbol, name in self._distinct().items():
+            self._emit(name, module, symbol)
+        if not self._hosted:
+            emit_entry(self.program, module, self._symbols)
+            emit_sizes(self.program, module)
+        if not module.functions:
+            return
+        code = compile_module(module.text(), store=self._store)
+        self._codes = dict.fromkeys(self._symbols.values(), code)
+        self._entry = None if self._hosted else code
+
+    def _compile_apart(self) -> None:
+        renamed: dict[str, str] = {}
+        for symbol, name in self._distinct().items():
+            module = Module()
+            self._emit(name, module, _STAND_IN)
+            text, final = content_name(module.text(), _STAND_IN)
+            renamed[symbol] = final
+            if final not in self._codes:
+                self._codes[final] = compile_module(text, store=self._store)
+        self._symbols = {name: renamed[symbol] for name, symbol in self._symbols.items()}
+        if self._hosted:
+            return
+        module = Module()
+        emit_entry(self.program, module, self._symbols)
+        emit_sizes(self.program, module)
+        imports = {symbol: code.address(symbol) for symbol, code in self._codes.items()}
+        self._entry = compile_module(module.text(), store=self._store, imports=imports,
+                                     keep=list(self._codes.values()))
+
+    # -- running
+
+    def run(self, arrays: Sequence[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
+        work = self.work(sizes)
+        outputs = self.new_outputs(sizes)
+        scratch = buffers.Scratch(evaluate(self.plan.arena, sizes))
+        try:
+            if self._entry is None or work > PATIENCE:
+                self._run_steps(arrays, outputs, scratch.array, sizes)
+            else:
+                self._run_entry(arrays, outputs, scratch.address, sizes, work)
+            return self.finish(arrays, outputs, scratch.array, sizes)
+        finally:
+            scratch.close()
+
+    def work(self, sizes: Mapping[str, int]) -> int:
+        """Estimated work of one run."""
+        return self._work + sum(evaluate(s.work, sizes) for s in self.plan.steps if not isinstance(s.work, int))
+
+    def _run_entry(self, arrays: Sequence[np.ndarray], outputs: Sequence[np.ndarray | None], arena: int,
+                   sizes: Mapping[str, int], work: int) -> None:
+        held = [*arrays, *outputs, *self.constants.values()]
+        pointers = (ctypes.c_void_p * len(held))(*[0 if a is None else a.ctypes.data for a in held])
+        dims = (ctypes.c_int64 * len(self.plan.symbols))(*[sizes[s] for s in self.plan.symbols])
+        self._run(ctypes.addressof(pointers), ctypes.addressof(dims), arena,
+                  pool.handle(self._store) if work >= SERIAL_WORK else 0)
+
+    def _run_steps(self, arrays: Sequence[np.ndarray], outputs: Sequence[np.ndarray | None], arena: np.ndarray,
+                   sizes: Mapping[str, int]) -> None:
+        views = self.views(arrays, outputs, arena, sizes)
+        for wave in self.plan.waves():
+            for step in wave:
+                self.run_step(step, views, sizes)
+
+    def run_step(self, step: Step, views: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> None:
+        if not step.kernel:
+            run_host_step(step, {n: b.type for n, b in self.table.items()}, views, sizes)
+            return
+        held = [views[b] for b in step.buffers]
+        dims = [evaluate(d, sizes) for d in step.dims]
+        slots = (ctypes.c_int64 * max(1, len(held) + len(dims)))(*[a.ctypes.data for a in held], *dims)
+        symbol = self._symbols[step.kernel]
+        kernel = self.program.kernels[step.kernel]
+        address = self._codes[symbol].address(symbol)
+        extent = parallel_extent(kernel)
+        work = evaluate(step.work, sizes)
+        if extent is None or work < SERIAL_WORK:
+            _KERNEL(address)(ctypes.addressof(slots), 0, 1)
+            return
+        limit = evaluate(substitute(extent, dict(zip(kernel.dims, step.dims, strict=True))), sizes)
+        self._run_split(address, ctypes.addressof(slots), work, max(1, limit), pool.handle(self._store))
+
+    def _run_split(self, kernel: int, slots: int, work: int, limit: int, threads: int) -> None:
+        """Run a kernel in chunks: all in one region, or several regions if it takes long, so that Python can react to
+        signals in between."""
+        regions = min(limit, -(-work // PATIENCE))
+        count = min(limit, max(1, work // CHUNK_WORK), max(64, 16 * regions)) if threads else regions
+        code = span_code(self._store)
+        span = _SPAN(code.address("run_span"))
+        for i in range(regions):
+            first, last = count * i // regions, count * (i + 1) // regions
+            if last > first:
+                span(threads, kernel, slots, first, last - first, count)
+
+    def native_callable(self, spec: CallSpec, fallback: Callable[..., object]) -> Callable[..., object]:
+        if self._entry is None:
+            return fallback
+        return make_callable(self.program, spec, self._entry, fallback, self.constants, self._store)
+
+    # -- looking inside
+
+    def codes(self) -> list[Code]:
+        """All loaded code, the entry last."""
+        every = [*self._codes.values(), *([self._entry] if self._entry is not None else [])]
+        return list({id(c): c for c in every}.values())
+
+    def kernel_asm(self, name: str) -> str:
+        symbol = self._symbols[name]
+        return _function_text(self._codes[symbol].asm, symbol)
+
+    def llvm_ir(self) -> str:
+        return "\n".join(c.ir for c in self.codes())
+
+
+def _function_text(asm: str, symbol: str) -> str:
+    """The part of an assembly text that belongs to one function."""
+    lines = asm.splitlines()
+    start = next((i for i, line in enumerate(lines) if line.startswith((f"{symbol}:", f"_{symbol}:"))), None)
+    if start is None:
+        return asm
+    end = next((i for i in range(start + 1, len(lines)) if ".globl" in lines[i] or ".size" in lines[i]), len(lines))
+    return "\n".join(lines[start:end]) + "\n"
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    """A read-only copy of a constant at an address that is a multiple of 64."""
+    raw = np.empty(array.nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    out = np.ndarray(array.shape, array.dtype.newbyteorder("="), buffer=raw, offset=start)
+    out[...] = array
+    out.setflags(write=False)
+    return out
+
+
+def compile_program(program: Program, store: Store | None = None) -> CpuExecutable:
+    return CpuExecutable(program, store)

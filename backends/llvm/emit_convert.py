@@ -1,0 +1,152 @@
+"""Conversions between dtypes, and division of integers.
+
+Here: ``cast``, ``idiv``, ``imod``, free of undefined results for every operand.  Not here: other instructions
+(emit_expr.py).
+
+Float to integer: towards zero, out of range saturates, NaN gives 0; written with compares and selects, which stay
+vectors where LLVM's saturating conversions would not.  Vectors of short integers divide through floats: the rounded
+quotient of two integers of n bits never reaches the next integer if the float has a few bits more than n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from flowc.backends.llvm.builder import float_literal
+from flowc.backends.llvm.emit_code import Val, register_type
+from flowc.kernel import Expr
+from flowc.types import DType, bool_, f32, f64
+
+if TYPE_CHECKING:
+    from flowc.backends.llvm.emit_expr import Values
+
+
+def small_float(d: DType) -> bool:
+    return d.floating and d.bits == 16
+
+
+def cast(c: Values, x: Expr, args: Sequence[Val]) -> Val:
+    """The instruction ``cast``."""
+    return convert(c, args[0], x.args[0].dtype, x.dtype)
+
+
+def convert(c: Values, v: Val, a: DType, b: DType) -> Val:
+    """``v`` of dtype ``a`` in dtype ``b``."""
+    if a is b:
+        return v
+    if small_float(a):
+        return convert(c, c.widen(v, a), f32, b)
+    if small_float(b):
+        if a is f64:
+            v = _to_odd(c, v) if b.name == "f16" else convert(c, v, f64, f32)
+        else:
+            v = convert(c, v, a, f32)
+        return c.narrow(v, b)
+    ta, tb = c.vec(register_type(a), v.wide), c.vec(register_type(b), v.wide)
+    zero = "zeroinitializer" if v.wide else float_literal(0.0, ta) if a.floating else "0"
+    if b is bool_:
+        return Val(c.op(f"{'fcmp une' if a.floating else 'icmp ne'} {ta} {v.text}, {zero}"), v.wide)
+    if a.floating and b.floating:
+        return Val(c.op(f"{'fpext' if b.bits > a.bits else 'fptrunc'} {ta} {v.text} to {tb}"), v.wide)
+    if a.floating:
+        return _to_integer(c, v, a, b)
+    signed = a.kind == "i"
+    if b.floating:
+        return Val(c.op(f"{'sitofp' if signed else 'uitofp'} {ta} {v.text} to {tb}"), v.wide)
+    if a.bits == b.bits and a is not bool_:
+        return v
+    wider = a is bool_ or b.bits > a.bits
+    return Val(c.op(f"{('sext' if signed else 'zext') if wider else 'trunc'} {ta} {v.text} to {tb}"), v.wide)
+
+
+def _to_integer(c: Values, v: Val, a: DType, b: DType) -> Val:
+    ty, out, flags = c.vec(register_type(a), v.wide), c.vec(register_type(b), v.wide), c.vec("i1", v.wide)
+
+    def number(k: float) -> str:
+        text = float_literal(k, register_type(a))
+        return f"splat ({register_type(a)} {text})" if v.wide else text
+
+    def integer(k: int) -> str:
+        return f"splat ({register_type(b)} {k})" if v.wide else str(k)
+
+    signed = b.kind == "i"
+    end, low = 2.0 ** (b.bits - signed), -(2.0 ** (b.bits - 1)) if signed else 0.0
+    over = c.op(f"fcmp oge {ty} {v.text}, {number(end)}")
+    above = c.op(f"fcmp oge {ty} {v.text}, {number(low)}")
+    below = c.op(f"fcmp olt {ty} {v.text}, {number(end)}")
+    inside = c.op(f"and {flags} {above}, {below}")
+    safe = c.op(f"select {flags} {inside}, {ty} {v.text}, {ty} {number(0.0)}")
+    r = c.op(f"{'fptosi' if signed else 'fptoui'} {ty} {safe} to {out}")
+    most = (1 << (b.bits - signed)) - 1
+    r = c.op(f"select {flags} {over}, {out} {integer(most)}, {out} {r}")
+    if signed:
+        under = c.op(f"fcmp olt {ty} {v.text}, {number(low)}")
+        r = c.op(f"select {flags} {under}, {out} {integer(-(1 << (b.bits - 1)))}, {out} {r}")
+    return Val(r, v.wide)
+
+
+def _to_odd(c: Values, v: Val) -> Val:
+    """f64 to f32, inexact results made odd: rounding that to fewer bits is then right (Boldo and Melquiond 2008)."""
+    d, f, i, flags = (c.vec(t, v.wide) for t in ("double", "float", "i32", "i1"))
+
+    def one(k: int) -> str:
+        return f"splat (i32 {k})" if v.wide else str(k)
+
+    near = c.op(f"fptrunc {d} {v.text} to {f}")
+    back = c.op(f"fpext {f} {near} to {d}")
+    inexact = c.op(f"fcmp one {d} {back}, {v.text}")
+    big = c.op(f"fcmp ogt {d} {c.intrinsic('fabs', d, f'{d} {back}')}, {c.intrinsic('fabs', d, f'{d} {v.text}')}")
+    bits = c.op(f"bitcast {f} {near} to {i}")
+    less = c.op(f"sub {i} {bits}, {one(1)}")
+    low = c.op(f"select {flags} {big}, {i} {less}, {i} {bits}")
+    odd = c.op(f"or {i} {low}, {one(1)}")
+    out = c.op(f"select {flags} {inexact}, {i} {odd}, {i} {bits}")
+    return Val(c.op(f"bitcast {i} {out} to {f}"), v.wide)
+
+
+def divide(c: Values, x: Expr, args: Sequence[Val]) -> Val:
+    """``idiv`` and ``imod``: floor division, 0 where the divisor is 0."""
+    d, quotient = x.dtype, x.op == "idiv"
+    wide, (a, b) = c.together(args, [d, d])
+    one = register_type(d)
+    ty, flags, signed = c.vec(one, wide), c.vec("i1", wide), d.kind == "i"
+
+    def number(k: int) -> str:
+        return f"splat ({one} {k})" if wide else str(k)
+
+    by = x.args[1].attr if x.args[1].op == "const" else None
+    if by is not None and by not in (0, -1):
+        safe, trouble = b, None
+    else:
+        trouble = c.op(f"icmp eq {ty} {b}, {number(0)}")
+        minus = c.op(f"icmp eq {ty} {b}, {number(-1)}") if signed else None
+        bad = trouble if minus is None else c.op(f"or {flags} {trouble}, {minus}")
+        safe = c.op(f"select {flags} {bad}, {ty} {number(1)}, {ty} {b}")
+    q = _quotient(c, a, safe, d, wide, by)
+    r = c.op(f"sub {ty} {a}, {c.op(f'mul {ty} {q}, {safe}')}")
+    out = q if quotient else r
+    if signed:
+        inexact = c.op(f"icmp ne {ty} {r}, {number(0)}")
+        opposite = c.op(f"icmp slt {ty} {c.op(f'xor {ty} {r}, {safe}')}, {number(0)}")
+        step = c.op(f"and {flags} {inexact}, {opposite}")
+        moved = c.op(f"sub {ty} {q}, {number(1)}") if quotient else c.op(f"add {ty} {r}, {safe}")
+        out = c.op(f"select {flags} {step}, {ty} {moved}, {ty} {out}")
+    if trouble is not None:
+        if quotient and signed:
+            negated = c.op(f"sub {ty} {number(0)}, {a}")
+            out = c.op(f"select {flags} {minus}, {ty} {negated}, {ty} {out}")
+        out = c.op(f"select {flags} {trouble}, {ty} {number(0)}, {ty} {out}")
+    return Val(out, wide)
+
+
+def _quotient(c: Values, a: str, b: str, d: DType, wide: bool, by: int | None) -> str:
+    """Truncated quotient for b != 0, and b != -1 if signed."""
+    ty, signed = c.vec(register_type(d), wide), d.kind == "i"
+    if not wide or by is not None or d.bits == 64:
+        return c.op(f"{'sdiv' if signed else 'udiv'} {ty} {a}, {b}")
+    through = f32 if d.bits <= 16 else f64
+    x, y = (convert(c, Val(t, True), d, through).text for t in (a, b))
+    real = c.vec(register_type(through))
+    q = c.op(f"fdiv {real} {x}, {y}")
+    return c.op(f"{'fptosi' if signed else 'fptoui'} {real} {q} to {ty}")

@@ -1,0 +1,468 @@
+"""Expressions to values: one function per instruction of the Kernel IR.
+
+Here: arithmetic, conversions, loads, and the walk over an expression.  Not here: addresses and sharing
+(emit_code.py), polynomials of functions (mathlib.py), statements (emit.py).  Read next: emit_loops.py.
+
+A value is scalar where all lanes agree and is spread over lanes when it meets one that does not.  16-bit floats are
+bits in registers; each instruction computes in f32 and rounds its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from flowc.backends.llvm.emit_code import Code, Mem, Place, Val, intrinsic_name, literal, memory_type, register_type
+from flowc.backends.llvm.emit_convert import cast, divide
+from flowc.backends.llvm.mathlib import EXPAND
+from flowc.diag import UnsupportedError
+from flowc.dims import DimLike, linear
+from flowc.kernel import Builder, Expr
+from flowc.types import DType, bool_, f32, i32, i64
+
+COMPARE = {"eq": ("eq", "eq", "oeq"), "ne": ("ne", "ne", "une"), "lt": ("slt", "ult", "olt"),
+           "le": ("sle", "ule", "ole"), "gt": ("sgt", "ugt", "ogt"), "ge": ("sge", "uge", "oge")}
+ARITHMETIC = {"add": ("add", "fadd"), "sub": ("sub", "fsub"), "mul": ("mul", "fmul"), "div": ("", "fdiv")}
+ROUNDING = ("sqrt", "floor", "ceil", "trunc", "rint")
+MIRROR = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
+
+
+def half(d: DType) -> bool:
+    """A 16-bit float: stored as bits, computed in f32."""
+    return d.floating and d.bits == 16
+
+
+class Values(Code):
+    """Evaluates expressions at the current place.  ``mask``: the lanes that are on, None for all of them; wherever
+    there is a mask at least one lane is on."""
+
+    mask: str | None = None
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.builder = Builder()
+        self.memo: dict[int, Val] = {}
+        self.expanded: dict[int, tuple[Expr, Expr]] = {}
+
+    # -- walking
+
+    def value(self, e: Expr) -> Val:
+        """The value of an expression, operands first, without recursion."""
+        memo, stack = self.memo, [e]
+        while stack:
+            x = stack[-1]
+            if id(x) in memo:
+                stack.pop()
+                continue
+            if x.op == "rarely":
+                missing = [a for a in (x.args[0], x.args[2]) if id(a) not in memo]
+            else:
+                whole = self._expansion(x)
+                if whole is not None:
+                    if id(whole) in memo:
+                        memo[id(x)] = memo[id(whole)]
+                    else:
+                        stack.append(whole)
+                    continue
+                missing = [a for a in x.args if id(a) not in memo]
+            if missing:
+                stack.extend(reversed(missing))
+                continue
+            if x.op == "rarely":
+                memo[id(x)] = self._rarely(x, memo[id(x.args[0])], memo[id(x.args[2])])
+            else:
+                memo[id(x)] = self.instruction(x, [memo[id(a)] for a in x.args])
+        return memo[id(e)]
+
+    def _expansion(self, x: Expr) -> Expr | None:
+        """The primitive form of a function that is no instruction of the target."""
+        known = self.expanded.get(id(x))
+        if known is not None:
+            return known[1]
+        if x.op in self.target.native:
+            return None
+        fn = EXPAND.get((x.op, x.dtype.name))
+        if fn is None:
+            if not half(x.dtype) or (x.op, "f32") not in EXPAND:
+                return None
+            b = self.builder
+            args = [b.cast(a, f32) if a.dtype is x.dtype else a for a in x.args]
+            out = b.cast(b.make(x.op, tuple(args), f32), x.dtype)
+        else:
+            out = fn(self.builder, *x.args)
+        self.expanded[id(x)] = (x, out)
+        return out
+
+    def _rarely(self, x: Expr, cond: Val, common: Val) -> Val:
+        """``select(cond, rare, common)`` where ``rare`` is computed only if a lane needs it."""
+        ty = register_type(x.dtype)
+        if cond.constant and not cond.wide:
+            return self.value(x.args[1]) if cond.text == "true" else common
+        wide = cond.wide or common.wide
+        flag = self.any_lane(cond)
+        out = self.vec(ty, wide)
+        usual = self.splat(common, ty) if wide else common.text
+
+        def slow() -> str:
+            saved, self.memo = self.memo, dict(self.memo)
+            rare = self.value(x.args[1])
+            self.memo = saved
+            if not cond.wide:
+                return self.splat(rare, ty) if wide else rare.text
+            return self.op(f"select {self.vec('i1')} {cond.text}, {out} {self.splat(rare, ty)}, {out} {usual}")
+
+        return Val(self.choose(flag, out, slow, usual), wide)
+
+    def any_lane(self, cond: Val) -> str:
+        if not cond.wide:
+            return cond.text
+        return self.intrinsic("vector.reduce.or", "i1", f"{self.vec('i1')} {cond.text}",
+                              overloads=[self.vec("i1")])
+
+    def instruction(self, x: Expr, args: Sequence[Val]) -> Val:
+        fn = _TABLE.get(x.op)
+        if fn is None:
+            raise UnsupportedError("C121", f"the instruction {x.op} on {x.dtype} has no code for {self.target.name}",
+                                   cure="this is an error of flowc: add it to the emitter or to mathlib")
+        if x.op not in _PLAIN and any(half(a.dtype) for a in x.args):
+            return self._through_float(x, args)
+        return fn(self, x, args)
+
+    # -- operands
+
+    def together(self, args: Sequence[Val], types: Sequence[DType]) -> tuple[bool, list[str]]:
+        """The operands in one form: all scalar, or all spread over the lanes."""
+        wide = any(a.wide for a in args)
+        if not wide:
+            return False, [a.text for a in args]
+        return True, [self.splat(a, register_type(t)) for a, t in zip(args, types, strict=True)]
+
+    def widen(self, v: Val, d: DType) -> Val:
+        """A 16-bit float in f32, exact."""
+        ty, big = self.vec("i16", v.wide), self.vec("i32", v.wide)
+        if v.constant and not v.wide:
+            return Val(literal(_half_value(int(v.text), d), f32))
+        if d.name == "f16":
+            h = self.op(f"bitcast {ty} {v.text} to {self.vec('half', v.wide)}")
+            return Val(self.op(f"fpext {self.vec('half', v.wide)} {h} to {self.vec('float', v.wide)}"), v.wide)
+        bits = self.op(f"zext {ty} {v.text} to {big}")
+        bits = self.op(f"shl {big} {bits}, {self._number(16, 'i32', v.wide)}")
+        return Val(self.op(f"bitcast {big} {bits} to {self.vec('float', v.wide)}"), v.wide)
+
+    def narrow(self, v: Val, d: DType) -> Val:
+        """An f32 value rounded to a 16-bit float, ties to even."""
+        wide = v.wide
+        if v.constant and not wide:
+            v = Val(self.op(f"bitcast i32 {_float_bits(v.text)} to float"))
+        if d.name == "f16":
+            h = self.op(f"fptrunc {self.vec('float', wide)} {v.text} to {self.vec('half', wide)}")
+            return Val(self.op(f"bitcast {self.vec('half', wide)} {h} to {self.vec('i16', wide)}"), wide)
+        # by hand: machine conversions may flush subnormal numbers
+        big, small = self.vec("i32", wide), self.vec("i16", wide)
+
+        def number(k: int) -> str:
+            return self._number(k, "i32", wide)
+
+        bits = self.op(f"bitcast {self.vec('float', wide)} {v.text} to {big}")
+        top = self.op(f"lshr {big} {bits}, {number(16)}")
+        odd = self.op(f"and {big} {top}, {number(1)}")
+        bias = self.op(f"add {big} {odd}, {number(0x7FFF)}")
+        up = self.op(f"add {big} {bits}, {bias}")
+        rounded = self.op(f"lshr {big} {up}, {number(16)}")
+        sign = self.op(f"and {big} {top}, {number(0x8000)}")
+        quiet = self.op(f"or {big} {sign}, {number(0x7FC0)}")
+        nan = self.op(f"fcmp uno {self.vec('float', wide)} {v.text}, {v.text}")
+        out = self.op(f"select {self.vec('i1', wide)} {nan}, {big} {quiet}, {big} {rounded}")
+        return Val(self.op(f"trunc {big} {out} to {small}"), wide)
+
+    def _number(self, k: int, ty: str, wide: bool) -> str:
+        return f"splat ({ty} {k})" if wide else str(k)
+
+    def _through_float(self, x: Expr, args: Sequence[Val]) -> Val:
+        """The instruction on 16-bit floats, computed in f32 and rounded once."""
+        kinds = [a.dtype for a in x.args]
+        big = [self.widen(v, d) if half(d) else v for v, d in zip(args, kinds, strict=True)]
+        out = f32 if half(x.dtype) else x.dtype
+        # leaves stand for the operands: their values are given
+        leaves = tuple(Expr("ref", (), f32 if half(d) else d, (f"{i}", ())) for i, d in enumerate(kinds))
+        r = self.instruction(Expr(x.op, leaves, out, x.attr), big)
+        return self.narrow(r, x.dtype) if half(x.dtype) else r
+
+    # -- instructions
+
+    def _const(self, x: Expr, args: Sequence[Val]) -> Val:
+        return Val(literal(x.attr, x.dtype))
+
+    def _index(self, x: Expr, args: Sequence[Val]) -> Val:
+        if not self.varying(x.attr):
+            return Val(str(self.size(x.attr)))
+        return Val(self.wide_size(x.attr), True)
+
+    def _ref(self, x: Expr, args: Sequence[Val]) -> Val:
+        name, index = x.attr
+        mem = self.mems.get(name)
+        if mem is None:
+            return self.env[name]
+        return self.read(mem, self._position(mem, index), x.dtype)
+
+    def _position(self, mem: Mem, index: Sequence[DimLike]) -> DimLike:
+        at: DimLike = 0
+        for i, s in zip(index, mem.strides, strict=True):
+            at = at + i * s
+        return at
+
+    def _load(self, x: Expr, args: Sequence[Val]) -> Val:
+        buffer, index = x.attr
+        mem = self.mems[buffer]
+        if not args:
+            return self.read(mem, index, x.dtype)
+        where, other = args
+        if where.constant and not where.wide:
+            return self.read(mem, index, x.dtype) if where.text == "true" else other
+        if not where.wide and not self.varying(index):
+            return Val(self.choose(where.text, register_type(x.dtype) if not other.wide else
+                                   self.vec(register_type(x.dtype)),
+                                   lambda: self._as(self.read(mem, index, x.dtype), x.dtype, other.wide),
+                                   other.text), other.wide)
+        return self.read(mem, index, x.dtype, Val(self.both_masks(where.text if where.wide else
+                                                                   self.splat(where, "i1")), True), other)
+
+    def _as(self, v: Val, d: DType, wide: bool) -> str:
+        return self.splat(v, register_type(d)) if wide else v.text
+
+    def both_masks(self, mask: str) -> str:
+        if self.mask is None:
+            return mask
+        return self.op(f"and {self.vec('i1')} {self.mask}, {mask}")
+
+    def read(self, mem: Mem, index: DimLike, d: DType, where: Val | None = None, other: Val | None = None) -> Val:
+        """Elements of a buffer or of registers, one per lane, or one for all lanes."""
+        p, ty = self.place(index), memory_type(d)
+        mask = self.mask if where is None else where.text
+        filler = "zeroinitializer"
+        if other is not None:
+            filler = self._stored(Val(self.splat(other, register_type(d)), True), d)
+        if mem.lanes:
+            out = self._fetch(mem, self.vec(ty), self.address(mem, p))
+        elif p.offsets is not None or not isinstance(p.stride, int) or p.stride not in (-1, 0, 1):
+            out = self._gather(mem, ty, p, mask, filler)
+        elif p.stride == 0 and where is None:
+            out = self._fetch(mem, ty, self.address(mem, p))
+            return Val(self._loaded(Val(out), d))
+        elif p.stride == 0:
+            out = self._gather(mem, ty, p, mask, filler)
+        else:
+            out = self._contiguous(mem, ty, p, None if mem.registers and where is None else mask, filler)
+        return Val(self._loaded(Val(out, True), d), True)
+
+    def _fetch(self, mem: Mem, ty: str, pointer: str) -> str:
+        text = f"load {ty}, {mem.type} {pointer}, align {mem.align}"
+        return self.here(text, f"{text} @{mem.epoch}")
+
+    def _contiguous(self, mem: Mem, ty: str, p: Place, mask: str | None, filler: str) -> str:
+        back = p.stride == -1
+        pointer = self.address(mem, p, 1 - self.lanes if back else 0)
+        full = self.vec(ty)
+        if mask is None:
+            out = self._fetch(mem, full, pointer)
+        else:
+            if back:
+                mask, filler = self.reverse(mask, "i1"), self.reverse(filler, ty)
+            out = self._masked("masked.load", mem, full, f"{mem.type} align {mem.align} {pointer}", mask, filler,
+                               [full, mem.type])
+        return self.reverse(out, ty) if back else out
+
+    def _gather(self, mem: Mem, ty: str, p: Place, mask: str | None, filler: str) -> str:
+        full, pointers = self.vec(ty), f"<{self.lanes} x {mem.type}>"
+        if mask is None:
+            mask, filler = "splat (i1 true)", "zeroinitializer"
+        return self._masked("masked.gather", mem, full, f"{pointers} align {mem.align} {self.addresses(mem, p)}",
+                            mask, filler, [full, pointers])
+
+    def _masked(self, name: str, mem: Mem, full: str, source: str, mask: str, filler: str, overloads: list[str]) -> str:
+        self.target.allow(name)
+        callee = self.module.declare(intrinsic_name(name, overloads),
+                                     f"{full} ({overloads[1]}, {self.vec('i1')}, {full})")
+        text = f"call {full} {callee}({source}, {self.vec('i1')} {mask}, {full} {filler})"
+        return self.here(text, f"{text} @{mem.epoch}")
+
+    def reverse(self, text: str, ty: str) -> str:
+        if text.startswith("splat") or text == "zeroinitializer":
+            return text
+        order = ", ".join(f"i32 {k}" for k in reversed(range(self.lanes)))
+        return self.op(f"shufflevector {self.vec(ty)} {text}, {self.vec(ty)} poison, <{self.lanes} x i32> <{order}>")
+
+    def _loaded(self, v: Val, d: DType) -> str:
+        if d is not bool_:
+            return v.text
+        return self.op(f"icmp ne {self.vec('i8', v.wide)} {v.text}, {'zeroinitializer' if v.wide else 0}")
+
+    def _stored(self, v: Val, d: DType) -> str:
+        if d is not bool_:
+            return v.text
+        if v.constant and not v.wide:
+            return str(int(v.text == "true"))
+        return self.op(f"zext {self.vec('i1', v.wide)} {v.text} to {self.vec('i8', v.wide)}")
+
+    def _arithmetic(self, x: Expr, args: Sequence[Val]) -> Val:
+        d = x.dtype
+        wide, (a, b) = self.together(args, [d, d])
+        return Val(self.op(f"{ARITHMETIC[x.op][d.floating]} {self.vec(register_type(d), wide)} {a}, {b}"), wide)
+
+    def _neg(self, x: Expr, args: Sequence[Val]) -> Val:
+        (v,), ty = args, register_type(x.dtype)
+        if x.dtype.floating:
+            return Val(self.op(f"fneg {self.vec(ty, v.wide)} {v.text}"), v.wide)
+        return Val(self.op(f"sub {self.vec(ty, v.wide)} {self._number(0, ty, v.wide)}, {v.text}"), v.wide)
+
+    def _abs(self, x: Expr, args: Sequence[Val]) -> Val:
+        (v,), d = args, x.dtype
+        ty = self.vec(register_type(d), v.wide)
+        if d.kind == "u":
+            return v
+        if d.floating:
+            return Val(self.intrinsic("fabs", ty, f"{ty} {v.text}"), v.wide)
+        low = self._neg(x, args)
+        neg = self.op(f"icmp slt {ty} {v.text}, {self._number(0, register_type(d), v.wide)}")
+        return Val(self.op(f"select {self.vec('i1', v.wide)} {neg}, {ty} {low.text}, {ty} {v.text}"), v.wide)
+
+    def _extreme(self, x: Expr, args: Sequence[Val]) -> Val:
+        d = x.dtype
+        wide, (a, b) = self.together(args, [d, d])
+        ty = self.vec(register_type(d), wide)
+        if d is bool_:
+            return Val(self.op(f"{'and' if x.op == 'min' else 'or'} {ty} {a}, {b}"), wide)
+        if d.integer:
+            name = ("s" if d.kind == "i" else "u") + x.op
+            return Val(self.intrinsic(name, ty, f"{ty} {a}", f"{ty} {b}"), wide)
+        if x.op in self.target.native:  # NaN from either side
+            return Val(self.intrinsic({"min": "minimum", "max": "maximum"}[x.op], ty, f"{ty} {a}", f"{ty} {b}"), wide)
+        first = self.op(f"fcmp {'olt' if x.op == 'min' else 'ogt'} {ty} {a}, {b}")
+        flags = self.vec("i1", wide)
+        best = self.op(f"select {flags} {first}, {ty} {a}, {ty} {b}")  # b where b is NaN, as the machine's min and max
+        nan = self.op(f"fcmp uno {ty} {a}, {a}")
+        return Val(self.op(f"select {flags} {nan}, {ty} {a}, {ty} {best}"), wide)
+
+    def _rounding(self, x: Expr, args: Sequence[Val]) -> Val:
+        (v,), ty = args, self.vec(register_type(x.dtype), args[0].wide)
+        return Val(self.intrinsic(x.op, ty, f"{ty} {v.text}"), v.wide)
+
+    def _copysign(self, x: Expr, args: Sequence[Val]) -> Val:
+        wide, texts = self.together(args, [x.dtype] * len(args))
+        ty = self.vec(register_type(x.dtype), wide)
+        return Val(self.intrinsic(x.op, ty, *[f"{ty} {t}" for t in texts]), wide)
+
+    def _ldexp(self, x: Expr, args: Sequence[Val]) -> Val:
+        wide, (a, n) = self.together(args, [x.dtype, i32])
+        ty, it = self.vec(register_type(x.dtype), wide), self.vec("i32", wide)
+        return Val(self.intrinsic("ldexp", ty, f"{ty} {a}", f"{it} {n}", overloads=[ty, it]), wide)
+
+    def _fmod(self, x: Expr, args: Sequence[Val]) -> Val:
+        wide, (a, b) = self.together(args, [x.dtype] * 2)
+        return Val(self.op(f"frem {self.vec(register_type(x.dtype), wide)} {a}, {b}"), wide)
+
+    def _bits(self, x: Expr, args: Sequence[Val]) -> Val:
+        wide, (a, b) = self.together(args, [x.dtype] * 2)
+        return Val(self.op(f"{x.op} {self.vec(register_type(x.dtype), wide)} {a}, {b}"), wide)
+
+    def _not(self, x: Expr, args: Sequence[Val]) -> Val:
+        (v,), ty = args, register_type(x.dtype)
+        ones = "true" if x.dtype is bool_ else "-1"
+        return Val(self.op(f"xor {self.vec(ty, v.wide)} {v.text}, {f'splat ({ty} {ones})' if v.wide else ones}"),
+                   v.wide)
+
+    def _shift(self, x: Expr, args: Sequence[Val]) -> Val:
+        d = x.dtype
+        wide, (a, n) = self.together(args, [d, d])
+        ty, flags = self.vec(register_type(d), wide), self.vec("i1", wide)
+        op = "shl" if x.op == "shl" else "ashr" if d.kind == "i" else "lshr"
+        amount = x.args[1]
+        if amount.op == "const" and 0 <= amount.attr < d.bits:
+            return Val(self.op(f"{op} {ty} {a}, {n}"), wide)
+        width = self._number(d.bits, register_type(d), wide)
+        inside = self.op(f"icmp ult {ty} {n}, {width}")
+        last = self._number(d.bits - 1 if op == "ashr" else 0, register_type(d), wide)
+        safe = self.op(f"select {flags} {inside}, {ty} {n}, {ty} {last}")
+        out = self.op(f"{op} {ty} {a}, {safe}")
+        if op == "ashr":
+            return Val(out, wide)
+        return Val(self.op(f"select {flags} {inside}, {ty} {out}, {ty} {self._number(0, register_type(d), wide)}"),
+                   wide)
+
+    def _compare(self, x: Expr, args: Sequence[Val]) -> Val:
+        short = self._compare_lanes(x)
+        if short is not None:
+            return short
+        d = x.args[0].dtype
+        wide, (a, b) = self.together(args, [d, d])
+        column = 2 if d.floating else 0 if d.kind == "i" else 1
+        kind = "fcmp" if d.floating else "icmp"
+        return Val(self.op(f"{kind} {COMPARE[x.op][column]} {self.vec(register_type(d), wide)} {a}, {b}"), wide)
+
+    def _compare_lanes(self, x: Expr) -> Val | None:
+        """Two indices that differ by the lane number compare as small integers: lane against a clamped bound."""
+        sizes = [a.attr if a.op in ("index", "const") else None for a in x.args]
+        if self.lanes == 1 or x.args[0].dtype is not i64 or sizes[0] is None or sizes[1] is None:
+            return None
+        gap = sizes[0] - sizes[1]
+        name = next((n for n in self.lane_base if isinstance(linear(gap, n), tuple) and linear(gap, n)[0] != 0), None)
+        if name is None:
+            return None
+        factor, rest = linear(gap, name)
+        if not isinstance(factor, int) or abs(factor) != 1 or self.varying(rest):
+            return None
+        # factor*lane + first  REL  0
+        with self.index_arithmetic():
+            first = self.add(self.size(rest), self.mul(factor, self.lane_base[name]))
+            bound = self.sub(0, first) if factor == 1 else first
+            if isinstance(bound, int):
+                small = str(max(-1, min(bound, self.lanes)))
+            else:
+                low = self.intrinsic("smax", "i64", f"i64 {bound}", "i64 -1")
+                high = self.intrinsic("smin", "i64", f"i64 {low}", f"i64 {self.lanes}")
+                small = self.op(f"trunc i64 {high} to i32")
+            relation = COMPARE[x.op if factor == 1 else MIRROR[x.op]][0]
+            text = f"icmp {relation} {self.vec('i32')} {self.iota('i32')}, {self.splat(Val(small), 'i32')}"
+            return Val(self.op(text), True)
+
+    def _select(self, x: Expr, args: Sequence[Val]) -> Val:
+        cond, ty = args[0], register_type(x.dtype)
+        if cond.constant and not cond.wide:
+            return args[1] if cond.text == "true" else args[2]
+        wide, (c, a, b) = self.together(args, [bool_, x.dtype, x.dtype])
+        if wide and not cond.wide:
+            c, flags = cond.text, "i1"
+        else:
+            flags = self.vec("i1", wide)
+        full = self.vec(ty, wide)
+        return Val(self.op(f"select {flags} {c}, {full} {a}, {full} {b}"), wide)
+
+    def _bitcast(self, x: Expr, args: Sequence[Val]) -> Val:
+        (v,) = args
+        a, b = register_type(x.args[0].dtype), register_type(x.dtype)
+        return v if a == b else Val(self.op(f"bitcast {self.vec(a, v.wide)} {v.text} to {self.vec(b, v.wide)}"), v.wide)
+
+
+def _half_value(bits: int, d: DType) -> float:
+    import numpy as np
+    if d.name == "f16":
+        return float(np.uint16(bits).view(np.float16))
+    return float(np.uint32(bits << 16).view(np.float32))
+
+
+def _float_bits(text: str) -> int:
+    """The f32 bits of a constant written as the hexadecimal double that LLVM wants."""
+    import numpy as np
+    return int(np.float32(np.uint64(int(text, 16)).view(np.float64)).view(np.uint32))
+
+
+_V = Values
+_TABLE: dict[str, Callable[[Values, Expr, Sequence[Val]], Val]] = {
+    "const": _V._const, "index": _V._index, "ref": _V._ref, "load": _V._load,
+    **dict.fromkeys(ARITHMETIC, _V._arithmetic), **dict.fromkeys(COMPARE, _V._compare),
+    "neg": _V._neg, "abs": _V._abs, "min": _V._extreme, "max": _V._extreme,
+    **dict.fromkeys(ROUNDING, _V._rounding), "copysign": _V._copysign, "fma": _V._copysign,
+    "ldexp": _V._ldexp, "fmod": _V._fmod, "idiv": divide, "imod": divide,
+    **dict.fromkeys(("and", "or", "xor"), _V._bits), "not": _V._not, "shl": _V._shift, "shr": _V._shift,
+    "select": _V._select, "cast": cast, "bitcast": _V._bitcast,
+}
+_PLAIN = frozenset(("const", "index", "ref", "load", "select", "cast", "bitcast"))  # 16-bit floats as they are

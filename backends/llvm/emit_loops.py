@@ -1,0 +1,452 @@
+"""Loops: in order, unrolled, shared by threads, as lanes of vectors, over blocks and threads of a GPU.
+
+Here: what each kind of loop becomes.  Not here: the other statements (emit.py), instructions (emit_expr.py).
+Read next: emit.py.
+
+A vector loop runs whole vectors, then one masked vector for what is left; where the body is large, every vector runs
+under a mask so that the body is written once.  A body that cannot run as lanes runs element by element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from flowc.backends.llvm.emit_code import Val
+from flowc.backends.llvm.emit_expr import Values
+from flowc.diag import UnsupportedError
+from flowc.dims import DimLike, prod, symbols
+from flowc.kernel import Acc, Alloc, Barrier, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk
+
+UNROLL = 8          # whole vectors of a static extent written one after the other, at most
+UNROLL_SETS = 64    # the same where the loop walks registers, which must have constant indices
+LARGE = 600         # instructions of a body that is not written twice
+
+
+def nest_of(loop: Loop, kind: str) -> tuple[list[Loop], tuple[Stmt, ...]]:
+    """Directly nested loops of one kind that form one index space, outermost first, and the innermost body."""
+    loops = [loop]
+    while len(loops[-1].body) == 1:
+        inner = loops[-1].body[0]
+        if not isinstance(inner, Loop) or inner.kind != kind or symbols(inner.extent) & {v.var for v in loops}:
+            break
+        loops.append(inner)
+    return loops, loops[-1].body
+
+
+def written(stmts: Iterable[Stmt]) -> set[str]:
+    """Buffers and registers that the statements change."""
+    out: set[str] = set()
+    for s in walk(stmts):
+        if isinstance(s, Store):
+            out.add(s.buffer)
+        elif isinstance(s, (Set, Acc)):
+            out.add(s.name)
+    return out
+
+
+def expression_names(e: Expr) -> set[str]:
+    """Sizes and bindings an expression mentions."""
+    out: set[str] = set()
+    seen: set[int] = set()
+    stack = [e]
+    while stack:
+        x = stack.pop()
+        if id(x) in seen:
+            continue
+        seen.add(id(x))
+        if x.op == "index":
+            out |= symbols(x.attr)
+        elif x.op == "load":
+            out |= symbols(x.attr[1])
+        elif x.op == "ref":
+            out.add(x.attr[0])
+            for d in x.attr[1]:
+                out |= symbols(d)
+        stack.extend(x.args)
+    return out
+
+
+def body_size(stmts: Iterable[Stmt]) -> int:
+    """Instructions of a body as written once, functions counted by what they become."""
+    heavy, n, seen = 25, 0, set()
+    for s in walk(stmts):
+        stack = list(expressions(s))
+        while stack:
+            x = stack.pop()
+            if id(x) in seen:
+                continue
+            seen.add(id(x))
+            n += heavy if x.op in _FUNCTIONS else 1
+            stack.extend(x.args)
+    return n
+
+
+_FUNCTIONS = frozenset(("exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos atan asinh acosh "
+                        "atanh erf erfc cbrt pow atan2 fmod").split())
+
+
+def threads_of(kernel: Kernel) -> int:
+    """Threads per block of a kernel: the largest space of its thread loops; 1 without any."""
+    best = 1
+    for s in walk(kernel.body):
+        if isinstance(s, Loop) and s.kind == "thread":
+            best = max(best, thread_space(s))
+    return best
+
+
+def thread_space(loop: Loop) -> int:
+    size = prod(v.extent for v in nest_of(loop, "thread")[0])
+    if not isinstance(size, int):
+        raise UnsupportedError("C122", f"a loop over threads needs a static extent, not {size}",
+                               cure="cut the loop into blocks of a fixed size")
+    return size
+
+
+def blocks_of(kernel: Kernel) -> DimLike:
+    """Iterations of the outermost block loops: how many blocks are worth launching.  Fewer also work."""
+    for s in walk(kernel.body):
+        if isinstance(s, Loop) and s.kind == "block":
+            return prod(v.extent for v in nest_of(s, "block")[0])
+    return 1
+
+
+@dataclass
+class Lanes:
+    """What the lanes of one vector hold, to be put back when they are done."""
+
+    count: int
+    base: dict[str, str | int]
+    env: dict[str, Val]
+    mask: str | None
+
+
+class Loops(Values):
+    """Emits loops; ``run(stmts)`` and the registers of the kernel come from the layer above."""
+
+    chunked: Loop | None = None      # the parallel nest that the caller's chunk arguments share out
+    threads: int = 1                 # threads per block
+
+    def run(self, stmts: Sequence[Stmt]) -> None:
+        raise TypeError("abstract")
+
+    def indexes_registers(self, loop: Loop) -> bool:
+        """Does the loop's variable index registers?"""
+        return any(loop.var in symbols(d) for s in walk(loop.body) for d in self._register_indices(s))
+
+    def _register_indices(self, s: Stmt) -> Iterable[DimLike]:
+        if isinstance(s, Set):
+            yield from s.index
+        seen: set[int] = set()
+        stack = list(expressions(s))
+        while stack:
+            x = stack.pop()
+            if id(x) in seen:
+                continue
+            seen.add(id(x))
+            if x.op == "ref":
+                yield from x.attr[1]
+            stack.extend(x.args)
+
+    # -- dispatch
+
+    def run_loop(self, s: Loop) -> None:
+        if s is self.chunked:
+            self._parallel(s)
+        elif s.kind == "vector":
+            self._vector(s)
+        elif s.kind == "unroll":
+            self._unrolled(s)
+        elif s.kind == "block" and self.target.grid is not None:
+            self._blocks(s)
+        elif s.kind == "thread" and self.target.grid is not None:
+            self._threads(s)
+        else:
+            self._sequential(s)
+
+    def enter(self, stmts: Sequence[Stmt]) -> None:
+        """Before a loop body: what it writes is no longer known from before."""
+        for name in written(stmts):
+            if name in self.mems:
+                self.mems[name].epoch += 1
+
+    def bind(self, var: str, value: str | int, extent: DimLike) -> None:
+        self.env[var] = Val(str(value))
+        self.ranges[var] = (0, extent - 1)
+
+    def _sequential(self, s: Loop) -> None:
+        extent = self.size(s.extent)
+        if isinstance(extent, int) and extent <= 0:
+            return
+        self.enter(s.body)
+        with self.loop(0, extent) as i:
+            self.bind(s.var, i, s.extent)
+            self.run(s.body)
+        self.enter(s.body)
+
+    def _unrolled(self, s: Loop) -> None:
+        if not isinstance(s.extent, int):
+            raise UnsupportedError("C123", f"a loop of kind unroll needs a static extent, not {s.extent}",
+                                   cure="use a loop of kind seq")
+        for k in range(s.extent):
+            self.bind(s.var, k, s.extent)
+            self.run(s.body)
+
+    # -- shared by threads of the CPU
+
+    def _parallel(self, s: Loop) -> None:
+        """Iterations total*chunk/nchunks .. total*(chunk+1)/nchunks of the nest's single space."""
+        loops, body = nest_of(s, "parallel")
+        extents = [self.size(v.extent) for v in loops]
+        total: str | int = 1
+        for e in extents:
+            total = self.mul(total, e)
+        lo = self.op(f"udiv i64 {self.op(f'mul i64 %chunk, {total}')}, %nchunks")
+        last = self.op("add i64 %chunk, 1")
+        hi = self.op(f"udiv i64 {self.op(f'mul i64 {last}, {total}')}, %nchunks")
+        with self.branch(self.op(f"icmp slt i64 {lo}, {hi}")):
+            self.enter(body)
+            self._walk(loops, extents, body, lo, hi)
+
+    def _walk(self, loops: Sequence[Loop], extents: Sequence[str | int], body: Sequence[Stmt], lo: str, hi: str
+              ) -> None:
+        """Iterations lo .. hi - 1 of a nest: the variables count like an odometer."""
+        first = self._decode(lo, extents)
+        scope = self.begin_scope(False)
+        before, head, done = self.block, self.label("body"), self.label("done")
+        self.br(head)
+        self.begin(head)
+        at, lines = len(self.lines), self.lines
+        names = [self.fresh("i") for _ in loops]
+        for _ in range(len(loops) + 1):
+            self.raw("")
+        count = self.fresh("n")
+        self.scopes.append(scope)
+        for name in (*names, count):
+            self.level[name] = len(self.scopes) - 1
+        for v, name in zip(loops, names, strict=True):
+            self.bind(v.var, name, v.extent)
+        self.run(body)
+        following = self._count_up(names, extents)
+        after = self.fresh("n")
+        self.raw(f"{after} = add nsw i64 {count}, 1")
+        again = self.fresh("c")
+        self.raw(f"{again} = icmp slt i64 {after}, {hi}")
+        for k, (name, start, step) in enumerate(zip((count, *names), (lo, *first), (after, *following), strict=True)):
+            lines[at + k] = f"  {name} = phi i64 [ {start}, %{before} ], [ {step}, %{self.block} ]"
+        self.cond_br(again, head, done)
+        self.scopes.pop()
+        self.begin(done)
+
+    def _decode(self, at: str, extents: Sequence[str | int]) -> list[str]:
+        """The variables of a nest at a position of its space; every extent is positive here."""
+        out: list[str] = []
+        for e in reversed(extents[1:]):
+            if e == 1:
+                out.append("0")
+                continue
+            out.append(self.here(f"urem i64 {at}, {e}"))
+            at = self.here(f"udiv i64 {at}, {e}")
+        return [at, *reversed(out)]
+
+    def _count_up(self, names: Sequence[str], extents: Sequence[str | int]) -> list[str]:
+        out: list[str] = []
+        carry = "1"
+        for k in range(len(names) - 1, -1, -1):
+            step = self.here(f"add i64 {names[k]}, {carry}")
+            if k:
+                full = self.here(f"icmp eq i64 {step}, {extents[k]}")
+                carry = self.here(f"zext i1 {full} to i64")
+                step = self.here(f"select i1 {full}, i64 0, i64 {step}")
+            out.append(step)
+        return list(reversed(out))
+
+    # -- lanes
+
+    def _vector(self, s: Loop) -> None:
+        width, extent = 1 << max(0, s.width.bit_length() - 1), s.extent
+        if isinstance(extent, int):
+            while width > 1 and width // 2 >= extent:
+                width //= 2
+        if not self.target.vectors or width == 1 or self.lanes > 1 or not self.as_lanes(s):
+            self._element_wise(s)
+        elif isinstance(extent, int):
+            self._static_vectors(s, extent, width)
+        else:
+            self._dynamic_vectors(s, width)
+
+    def _element_wise(self, s: Loop) -> None:
+        if isinstance(s.extent, int) and s.extent <= UNROLL_SETS and self.indexes_registers(s):
+            self._unrolled(s)
+        else:
+            self._sequential(s)
+
+    def _static_vectors(self, s: Loop, extent: int, width: int) -> None:
+        full, rest = divmod(extent, width)
+        if full <= (UNROLL_SETS if self.indexes_registers(s) else UNROLL):
+            for k in range(full):
+                self.as_vector(s, width, k * width, None)
+        else:
+            self._vector_loop(s, width, 0, full * width, sure=True)
+        if rest:
+            mask = f"<{', '.join(f'i1 {int(k < rest)}' for k in range(width))}>"
+            self.as_vector(s, width, full * width, mask)
+
+    def _vector_loop(self, s: Loop, width: int, lo: str | int, hi: str | int, sure: bool = False) -> None:
+        self.enter(s.body)
+        with self.loop(lo, hi, width, sure=sure) as base:
+            self.as_vector(s, width, base, None)
+        self.enter(s.body)
+
+    def _dynamic_vectors(self, s: Loop, width: int) -> None:
+        n = self.size(s.extent)
+        if body_size(s.body) > LARGE:
+            self.enter(s.body)
+            with self.loop(0, n, width) as base:
+                self.as_vector(s, width, base, self.left_mask(self.sub(n, base), width))
+            self.enter(s.body)
+            return
+        with self.index_arithmetic():
+            end = self.op(f"and i64 {n}, {-width}")
+            left = self.sub(n, end)
+        self._vector_loop(s, width, 0, end)
+        with self.branch(self.op(f"icmp sgt i64 {left}, 0")):
+            self.as_vector(s, width, end, self.left_mask(left, width))
+
+    def left_mask(self, left: str | int, width: int) -> str:
+        """The first ``left`` of ``width`` lanes; all of them if ``left`` is larger."""
+        self.lanes = width
+        low = self.intrinsic("smin", "i64", f"i64 {left}", f"i64 {width}")
+        small = self.op(f"trunc i64 {low} to i32")
+        mask = self.op(f"icmp slt {self.vec('i32')} {self.iota('i32')}, {self.splat(Val(small), 'i32')}")
+        self.lanes = 1
+        return mask
+
+    def as_vector(self, s: Loop, width: int, base: str | int, mask: str | None) -> None:
+        """The body for ``width`` neighbouring iterations from ``base``, a multiple of ``width``."""
+        saved = Lanes(self.lanes, self.lane_base, dict(self.env), self.mask)
+        self.lanes, self.lane_base, self.mask = width, {s.var: base}, mask
+        self.ranges[s.var] = (0, s.extent - 1)
+        self.ranges[f"{s.var}.step"] = (0, (s.extent - 1) // width)
+        self.run(s.body)
+        self.lanes, self.lane_base, self.env, self.mask = saved.count, saved.base, saved.env, saved.mask
+
+    def as_lanes(self, s: Loop) -> bool:
+        """Can the body run as lanes?  No loop in it may run differently in two lanes, and what is private to a lane
+        must lie at the same place in every lane."""
+        varying, private = {s.var}, set()
+        for x in walk(s.body):
+            if isinstance(x, (Fold, Alloc, Barrier)):
+                return False
+            if isinstance(x, Let):
+                if expression_names(x.value) & (varying | private):
+                    varying.add(x.name)
+            elif isinstance(x, Acc):
+                private.add(x.name)
+            elif isinstance(x, Loop):
+                if symbols(x.extent) & varying:
+                    return False
+        return not any(isinstance(x, Set) and self._sets_apart(s, x, private, varying)
+                       or self._reads_apart(x, private, varying) for x in walk(s.body))
+
+    def _sets_apart(self, loop: Loop, s: Set, private: set[str], varying: set[str]) -> bool:
+        """Private registers must be written at one place, shared ones at a place of the lane's own."""
+        names = {n for d in s.index for n in symbols(d)}
+        return bool(names & varying) if s.name in private else loop.var not in names
+
+    def _reads_apart(self, s: Stmt, private: set[str], varying: set[str]) -> bool:
+        stack, seen = list(expressions(s)), set()
+        while stack:
+            e = stack.pop()
+            if id(e) in seen:
+                continue
+            seen.add(id(e))
+            if e.op == "ref" and e.attr[0] in private and any(symbols(d) & varying for d in e.attr[1]):
+                return True
+            stack.extend(e.args)
+        return False
+
+    # -- GPU
+
+    def _special(self, name: str) -> str:
+        """A special register as i64."""
+        return self.op(f"zext i32 {self.intrinsic(name, 'i32', overloads=())} to i64")
+
+    def _blocks(self, s: Loop) -> None:
+        """Blocks take iterations in turn, so that any number of blocks does the work."""
+        grid = self.target.grid
+        assert grid is not None
+        loops, body = nest_of(s, "block")
+        extents = [self.size(v.extent) for v in loops]
+        total: str | int = 1
+        for e in extents:
+            total = self.mul(total, e)
+        self.enter(body)
+        with self.loop(self._special(grid.block), total, self._special(grid.blocks)) as at:
+            for v, x in zip(loops, self._decode(at, extents), strict=True):
+                self.bind(v.var, x, v.extent)
+            self.run(body)
+            if any(isinstance(x, Alloc) and x.space == "shared" for x in walk(body)):
+                self.barrier()  # nobody writes the next iteration's values while others still read these
+        self.enter(body)
+
+    def _threads(self, s: Loop) -> None:
+        grid = self.target.grid
+        assert grid is not None
+        loops, body = nest_of(s, "thread")
+        count = thread_space(s)
+        tid = self._special(grid.thread)
+        self.enter(body)
+
+        def run() -> None:
+            for v, x in zip(loops, self._decode(tid, [v.extent for v in loops]), strict=True):  # type: ignore[misc]
+                self.bind(v.var, x, v.extent)
+            self.run(body)
+
+        if count == self.threads:
+            run()
+        else:
+            if any(isinstance(x, Barrier) for x in walk(body)):
+                raise UnsupportedError("C124", f"a barrier inside a loop over {count} of {self.threads} threads",
+                                       cure="give every loop over threads the same extent")
+            with self.branch(self.op(f"icmp ult i64 {tid}, {count}")):
+                run()
+        self.enter(body)
+
+    def barrier(self) -> None:
+        grid = self.target.grid
+        if grid is None:
+            raise UnsupportedError("C125", f"{self.target.name} has no barrier between threads of a block",
+                                   cure="lower the graph for this target")
+        self.intrinsic(grid.barrier, "void", *grid.barrier_args, overloads=(), effect=True)
+        for mem in self.mems.values():
+            mem.epoch += 1
+
+    def branch_if(self, s: If) -> None:
+        """A condition: a jump where it is the same for all lanes, else masks."""
+        self.memo = {}
+        cond = self.value(s.cond)
+        if cond.constant and not cond.wide:
+            self.run(s.then if cond.text == "true" else s.other)
+            return
+        if not cond.wide:
+            self._guarded(cond.text, s.then, self.mask)
+            if s.other:
+                self._guarded(self.op(f"xor i1 {cond.text}, true"), s.other, self.mask)
+            return
+        self._masked_block(cond.text, s.then)
+        if s.other:
+            flipped = self.op(f"xor {self.vec('i1')} {cond.text}, splat (i1 true)")
+            self._masked_block(flipped, s.other)
+
+    def _masked_block(self, cond: str, stmts: Sequence[Stmt]) -> None:
+        mask = self.both_masks(cond)
+        self._guarded(self.any_lane(Val(mask, True)), stmts, mask)
+
+    def _guarded(self, flag: str, stmts: Sequence[Stmt], mask: str | None) -> None:
+        saved, env = self.mask, dict(self.env)
+        with self.branch(flag):
+            self.mask = mask
+            self.run(stmts)
+            self.mask = saved
+        self.env = env

@@ -1,0 +1,323 @@
+"""The only door to llvmlite: LLVM IR text in, loaded machine code or PTX out.
+
+Here: what this machine is, the pass pipeline, object code and its cache, loading and unloading.
+Not here: what is compiled (emit.py, entry.py, pool.py, callpath.py), where objects are kept (flowc/cache.py).
+Read next: entry.py.
+
+Compiling always goes through object bytes: the bytes that run are the bytes that a store keeps.  Each module gets an
+LLVM context of its own, so that nothing of it outlives the compile.  llvmlite serialises every call; one lock here
+does the same for whole compiles, which also makes two threads asking for one key compile it once.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import os
+import re
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from flowc.diag import FlowcError, UnsupportedError
+
+if TYPE_CHECKING:
+    import llvmlite.binding as llvm
+
+OPT_LEVEL = 2         # code generator level; level 0 makes kernels more than twice as slow
+FORMAT = 1            # part of every key: raise it when the meaning of cached objects changes
+RECYCLE = 256         # libraries per JIT session; a session's table of names is freed with the session only
+PASSES = ("sroa", "instruction_combine", "simplify_cfg", "new_gvn", "aggressive_dce")
+
+_LOCK = threading.RLock()
+_LIVE: weakref.WeakValueDictionary[str, Code] = weakref.WeakValueDictionary()
+_DEFINED = re.compile(r"^define (?!internal |private )[^@\n]*@(?:\"([^\"\n]+)\"|([-\w.$]+))\(", re.M)
+_DECLARED = re.compile(r"^declare [^@\n]*@(?:\"([^\"\n]+)\"|([-\w.$]+))\(", re.M)
+_GLOBAL = re.compile(r"^@(?:\"([^\"\n]+)\"|([-\w.$]+)) = (?!internal |private |external )[^\n]*\b(?:global|constant) ",
+                     re.M)
+
+
+class Store(Protocol):
+    """Where object code may be kept between processes.  Neither method raises."""
+
+    def get(self, key: str) -> bytes | None: ...
+
+    def put(self, key: str, data: bytes) -> None: ...
+
+
+@functools.cache
+def _llvm() -> Any:
+    """llvmlite's binding, loaded when the first code is compiled or loaded."""
+    import llvmlite.binding as llvm
+    with _LOCK:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+    if hasattr(os, "register_at_fork"):
+        # a child must not inherit a lock that another thread of the parent held
+        os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+    return llvm
+
+
+@functools.cache
+def host() -> Host:
+    """This machine."""
+    llvm = _llvm()
+    triple, cpu = llvm.get_process_triple(), llvm.get_host_cpu_name()
+    try:
+        table = llvm.get_host_cpu_features()
+        features = table.flatten(sort=True)
+        has = {name for name, on in table.items() if on}
+    except RuntimeError:  # LLVM cannot tell on this machine: the cpu name stands for itself
+        features, has = "", set()
+    bits = 512 if "avx512f" in has else 256 if "avx" in has else 128
+    return Host(triple, cpu, features, bits)
+
+
+@functools.cache
+def _machine() -> llvm.TargetMachine:
+    triple, cpu, features, _ = host()
+    target = _llvm().Target.from_triple(triple)
+    # small + pic: constants are read relative to the instruction pointer, and the object loads anywhere
+    return target.create_target_machine(cpu=cpu, features=features, opt=OPT_LEVEL, reloc="pic", codemodel="small",
+                                        jit=True)
+
+
+def llvm_version() -> str:
+    return ".".join(map(str, _llvm().llvm_version_info))
+
+
+class _Session:
+    """JIT sessions, renewed now and then.  A session never forgets the names of its libraries; replacing it keeps
+    memory flat.  A dropped session lives on inside LLVM for as long as code of it is loaded."""
+
+    def __init__(self) -> None:
+        self._jit: Any = None
+        self._names = itertools.count()
+        self._left = 0
+
+    def link(self, builder: llvm.JITLibraryBuilder) -> Any:
+        if not self._left:
+            self._jit = _llvm().create_lljit_compiler(_machine(), use_jit_link=sys.platform != "win32",
+                                                       suppress_errors=True)
+            self._left = RECYCLE
+        self._left -= 1
+        return builder.link(self._jit, f"flowc{next(self._names)}")
+
+
+_SESSION = _Session()
+
+
+class Host(NamedTuple):
+    """A machine as the code generator sees it; ``vector_bits``: width of its widest vector registers."""
+
+    triple: str
+    cpu: str
+    features: str
+    vector_bits: int
+
+
+class Code:
+    """Loaded machine code.  It stays loaded until the last reference to this object goes: whoever keeps an address
+    keeps the Code."""
+
+    def __init__(self, ir: str, key: str, obj: bytes, imports: Mapping[str, int], keep: Sequence[Any] = ()):
+        self.ir, self.key = ir, key
+        self._keep = tuple(keep)  # code that the imports point into
+        self._asm: str | None = None
+        builder = _llvm().JITLibraryBuilder().add_object_img(obj).add_current_process()
+        for name in exported(ir):
+            builder.export_symbol(name)
+        for name, address in imports.items():
+            builder.import_symbol(name, address)
+        try:
+            self._library = _SESSION.link(builder)
+        except RuntimeError as e:
+            missing = [n for n in foreign(ir) if n not in imports and not _llvm().address_of_symbol(n)]
+            raise FlowcError("C103", f"the compiled code cannot be loaded: {e}",
+                             notes=[f"nobody defines {', '.join(missing)}"] if missing else (),
+                             cure="this is an error of flowc; report it with FLOWC_DUMP_DIR's files") from None
+
+    def address(self, symbol: str) -> int:
+        """The address of an exported function or global; KeyError if there is none."""
+        return int(self._library[symbol])
+
+    @property
+    def asm(self) -> str:
+        """Assembly text, made when asked for."""
+        if self._asm is None:
+            self._asm = _translate(self.ir, _machine, _assembly)
+        return self._asm
+
+    @property
+    def optimised(self) -> str:
+        """The LLVM IR after the pass pipeline."""
+        return _translate(self.ir, _machine, _text)
+
+
+# what is taken out of an optimised module
+
+def _object(module: Any, machine: Any) -> bytes:
+    return machine.emit_object(module)
+
+
+def _assembly(module: Any, machine: Any) -> str:
+    return machine.emit_assembly(module)
+
+
+def _text(module: Any, machine: Any) -> str:
+    return str(module)
+
+
+def exported(ir_text: str) -> list[str]:
+    """Names of the functions and globals that ``ir_text`` defines for others."""
+    found = _DEFINED.findall(ir_text) + _GLOBAL.findall(ir_text)
+    return [quoted or plain for quoted, plain in found]
+
+
+def foreign(ir_text: str) -> list[str]:
+    """Names of the functions that ``ir_text`` wants from others; LLVM's own operations are not among them."""
+    names = [quoted or plain for quoted, plain in _DECLARED.findall(ir_text)]
+    return [n for n in names if not n.startswith("llvm.")]
+
+
+def object_key(ir_text: str, extra: Sequence[object] = ()) -> str:
+    """The key of compiled code: everything that the object bytes depend on."""
+    flowc_version = getattr(sys.modules.get("flowc"), "__version__", "")
+    parts = (FORMAT, flowc_version, llvm_version(), *host()[:3], OPT_LEVEL, "pic small", *PASSES, *extra, ir_text)
+    digest = hashlib.sha256()
+    for part in parts:
+        data = str(part).encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def content_name(ir_text: str, stand_in: str) -> tuple[str, str]:
+    """The text with the symbol ``stand_in`` renamed after the content, and that name: equal code gets equal names, in
+    every program."""
+    name = "k_" + hashlib.sha256(ir_text.encode()).hexdigest()[:24]
+    return ir_text.replace(stand_in, name), name
+
+
+def _optimise(module: Any, machine: Any) -> None:
+    llvm = _llvm()
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    builder, manager = llvm.create_pass_builder(machine, options), llvm.create_new_module_pass_manager()
+    for name in PASSES:
+        getattr(manager, f"add_{name}_pass")()
+    manager.run(module, builder)
+
+
+def _translate(ir_text: str, machine: Callable[[], Any], take: Callable[[Any, Any], Any]) -> Any:
+    """Parse, verify, optimise and hand the module to ``take``."""
+    with _LOCK:
+        llvm, tm = _llvm(), machine()
+        context = llvm.create_context()
+        try:
+            module = llvm.parse_assembly(ir_text, context=context)
+        except RuntimeError as e:
+            raise FlowcError("C101", f"LLVM does not accept the generated code: {e}", notes=_excerpt(ir_text, str(e)),
+                             cure="this is an error of flowc; report it with FLOWC_DUMP_DIR's files") from None
+        with module:
+            module.triple, module.data_layout = tm.triple, str(tm.target_data)
+            try:
+                module.verify()
+                _optimise(module, tm)
+                return take(module, tm)
+            except RuntimeError as e:
+                raise FlowcError("C102", f"LLVM cannot compile the generated code: {e}",
+                                 cure="this is an error of flowc; report it with FLOWC_DUMP_DIR's files") from None
+
+
+def _excerpt(ir_text: str, message: str) -> list[str]:
+    """The line of the text that a parser message ``<string>:LINE:COL: ...`` points at."""
+    m = re.search(r":(\d+):\d+:", message)
+    lines = ir_text.splitlines()
+    if m is None or not 1 <= int(m[1]) <= len(lines):
+        return []
+    return [f"line {m[1]}: {lines[int(m[1]) - 1].strip()}"]
+
+
+def compile_module(ir_text: str, *, store: Store | None = None, key_extra: Sequence[object] = (),
+                   imports: Mapping[str, int] | None = None, keep: Sequence[Any] = ()) -> Code:
+    """Machine code of a module for this machine.
+
+    store: asked for the object first and given it when new.  key_extra: more for the key, in text form.
+    imports: addresses of symbols that the module declares and others define; they are no part of the object.
+    keep: what must live as long as the code, such as the Code behind ``imports``.
+    Symbols of the process itself (libc) resolve by themselves.  One text compiled twice is loaded once while the
+    first is in use.  Raises FlowcError C101 (not LLVM IR), C102 (not compilable), C103 (a symbol nobody defines).
+    """
+    key = object_key(ir_text, key_extra)
+    live = key + repr(sorted(imports.items())) if imports else key
+    with _LOCK:
+        code = _LIVE.get(live)
+        if code is None:
+            obj = store.get(key) if store is not None else None
+            code = _load(ir_text, key, obj, imports or {}, keep) if obj else None
+        if code is None:
+            obj = _translate(ir_text, _machine, _object)
+            code = Code(ir_text, key, obj, imports or {}, keep)
+            if store is not None:
+                store.put(key, obj)
+        _LIVE[live] = code
+        return code
+
+
+def _load(ir_text: str, key: str, obj: bytes, imports: Mapping[str, int], keep: Sequence[Any]) -> Code | None:
+    """Code of a stored object; None if LLVM refuses it, which then is compiled anew."""
+    try:
+        return Code(ir_text, key, obj, imports, keep)
+    except FlowcError:
+        return None
+
+
+# ---- PTX ------------------------------------------------------------------------------------------------------------
+
+# What NVPTX selects.  On any other intrinsic LLVM ends the process, so the list says what is let through.
+_PTX_SAFE = re.compile(
+    r"llvm\.(?:nvvm\.[\w.]+|(?:fma|fabs|sqrt|floor|ceil|trunc|rint|nearbyint|round|roundeven|copysign|minnum|maxnum|"
+    r"minimum|maximum)\.(?:v\d+)?(?:f16|bf16|f32|f64)|exp2\.f32|(?:smin|smax|umin|umax|abs|ctpop|ctlz|cttz|bswap|"
+    r"bitreverse|fshl|fshr|sadd\.sat|ssub\.sat|uadd\.sat|usub\.sat|[su](?:add|sub|mul)\.with\.overflow)\.(?:v\d+)?i\d+|"
+    r"fpto[su]i\.sat\.(?:v\d+)?i\d+\.(?:v\d+)?b?f\d+|lifetime\.(?:start|end)[.\w]*|assume|trap|expect\.i\d+|"
+    r"mem(?:cpy|set)\.[\w.]+|is\.fpclass\.f\d+)$")
+_ARCH = re.compile(r"sm_\d{2,3}[af]?$")
+
+
+def compile_ptx(ir_text: str, arch: str, ptx: int | None = None) -> str:
+    """PTX text of a module for ``arch`` such as ``sm_80``; ``ptx``: version of the PTX language times ten, by default
+    the oldest that knows the architecture.
+
+    Raises UnsupportedError C111 for an operation that PTX does not have, naming it, and FlowcError C112 for code that
+    would call a function outside the module.
+    """
+    if not _ARCH.match(arch):
+        raise FlowcError("C110", f"{arch!r} is not an NVIDIA architecture", cure="use a name such as sm_80")
+    names = [quoted or plain for quoted, plain in _DECLARED.findall(ir_text)]
+    unknown = [n for n in names if n.startswith("llvm.") and not _PTX_SAFE.match(n)]
+    outside = foreign(ir_text)
+    if unknown:
+        raise UnsupportedError("C111", f"PTX has no operation for {', '.join(unknown)}",
+                               cure="expand it into arithmetic before code generation")
+    if outside:
+        raise FlowcError("C112", f"device code calls functions outside its module: {', '.join(outside)}",
+                         cure="define them in the module")
+    text = _translate(ir_text, lambda: _ptx_machine(arch, ptx), _assembly)
+    stray = re.search(r"^\s*(?:\.extern\s+\.func.*|call(?:\.uni)?\b.*)$", text, re.M)
+    if stray is not None and ".extern .func" in text:  # a misspelt llvm.nvvm name parses as a plain function
+        raise FlowcError("C112", f"device code calls a function that nobody defines: {stray[0].strip()}",
+                         cure="check the spelling of the intrinsic")
+    return text
+
+
+@functools.cache
+def _ptx_machine(arch: str, ptx: int | None) -> llvm.TargetMachine:
+    llvm = _llvm()
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    target = llvm.Target.from_triple("nvptx64-nvidia-cuda")
+    return target.create_target_machine(cpu=arch, features=f"+ptx{ptx}" if ptx else "", opt=3)

@@ -1,0 +1,2 @@
+"""placeholder while the table grows"""
+EXPAND: dict = {}

@@ -1,0 +1,237 @@
+"""Runs programs: compile once, then arrays in, arrays out.
+
+Here: what an ``Executable`` is, argument and result handling that devices share, host calls, the interpreter as a
+device, the table of devices.  Not here: machine code (llvm/cpu.py), GPUs (cuda/runtime.py), memory kept between calls
+(buffers.py).  Read next: backends/llvm/cpu.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowc import op as ops
+from flowc.backends import buffers
+from flowc.diag import FlowcError, FlowcTypeError, FlowcValueError
+from flowc.dims import Dim, evaluate
+from flowc.plan import PlanBuffer, Program, Step
+from flowc.types import Type
+
+if TYPE_CHECKING:
+    from flowc.backends.llvm.callpath import CallSpec
+
+
+def normalise(array: Any, type: Type) -> np.ndarray:
+    """``array`` as compiled code wants it: C order, aligned, native byte order, of exactly ``type.dtype``.
+
+    Copies only where needed; the result is never written to.  FlowcTypeError C211 for another dtype or rank.
+    """
+    a = np.asarray(array)
+    want = type.dtype.numpy
+    if a.dtype != want:
+        if a.dtype.newbyteorder("=") != want:
+            raise FlowcTypeError("C211", f"an array of {a.dtype} was given where {type} is expected",
+                                 cure=f"convert it with .astype({want.name!r})")
+        a = a.astype(want)
+    if a.ndim != type.rank:
+        raise FlowcTypeError("C211", f"an array of shape {a.shape} was given where {type} is expected",
+                             cure=f"give an array with {type.rank} axes")
+    if not (a.flags.c_contiguous and a.flags.aligned):
+        a = np.array(a, order="C", copy=True, subok=False)
+    return a
+
+
+def bind_sizes(program: Program, arrays: Sequence[np.ndarray]) -> dict[str, int]:
+    """Values of the plan's symbols from the shapes of the arguments.  FlowcValueError C212 where shapes, ranges or
+    constraints disagree."""
+    plan, table = program.plan, program.plan.table()
+    sizes: dict[str, int] = {}
+    later: list[tuple[Any, int, str]] = []
+    for name, a in zip(plan.params, arrays, strict=True):
+        for axis, (d, n) in enumerate(zip(table[name].type.shape, a.shape, strict=True)):
+            atom = d.atom() if isinstance(d, Dim) else None
+            if isinstance(atom, str) and atom not in sizes:
+                sizes[atom] = n
+            else:
+                later.append((d, n, f"axis {axis} of argument {name}"))
+    for d, n, where in later:
+        if evaluate(d, sizes) != n:
+            raise FlowcValueError("C212", f"{where} has size {n}, not {d} = {evaluate(d, sizes)}",
+                                  cure="give arrays whose shapes fit each other")
+    check_sizes(program, sizes)
+    return sizes
+
+
+def check_sizes(program: Program, sizes: Mapping[str, int]) -> None:
+    """FlowcValueError C212 if the sizes break a range or a constraint of the plan."""
+    for symbol, (lo, hi) in program.plan.ranges:
+        if symbol not in sizes:
+            continue
+        n = sizes[symbol]
+        if n < evaluate(lo, sizes) or hi is not None and n > evaluate(hi, sizes):
+            raise FlowcValueError("C212", f"size {symbol} = {n} is outside {lo} .. {'' if hi is None else hi}",
+                                  cure="give arrays of other sizes or compile for these")
+    for a, b in program.plan.constraints:
+        if evaluate(a, sizes) != evaluate(b, sizes):
+            raise FlowcValueError("C212", f"sizes must satisfy {a} == {b}, but {evaluate(a, sizes)} != "
+                                  f"{evaluate(b, sizes)}", cure="give arrays of other sizes or compile for these")
+
+
+def concrete_type(t: Type, sizes: Mapping[str, int]) -> Type:
+    return Type(t.dtype, tuple(evaluate(d, sizes) for d in t.shape))
+
+
+def concrete(value: Any, sizes: Mapping[str, int]) -> Any:
+    """An attribute with every size replaced by its value."""
+    if isinstance(value, Dim):
+        return evaluate(value, sizes)
+    if isinstance(value, tuple):
+        return tuple(concrete(v, sizes) for v in value)
+    return concrete_type(value, sizes) if isinstance(value, Type) else value
+
+
+def run_host_step(step: Step, types: Mapping[str, Type], views: Mapping[str, np.ndarray],
+                  sizes: Mapping[str, int]) -> None:
+    """Call the NumPy meaning of a host step's op on the views of its inputs and copy the result into its output."""
+    op = ops.get(step.op)
+    *inputs, out = step.buffers
+    attrs = {k: concrete(v, sizes) for k, v in step.attrs.items()}
+    if "out_type" in inspect.signature(op.numpy).parameters:
+        attrs["out_type"] = concrete_type(types[out], sizes)
+    with np.errstate(all="ignore"):
+        result = op.numpy(*[views[b] for b in inputs], **attrs)
+    if np.shape(result) != views[out].shape:
+        raise FlowcError("C215", f"{op.name} gave shape {np.shape(result)} where its type says {views[out].shape}",
+                         cure="this is an error in the operation's record; report it")
+    np.copyto(views[out], result, casting="same_kind")
+
+
+class Executable(ABC):
+    """A compiled program.  ``run`` may be called from several threads at a time."""
+
+    def __init__(self, program: Program, device: str):
+        self.program, self.plan, self.device = program, program.plan, device
+        self.table: Mapping[str, PlanBuffer] = program.plan.table()
+        self.constants = {name: literal.array for name, literal in program.constants.items()}
+
+    @abstractmethod
+    def run(self, arrays: Sequence[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
+        """Results for ``arrays``, which are as :func:`normalise` leaves them, and values of the plan's symbols.
+        Results are fresh arrays.  ValueError for sizes that cannot exist, MemoryError if there is no memory."""
+
+    @abstractmethod
+    def run_step(self, step: Step, views: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> None:
+        """Run one step on arrays by buffer name; the step's last ``step.outputs`` buffers are written in place."""
+
+    def native_callable(self, spec: CallSpec, fallback: Callable[..., Any]) -> Callable[..., Any]:
+        """A callable for positional arguments as in ``spec`` that calls ``fallback`` for anything unusual; just
+        ``fallback`` where this device has no faster way."""
+        return fallback
+
+    def kernel_asm(self, name: str) -> str:
+        """Machine code text of one kernel."""
+        raise FlowcError("C213", f"programs on {self.device} have no machine code", cure="compile for the device cpu")
+
+    def llvm_ir(self) -> str:
+        """LLVM IR text of the whole program."""
+        raise FlowcError("C213", f"programs on {self.device} have no LLVM code", cure="compile for the device cpu")
+
+    # -- what several devices share
+
+    def new_outputs(self, sizes: Mapping[str, int]) -> list[np.ndarray | None]:
+        """A fresh array for every output that has a place of its own; None where an output is a param, a constant or
+        another output and will be a copy."""
+        out: list[np.ndarray | None] = []
+        for i, name in enumerate(self.plan.outputs):
+            b = self.table[name]
+            if b.place.kind == "output" and b.place.index == i:
+                t = concrete_type(b.type, sizes)
+                out.append(buffers.empty(t.shape, t.dtype.numpy))  # type: ignore[arg-type]
+            else:
+                out.append(None)
+        return out
+
+    def views(self, arrays: Sequence[np.ndarray], outputs: Sequence[np.ndarray | None], arena: np.ndarray,
+              sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """Every buffer of the plan as an array."""
+        out: dict[str, np.ndarray] = {}
+        for name, b in self.table.items():
+            kind, index = b.place.kind, b.place.index
+            if kind == "param":
+                out[name] = arrays[index]
+            elif kind == "output":
+                array = outputs[index]
+                assert array is not None
+                out[name] = array
+            elif kind == "constant":
+                out[name] = self.constants[name]
+            else:
+                out[name] = _arena_view(b, arena, sizes)
+        return out
+
+    def finish(self, arrays: Sequence[np.ndarray], outputs: list[np.ndarray | None], arena: np.ndarray,
+               sizes: Mapping[str, int]) -> list[np.ndarray]:
+        """The results, with copies made for outputs that have no place of their own."""
+        for i, name in enumerate(self.plan.outputs):
+            if outputs[i] is not None:
+                continue
+            b = self.table[name]
+            source = (arrays[b.place.index] if b.place.kind == "param" else
+                      outputs[b.place.index] if b.place.kind == "output" else
+                      self.constants[name] if b.place.kind == "constant" else _arena_view(b, arena, sizes))
+            assert source is not None
+            outputs[i] = buffers.copy_of(source)
+        return outputs  # type: ignore[return-value]
+
+
+def _arena_view(b: PlanBuffer, arena: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
+    t, start = concrete_type(b.type, sizes), evaluate(b.place.offset, sizes)
+    return np.ndarray(t.shape, t.dtype.numpy, buffer=arena, offset=start)  # type: ignore[arg-type]
+
+
+class InterpreterExecutable(Executable):
+    """A program run by the interpreter: slow, the reference for everything else."""
+
+    def __init__(self, program: Program):
+        super().__init__(program, "interpreter")
+
+    def run(self, arrays: Sequence[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
+        from flowc.backends.interp import run_program
+        for name in self.plan.outputs:
+            buffers.check_bytes(evaluate(self.table[name].type.nbytes, sizes))
+        return [np.array(r, order="C") for r in run_program(self.program, arrays, sizes)]
+
+    def run_step(self, step: Step, views: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> None:
+        if not step.kernel:
+            run_host_step(step, {n: b.type for n, b in self.table.items()}, views, sizes)
+            return
+        from flowc.backends.interp import run_kernel
+        kernel = self.program.kernels[step.kernel]
+        run_kernel(kernel, {p.name: views[b] for p, b in zip(kernel.params, step.buffers, strict=True)},
+                   {d: evaluate(v, sizes) for d, v in zip(kernel.dims, step.dims, strict=True)})
+
+
+# device -> the module whose ``compile_program(program, store)`` gives its Executable; loaded when first asked for
+DEVICES = {
+    "cpu": "flowc.backends.llvm.cpu",
+    "cuda": "flowc.backends.cuda.runtime",
+}
+
+
+def compile_program(program: Program, device: str = "cpu", store: Any = None) -> Executable:
+    """Compile for one of ``DEVICES``, or for ``interpreter``.
+
+    store: where compiled code is kept between processes, with ``get(key)`` and ``put(key, bytes)``, such as
+    flowc.cache.default_store(); None: nowhere.  FlowcValueError C214 for an unknown device.
+    """
+    if device == "interpreter":
+        return InterpreterExecutable(program)
+    if device not in DEVICES:
+        raise FlowcValueError("C214", f"there is no device {device!r}",
+                              cure=f"use one of {', '.join(DEVICES)}, interpreter")
+    return importlib.import_module(DEVICES[device]).compile_program(program, store)

@@ -1,0 +1,212 @@
+"""Running sums, products and linear recurrences along an axis; sorting.
+
+Here: cumsum, cumprod, linear_scan, sort, argsort.  Not here: reductions (reduce.py).  Read next: reduce.py.
+
+Running values are computed in order, so every element is the sum NumPy gives; 16-bit floats carry an f32 value and
+round each element once.  Work is split over the other axes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+
+from flowc.dims import DimLike, ceildiv, dmin, prod
+from flowc.graph import Node
+from flowc.kernel import LANES, Expr
+from flowc.op import General, HostCall, Op
+from flowc.ops.rules import (
+    EXACT,
+    add_up,
+    declare,
+    full,
+    in_f32,
+    linear_jvp,
+    n,
+    need_axis,
+    same,
+)
+from flowc.ops.samples import calls
+from flowc.types import BOOLS, NUMBERS, REALS, DType, Type, f32, i64
+
+WIDTH = 16  # lanes of the vector loops of this room and of indexing.py
+
+# ---- loops of General bodies ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def nest(k: Any, extents: Sequence[DimLike], kind: str = "seq") -> Iterator[tuple[DimLike, ...]]:
+    """Loops inside each other; yields their variables, outermost first."""
+    with ExitStack() as stack:
+        yield tuple([stack.enter_context(k.loop(e, kind)) for e in extents])
+
+
+@contextmanager
+def strips(k: Any, extent: DimLike) -> Iterator[tuple[DimLike, DimLike, int]]:
+    """A contiguous axis in parallel strips: yields first position, number of positions, and their static bound.
+    A short axis is one strip without a loop."""
+    if isinstance(extent, int) and extent <= LANES:
+        yield 0, extent, max(extent, 1)
+        return
+    with k.loop(ceildiv(extent, LANES), "parallel") as s:
+        yield s * LANES, dmin(LANES, extent - s * LANES), LANES
+
+
+# ---- running values -------------------------------------------------------------------------------------------------
+
+Step = Callable[..., Expr]
+
+
+def _wide(d: DType) -> DType:
+    return f32 if d.floating and d.bits == 16 else d
+
+
+def _body(first: Callable[[DType], Any], step: Step) -> Callable[..., None]:
+    """Loops of a running value: ``step(b, value, at_start, *elements)`` from ``first``.  Where the axis is not the
+    last, neighbours along the last axis run as lanes."""
+    def body(k: Any, ins: Sequence[str], out: str, types: tuple[Type, ...], attrs: dict) -> None:
+        t, b, axis = types[-1], k.b, attrs["axis"]
+        wide, operands = _wide(t.dtype), range(len(types) - 1)
+
+        def advance(acc: str, at: tuple, i: DimLike, *lane: DimLike) -> None:
+            xs = [b.cast(k.load(p, at), wide) for p in operands]
+            k.set(acc, step(b, k.get(acc, *lane), b.eq(b.index(i), 0), *xs), *lane)
+            k.store(at, b.cast(k.get(acc, *lane), t.dtype))
+
+        init = b.const(first(t.dtype), wide)
+        inner = axis < t.rank - 1
+        between = t.shape[axis + 1:-1] if inner else ()
+        with nest(k, (*t.shape[:axis], *between), "parallel") as outer:
+            lead, mid = outer[:axis], outer[axis:]
+            if not inner:
+                acc = k.acc(wide, init)
+                with k.loop(t.shape[axis]) as i:
+                    advance(acc, (*lead, i), i)
+                return
+            with strips(k, t.shape[-1]) as (start, count, room):
+                acc = k.acc(wide, init, (room,))
+                with k.loop(t.shape[axis]) as i, k.loop(count, "vector", width=WIDTH) as lane:
+                    advance(acc, (*lead, i, *mid, start + lane), i, lane)
+    return body
+
+
+def running(name: str, doc: str, *, numpy: Callable[..., Any], first: Callable[[DType], Any], step: Step,
+            vjp: Callable[..., tuple], jvp: Callable[..., Any], arity: int = 1) -> Op:
+    """An op along one axis whose element i comes from element i - 1 and the operands at i."""
+    def infer(*xs: Type, axis: int) -> Type:
+        t = same(*xs)
+        need_axis(axis, t.rank)
+        return t
+
+    shapes = ((5,), {"axis": 0}), ((3, 4), {"axis": 0}), ((3, 4), {"axis": 1}), ((2, 3, 4), {"axis": 0}), (
+        (3, 70), {"axis": 0}), ((0,), {"axis": 0}), ((2, 0), {"axis": 0})
+    return declare(name, doc, numpy=in_f32(numpy), infer=infer, lower=General(_body(first, step)), attrs=("axis",),
+                   arity=arity, dtypes=NUMBERS, ulp=EXACT, vjp=vjp, jvp=jvp,
+                   samples=calls(NUMBERS, *(((s,) * arity, a) for s, a in shapes), domain=(-2.0, 2.0)))
+
+
+def shifted(x: Node, axis: int, fill: float) -> Node:
+    """``x`` one step later along ``axis``: its first element is ``fill``, its last has left."""
+    low, stop = [0] * x.rank, tuple(x.shape)
+    low[axis] = 1
+    padded = n.pad(x, full(fill, x.dtype, ()), low=tuple(low), high=(0,) * x.rank)
+    return n.slice(padded, start=(0,) * x.rank, stop=stop, step=(1,) * x.rank)
+
+
+def other_products(x: Node, axis: int) -> Node:
+    """For every element the product of all others along ``axis``, without division: zeros are no special case."""
+    left = n.cumprod(shifted(x, axis, 1), axis=axis)
+    right = n.flip(n.cumprod(shifted(n.flip(x, axes=(axis,)), axis, 1), axis=axis), axes=(axis,))
+    return n.mul(left, right)
+
+
+def _backwards(a: Node, g: Node, axis: int) -> Node:
+    """The recurrence run from the end, ``h[i] = g[i] + a[i + 1] * h[i + 1]``: adjoint of the forward one."""
+    last_first = n.linear_scan(shifted(n.flip(a, axes=(axis,)), axis, 1), n.flip(g, axes=(axis,)), axis=axis)
+    return n.flip(last_first, axes=(axis,))
+
+
+def _cumsum_vjp(g: Node, y: Node, x: Node, axis: int) -> tuple:
+    return (n.flip(n.cumsum(n.flip(g, axes=(axis,)), axis=axis), axes=(axis,)),)
+
+
+def _cumprod_vjp(g: Node, y: Node, x: Node, axis: int) -> tuple:
+    return (n.mul(n.cumprod(shifted(x, axis, 1), axis=axis), _backwards(x, g, axis)),)
+
+
+def _cumprod_jvp(ts: tuple, y: Node, x: Node, axis: int) -> Node | None:
+    (t,) = ts
+    return None if t is None else n.linear_scan(x, n.mul(t, shifted(y, axis, 1)), axis=axis)
+
+
+def _recurrence_vjp(g: Node, y: Node, a: Node, x: Node, axis: int) -> tuple:
+    back = _backwards(a, g, axis)
+    return n.mul(back, shifted(y, axis, 0)), back
+
+
+def _recurrence_jvp(ts: tuple, y: Node, a: Node, x: Node, axis: int) -> Node | None:
+    t = add_up((None if ts[0] is None else n.mul(ts[0], shifted(y, axis, 0)), ts[1]))
+    return None if t is None else n.linear_scan(a, t, axis=axis)
+
+
+def _recurrence_value(a: np.ndarray, x: np.ndarray, axis: int) -> np.ndarray:
+    out = np.array(x)
+    a, rows = np.moveaxis(a, axis, 0), np.moveaxis(out, axis, 0)
+    for i in range(1, len(rows)):
+        rows[i] = a[i] * rows[i - 1] + rows[i]
+    return out
+
+
+running("cumsum", "Running sum along an axis; integers wrap.",
+        numpy=lambda x, axis: np.add.accumulate(x, axis, dtype=x.dtype),
+        first=lambda d: -0.0 if d.floating else 0,  # -0 + x is x, also for -0
+        step=lambda b, value, start, x: b.add(value, x), vjp=_cumsum_vjp, jvp=linear_jvp("cumsum"))
+running("cumprod", "Running product along an axis; integers wrap.",
+        numpy=lambda x, axis: np.multiply.accumulate(x, axis, dtype=x.dtype), first=lambda d: 1,
+        step=lambda b, value, start, x: b.mul(value, x), vjp=_cumprod_vjp, jvp=_cumprod_jvp)
+running("linear_scan", "h[0] = x[0], h[i] = a[i] * h[i - 1] + x[i] along an axis; operands a, x.", arity=2,
+        numpy=_recurrence_value, first=lambda d: 0,
+        step=lambda b, value, start, a, x: b.select(start, x, b.add(b.mul(a, value), x)),
+        vjp=_recurrence_vjp, jvp=_recurrence_jvp)
+
+# ---- sorting --------------------------------------------------------------------------------------------------------
+
+
+def _sort_type(x: Type, axis: int) -> Type:
+    need_axis(axis, x.rank)
+    return x
+
+
+def take_along(x: Node, where: Node, axis: int) -> Node:
+    """``x`` read along ``axis`` at the positions of an i64 tensor of the same shape."""
+    at: Node | None = None
+    for d in range(x.rank):
+        place = where if d == axis else n.iota(shape=x.shape, axis=d, dtype=i64)
+        stride = n.broadcast(n.size(value=prod(x.shape[d + 1:])), shape=x.shape, axes=())
+        at = add_up((at, n.mul(place, stride)))
+    assert at is not None
+    return n.gather(n.reshape(x, shape=(x.type.size,)), at, axis=0)
+
+
+def _sort_vjp(g: Node, y: Node, x: Node, axis: int) -> tuple:
+    origin = n.argsort(x, axis=axis)
+    return (take_along(g, n.argsort(origin, axis=axis), axis),)  # the inverse of a permutation is its argsort
+
+
+def _sort_jvp(ts: tuple, y: Node, x: Node, axis: int) -> Node | None:
+    (t,) = ts
+    return None if t is None else take_along(t, n.argsort(x, axis=axis), axis)
+
+
+_SORT_ROWS = ((((7,),), {"axis": 0}), (((3, 4),), {"axis": 0}), (((3, 4),), {"axis": 1}), (((0,),), {"axis": 0}))
+declare("sort", "Elements in increasing order along an axis, NaN last.",
+        numpy=in_f32(lambda x, axis: np.sort(x, axis, kind="stable")), infer=_sort_type, lower=HostCall(),
+        attrs=("axis",), dtypes=BOOLS + REALS, ulp=EXACT, vjp=_sort_vjp, jvp=_sort_jvp,
+        samples=calls(BOOLS + REALS, *_SORT_ROWS))
+declare("argsort", "Positions that sort an axis; equal elements keep their order, NaN last.",
+        numpy=in_f32(lambda x, axis: np.argsort(x, axis, kind="stable").astype(np.int64)),
+        infer=lambda x, axis: _sort_type(x, axis).with_dtype(i64), lower=HostCall(), attrs=("axis",),
+        dtypes=BOOLS + REALS, ulp=EXACT, samples=calls(BOOLS + REALS, *_SORT_ROWS))

@@ -1,0 +1,151 @@
+"""Fusion, lowering, waves and memory: what shares a kernel, why not, what runs side by side, where it lies."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import flowc
+from flowc.dims import ceildiv, evaluate, prod, sym
+from flowc.kernel import Loop, walk
+from flowc.passes.build import BuildOptions, build, build_with_groups
+from flowc.passes.manager import PassContext
+from flowc.passes.memory import plan_arena
+from flowc.passes.pipeline import optimise
+from flowc.passes.place import assign_waves, critical_path, dependence_graph
+from flowc.passes.schedule import Machine
+from flowc.plan import Step
+from flowc.types import Type, f32
+
+
+def program(fn, *specs, fuse=True):
+    graph = optimise(flowc.jit(fn).lower(*map(flowc.spec, specs)).graph, PassContext())
+    return build(graph, BuildOptions(Machine(), fuse=fuse))
+
+
+def softmax(x):
+    e = np.exp(x - np.max(x, axis=-1, keepdims=True))
+    return e / np.sum(e, axis=-1, keepdims=True)
+
+
+def layer_norm(x, g, b):
+    m = np.mean(x, axis=-1, keepdims=True)
+    v = np.mean((x - m) * (x - m), axis=-1, keepdims=True)
+    return (x - m) / np.sqrt(v + 1e-5) * g + b
+
+
+def black_scholes(s, k, t):
+    sq = 0.3 * np.sqrt(t)
+    d1 = (np.log(s / k) + 0.065 * t) / sq
+    n1, n2 = np.tanh(d1), np.tanh(d1 - sq)
+    kd = k * np.exp(-0.02 * t)
+    call = s * n1 - kd * n2
+    return call, call - s + kd
+
+
+@pytest.mark.parametrize("fn, specs, kernels", [
+    (lambda a, b: (a + b) * (b + 1), ("f32[n]", "f32[n]"), 1),
+    (softmax, ("f32[n, m]",), 1),
+    (softmax, ("f32[n, k, 64]",), 1),
+    (layer_norm, ("f32[n, 1024]", "f32[1024]", "f32[1024]"), 1),
+    (black_scholes, ("f32[n]", "f32[n]", "f32[n]"), 1),
+    (lambda x: (np.sum(x, axis=1), np.mean(x, axis=1), np.var(x, axis=1)), ("f32[n, 4096]",), 1),
+    (lambda x: np.sum(x, axis=0), ("f32[n, 4096]",), 1),
+    (lambda x: np.sum(x), ("f32[n, m]",), 2),
+    (lambda x: x.T + 1, ("f32[n, m]",), 1),
+    (lambda x, w, b: np.maximum(x @ w + b, 0), ("f32[n, 784]", "f32[784, 512]", "f32[512]"), 2),
+    (lambda x, w: np.tanh(x * 2) @ np.exp(w), ("f32[n, 64]", "f32[64, 512]"), 2),
+    (lambda a, x: a @ x, ("f32[4096, 4096]", "f32[4096]"), 1),
+])
+def test_number_of_kernels(fn, specs, kernels):
+    assert len(program(fn, *specs).plan.steps) == kernels
+
+
+def test_refusals_carry_a_reason():
+    graph = optimise(flowc.jit(lambda x: np.sum(np.exp(x), axis=0) + np.sum(x)).lower(flowc.spec("f32[n, 64]")).graph,
+                     PassContext())
+    _, parts = build_with_groups(graph, BuildOptions())
+    reasons = [r for g in parts["steps"].values() for r in g.refused]
+    assert any("not fused" in r for r in reasons)
+
+
+def test_unfused_independent_steps_share_a_wave():
+    plan = program(lambda a, b: (a + b) * (b + 1), "f32[n]", "f32[n]", fuse=False).plan
+    waves = plan.waves()
+    assert [len(w) for w in waves][-2:] == [2, 1]
+    dag = dependence_graph(plan)
+    assert dag.number_of_edges() >= 2 and len(critical_path(plan)) == len(waves)
+
+
+def test_equal_kernels_are_shared():
+    p = program(lambda a, b, c: (np.tanh(np.sum(a, axis=1)), np.tanh(np.sum(b, axis=1)), np.sum(c)),
+                "f32[n, 8]", "f32[m, 8]", "f32[k]")
+    assert len(p.kernels) < len(p.plan.steps)
+
+
+def test_reduction_tree_is_in_the_kernel():
+    p = program(lambda x: np.sum(x, axis=1), "f32[n, m]")
+    (kernel,) = p.kernels.values()
+    assert any(isinstance(s, Loop) and s.kind == "vector" and s.extent == 64 for s in walk(kernel.body))
+    other = build(optimise(flowc.jit(lambda x: np.sum(x, axis=1)).lower(flowc.spec("f32[n, m]")).graph, PassContext()),
+                  BuildOptions(Machine(vector_bits=256)))
+    (narrow,) = other.kernels.values()
+    extents = [[s.extent for s in walk(k.body) if isinstance(s, Loop)] for k in (kernel, narrow)]
+    assert extents[0] == extents[1], "the summation tree must not depend on the machine"
+
+
+def test_long_chains_are_cut():
+    def f(x):
+        for _ in range(1000):
+            x = np.maximum(x * 1.5, x)
+        return x
+    p = program(f, "f32[n]")
+    assert 5 < len(p.plan.steps) < 100 and len(p.kernels) < len(p.plan.steps)
+
+
+@given(st.data())
+def test_arena_never_overlaps_live_buffers(data):
+    n = sym("n")
+    shapes = st.sampled_from([(10,), (n,), (n, 2), (2 * n + 1,), (100,), (0,), (n, n)])
+    steps, temps = [], {}
+    for i in range(data.draw(st.integers(1, 20))):
+        reads = data.draw(st.lists(st.sampled_from(sorted(temps)), max_size=3)) if temps else []
+        temps[f"t{i}"] = Type(f32, data.draw(shapes))
+        steps.append(Step(f"s{i}", "k", (*reads, f"t{i}"), (), 1))
+    placed = assign_waves(steps)
+    buffers, size = plan_arena(temps, placed, {"n": (0, None)})
+    for value in (0, 1, 7, 100):
+        env = {"n": value}
+        spans = {}
+        for b in buffers:
+            lo = evaluate(b.place.offset, env)
+            hi = lo + evaluate(b.type.nbytes, env)
+            assert lo % 64 == 0 and hi <= evaluate(size, env)
+            uses = [s.wave for s in placed if b.name in s.buffers]
+            spans[b.name] = (lo, hi, min(uses), max(uses))
+        for x in spans:
+            for y in spans:
+                a, b = spans[x], spans[y]
+                if x < y and a[2] <= b[3] and b[2] <= a[3] and a[0] < a[1] and b[0] < b[1]:
+                    assert a[1] <= b[0] or b[1] <= a[0], (x, y, a, b)
+
+
+def test_arena_is_reused():
+    temps = {f"t{i}": Type(f32, (1000,)) for i in range(10)}
+    steps = [Step("s0", "k", ("p", "t0"))] + [Step(f"s{i}", "k", (f"t{i - 1}", f"t{i}")) for i in range(1, 10)]
+    _, size = plan_arena(temps, assign_waves(steps), {})
+    assert size == 2 * 64 * ceildiv(4000, 64)
+
+
+@pytest.mark.parametrize("count", [100, 1000, 10000])
+def test_building_is_linear_in_nodes(count):
+    """Kernels and steps grow with the graph, no faster."""
+    def f(x, y):
+        for i in range(count // 4):
+            x = np.maximum(x * y + float(i), -x) - y
+        return x
+    p = program(f, "f32[n]", "f32[n]")
+    assert len(p.plan.steps) <= count / 20 + 2
+    assert prod((1,)) == 1

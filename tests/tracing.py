@@ -1,0 +1,89 @@
+"""Helpers of the tracing tests: trace a function on arrays and run what was recorded, node by node.
+
+``run(fn, *args)`` compares nothing; ``check(fn, *args)`` compares with plain NumPy, also dtype and shape.  ``dynamic``
+traces with every axis of more than one element as a symbol; axes of equal size share it.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+
+import flowc.numpy_api
+import flowc.ops  # noqa: F401
+from flowc.dims import Dim, evaluate, substitute, sym
+from flowc.graph import PARAM, Graph
+from flowc.trace import Leaf, Traced, trace
+from flowc.tree import flatten
+from flowc.types import Type, array_type, dtype
+
+
+def leaf(x, name: str, dynamic: bool = False) -> Leaf:
+    if isinstance(x, np.ndarray | np.generic):
+        t = array_type(np.asarray(x))
+        if dynamic:
+            t = t.with_shape(sym(f"n{d}") if d > 1 else d for d in t.shape)
+        return Leaf(t, False, name)
+    kinds = {bool: "bool", int: "i64", float: "f64", complex: "c128"}
+    return Leaf(Type(dtype(kinds[type(x)])), True, name)
+
+
+def record(fn, *args, dynamic: bool = False, **kwargs) -> Traced:
+    leaves, tree = flatten((args, kwargs))
+    names = [p.removeprefix("[0]") for p in tree.paths()]
+    return trace(fn, [leaf(x, name, dynamic) for x, name in zip(leaves, names)], tree)
+
+
+def concrete(value, env):
+    if isinstance(value, Dim):
+        return int(evaluate(substitute(value, {}), env))
+    return tuple(concrete(v, env) for v in value) if isinstance(value, tuple) else value
+
+
+def run_graph(graph: Graph, arrays) -> list[np.ndarray]:
+    """Node by node with the ops' NumPy meanings."""
+    env: dict[str, int] = {}
+    values = {}
+    for p, a in zip(graph.params, arrays):
+        values[p] = np.asarray(a, p.dtype.numpy)
+        env |= {str(d): int(n) for d, n in zip(p.shape, values[p].shape) if isinstance(d, Dim)}
+    for name, (lo, hi) in graph.ranges.items():
+        assert lo <= env[name] and (hi is None or env[name] <= hi), (name, lo, hi, env)
+    for node in graph.nodes:
+        if node.op is PARAM:
+            continue
+        attrs = {k: concrete(v, env) for k, v in node.attrs.items()}
+        out = node.op.numpy(*[values[x] for x in node.inputs], **attrs)
+        assert out.shape == concrete(node.shape, env), (node, out.shape)
+        assert out.dtype == node.dtype.numpy, (node, out.dtype)
+        values[node] = out
+    return [values[o] for o in graph.outputs]
+
+
+def run(fn, *args, dynamic: bool = False, **kwargs):
+    traced = record(fn, *copy.deepcopy(args), dynamic=dynamic, **kwargs)
+    leaves, _ = flatten((args, kwargs))
+    return traced.assemble(run_graph(traced.graph, leaves))
+
+
+def same(got, want, rtol: float = 0, what="") -> None:
+    a, tree_a = flatten(got)
+    b, tree_b = flatten(want)
+    assert str(tree_a) == str(tree_b), (what, tree_a, tree_b)
+    for x, y in zip(a, b):
+        x, y = np.asarray(x), np.asarray(y)
+        assert x.shape == y.shape, (what, x.shape, y.shape)
+        assert x.dtype == y.dtype, (what, x.dtype, y.dtype)
+        if rtol and x.dtype.kind in "fcV":
+            np.testing.assert_allclose(x.astype(complex), y.astype(complex), rtol=rtol, atol=rtol, err_msg=str(what))
+        else:
+            np.testing.assert_array_equal(x, y, err_msg=str(what))
+
+
+def check(fn, *args, rtol: float = 0, dynamic: bool | None = None, **kwargs) -> None:
+    """The traced function equals NumPy; with sizes known and with sizes symbolic unless ``dynamic`` says which."""
+    with np.errstate(all="ignore"):
+        want = fn(*copy.deepcopy(args), **kwargs)
+    for symbolic in (False, True) if dynamic is None else (dynamic,):
+        same(run(fn, *args, dynamic=symbolic, **kwargs), want, rtol, f"dynamic={symbolic}")
