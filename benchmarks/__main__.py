@@ -55,7 +55,8 @@ def chain() -> str:
     fast = flowc.jit(f)
     assert np.array_equal(fast(x, y), f(x, y)), "flowc and NumPy differ"
     t = interleaved({"numpy": lambda: f(x, y), "flowc": lambda: fast(x, y)}, 15)
-    return f"numpy {t['numpy'] * 1e3:.1f} ms, flowc {t['flowc'] * 1e3:.1f} ms: {t['numpy'] / t['flowc']:.2f} times faster"
+    return (f"numpy {t['numpy'] * 1e3:.1f} ms, flowc {t['flowc'] * 1e3:.1f} ms: "
+            f"{t['numpy'] / t['flowc']:.2f} times faster")
 
 
 def matmul() -> str:
@@ -117,10 +118,10 @@ print(time.perf_counter() - s)
 
 
 def first_call() -> str:
-    """First call of a 20-operation elementwise function without a disk cache: in a fresh process, and with LLVM loaded."""
+    """First call of a 20-operation elementwise function without a disk cache, with and without LLVM's own loading."""
     def best(warm: str) -> float:
-        return min(float(subprocess.run([sys.executable, "-c", _FIRST.format(warm=warm)], capture_output=True, text=True,
-                                        check=True).stdout) for _ in range(5))
+        command = [sys.executable, "-c", _FIRST.format(warm=warm)]
+        return min(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5))
     return (f"{best('') * 1e3:.0f} ms in a fresh process (LLVM is loaded in it), "
             f"{best('flowc.jit(lambda a: a - 1)(np.ones(3))') * 1e3:.0f} ms after another compile")
 

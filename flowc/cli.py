@@ -52,6 +52,10 @@ def _inputs(p: argparse.ArgumentParser) -> None:
                    "number, or a type such as f32[3,4] filled with random values; default: random for all")
     p.add_argument("--size", action="append", default=[], metavar="NAME=N", help="value of a symbolic size (default: "
                    f"{cases.DEFAULT_SIZE}, or the least its range allows)")
+    _seed(p)
+
+
+def _seed(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seed", type=int, default=0, help="of random values")
 
 
@@ -101,7 +105,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"out{i} : {o.type.dtype}[{', '.join(map(str, r.shape))}]")
         print(np.array2string(np.asarray(r), threshold=200))
     if args.out:
-        np.savez(args.out, **{f"out{i}": r for i, r in enumerate(results)})
+        np.savez(args.out, allow_pickle=False, **{f"out{i}": r for i, r in enumerate(results)})
     return OK
 
 
@@ -299,7 +303,7 @@ COMMANDS = (
     Command("bisect", "find the pass, rule and node after which a graph gives another result", _bisect,
             _several(_file, _inputs, _device, _passes, _bisect_options), _opt_help),
     Command("reduce", "make a graph smaller while it still shows a fault", _reduce,
-            _several(_file, _device, _reduce_options, lambda p: p.add_argument("--seed", type=int, default=0))),
+            _several(_file, _device, _seed, _reduce_options)),
     Command("ops", "list the operations", _ops, _ops_options),
     Command("doctor", "describe this installation and machine, for bug reports", _doctor, lambda p: None),
     Command("cache", "show or empty the cache of compiled code", _cache, _cache_options),

@@ -167,8 +167,8 @@ def compile_graph(graph: Graph, *, device: str | None = None) -> Compiled:
     options = BuildOptions(machine(where), where, config.get("fuse"))
     out.program, out.groups = build_with_groups(out.graph, options, lambda what, node: ctx.allow("fuse", what, node))
     if config.get("check"):
-        from flowc import verify
-        verify.verify_program(out.program)
+        from flowc.verify import verify_program
+        verify_program(out.program)
     out.executable = runtime.compile_program(out.program, where)
     _dump(out)
     return out
@@ -183,7 +183,7 @@ def _dump(c: Compiled) -> None:
         c.log.dump(stage, c.as_text(stage))
 
 
-# ---- checking ---------------------------------------------------------------------------------------------------------
+# ---- checking -------------------------------------------------------------------------------------------------------
 
 @dataclass
 class KernelCheck:
@@ -275,7 +275,6 @@ def verify_compiled(c: Compiled, arrays: Sequence[np.ndarray]) -> Report:
     plan, table = c.program.plan, c.program.plan.table()
     env: dict[Node, np.ndarray] = dict(zip(c.graph.params, arrays, strict=True))
     names = c.groups["names"]
-    value_of: dict[str, np.ndarray] = {}
 
     def value(node: Node) -> np.ndarray:
         if node not in env:
@@ -296,7 +295,7 @@ def verify_compiled(c: Compiled, arrays: Sequence[np.ndarray]) -> Report:
                 shape = tuple(evaluate(d, sizes) for d in t.shape)
                 node = names.get(b)
                 inside = node is None or node in group.outputs
-                buffers[b] = np.zeros(shape, t.dtype.numpy) if inside else np.ascontiguousarray(value(node))
+                buffers[b] = np.zeros(shape, t.dtype.numpy) if inside else np.asarray(value(node), order="C")
         for s in by_step[label]:
             c.executable.run_step(s, buffers, sizes)
         worst, allowed, detail = 0.0, 0.0, ""

@@ -27,15 +27,19 @@ class FastFunction(Function):
     """A jitted function.  Each has a class of its own: Python looks ``__call__`` up in the class, and there a native
     callable runs without a Python frame."""
 
-    @staticmethod
-    def make(fn: Any, nums: tuple, names: tuple, device: str | None, dynamic: bool) -> FastFunction:
-        cls = type("JitFunction", (FastFunction,), {"__doc__": getattr(fn, "__doc__", None)})
-        self = cls(fn, nums, names, device, dynamic)
+    def __init__(self, fn: Callable[..., Any], *options: Any):
+        super().__init__(fn, *options)
         self._offered: list[Variant] = []
-        self._head = self._slow = _general(weakref.ref(self))
+        self._slow: Callable[..., Any] = _general(weakref.ref(self))
+        self._head = self._slow
         _live.add(self)
         self._connect()
-        return self
+
+    @staticmethod
+    def make(fn: Callable[..., Any], *options: Any) -> FastFunction:
+        """``fn`` with the options of ``Function``, as an instance of a new class."""
+        cls = type("JitFunction", (FastFunction,), {"__doc__": getattr(fn, "__doc__", None)})
+        return cls(fn, *options)
 
     def _offer(self, variant: Variant, args: Sequence[Any], kwargs: dict, found: Sequence[Argument]) -> None:
         """Give calls like this one a native callable, if one can serve them."""
@@ -93,10 +97,12 @@ def _pack(traced: Traced) -> Callable[..., Any]:
     return lambda *outputs: traced.assemble(outputs)
 
 
-def _general(ref: weakref.ref) -> Callable[..., Any]:
+def _general(ref: weakref.ref[FastFunction]) -> Callable[..., Any]:
     """The general path as a plain function, which does not keep the jitted function alive."""
     def call(*args: Any, **kwargs: Any) -> Any:
-        return ref().call(args, kwargs)
+        function = ref()
+        assert function is not None  # whoever calls holds it
+        return function.call(args, kwargs)
     return call
 
 

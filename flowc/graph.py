@@ -25,6 +25,7 @@ class Attrs(dict):
     sizes, Literal, Graph, and tuples of these."""
 
     __slots__ = ("_hash",)
+    _hash: int
 
     def __hash__(self) -> int:  # type: ignore[override]
         try:

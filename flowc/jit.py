@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
+import flowc.numpy_api  # noqa: F401  (fills the tables that tensors look into)
 from flowc import config
 from flowc.compiled import Compiled, Report, check_device, compile_graph
 from flowc.diag import FlowcTypeError, FlowcValueError, UnsupportedError, caller_loc
 from flowc.dims import Dim, DimLike, sym, symbols
-import flowc.numpy_api  # noqa: F401  (fills the tables that tensors look into)
 from flowc.size import SizeUnknownError
 from flowc.trace import Leaf, Tensor, Traced, current_trace, lift, trace, wrap
 from flowc.tree import Tree, flatten
@@ -37,13 +37,18 @@ log.addHandler(logging.NullHandler())
 MAX_VARIANTS = 16  # compiled variants of one rank and dtype signature; the next one makes every size a symbol
 
 
-@dataclass(frozen=True)
 class Spec:
-    """The type of an argument without its value, for ``lower`` and ahead-of-time compilation."""
+    """The type of an argument without its value, for ``lower`` and ahead-of-time compilation.
 
-    type: Type
+    Not a dataclass: those are containers of arguments.
+    """
 
-    def __str__(self) -> str:
+    __slots__ = ("type",)
+
+    def __init__(self, type: Type):
+        self.type = type
+
+    def __repr__(self) -> str:
         return f"spec({str(self.type)!r})"
 
 
@@ -106,7 +111,7 @@ def _known(d: np.dtype, path: str):
         raise FlowcTypeError("C022", f"argument {path}: {e}", loc=caller_loc(), cure="convert it with astype") from None
 
 
-# ---- one variant ------------------------------------------------------------------------------------------------------
+# ---- one variant ----------------------------------------------------------------------------------------------------
 
 @dataclass(eq=False)
 class Variant:
@@ -117,7 +122,7 @@ class Variant:
     compiled: Compiled
 
     def matches(self, args: Sequence[Argument]) -> bool:
-        seen: dict[Any, int] = {}
+        seen: dict[Any, Any] = {}
         for a, t in zip(args, self.types, strict=True):
             for have, want in zip(a.type.shape, t.shape, strict=True):
                 if isinstance(want, int):
@@ -148,7 +153,7 @@ class Family:
     """Variants of one signature: tree, static values, ranks, dtypes, which sizes are 1."""
 
     variants: list[Variant] = field(default_factory=list)
-    seen: list[tuple[int, ...]] = field(default_factory=list)  # all sizes of each compiled call, flat
+    seen: list[tuple[DimLike, ...]] = field(default_factory=list)  # all sizes of each compiled call, flat
     rigid: set[int] = field(default_factory=set)               # positions that the function needs as numbers
 
 
@@ -367,7 +372,7 @@ def _hashable(value: Any, name: str) -> _Static:
         hash(value)
     except TypeError:
         raise FlowcTypeError("C025", f"static argument {name} is a {type(value).__name__}, which has no hash",
-                             loc=caller_loc(), cure="pass a hashable value, such as a tuple instead of a list") from None
+                             loc=caller_loc(), cure="pass a hashable value, a tuple instead of a list") from None
     return _Static(value)
 
 
@@ -392,11 +397,11 @@ def args_shapes(args: Iterable[Argument]) -> list[tuple[DimLike, ...]]:
     return [a.type.shape for a in args]
 
 
-def symbolic_shapes(args: Sequence[Argument], history: Sequence[tuple[int, ...]], everything: bool,
+def symbolic_shapes(args: Sequence[Argument], history: Sequence[tuple[DimLike, ...]], everything: bool,
                     rigid: set[int]) -> list[tuple[DimLike, ...]]:
     """The shapes with a symbol for every size that differs within ``history`` (all sizes but 1 if ``everything``),
     except at ``rigid`` positions.  Sizes that were equal in every call share a symbol."""
-    names: dict[tuple[int, ...], Dim] = {}
+    names: dict[tuple[DimLike, ...], Dim] = {}
     flat: list[DimLike] = []
     for i, column in enumerate(zip(*history, strict=True)):
         n = column[-1]
@@ -416,7 +421,7 @@ def _symbol_name(i: int) -> str:
     return letters[i] if i < len(letters) else f"n{i}"
 
 
-# ---- public functions -------------------------------------------------------------------------------------------------
+# ---- public functions -----------------------------------------------------------------------------------------------
 
 def jit(fn: Callable[..., Any] | None = None, *, static_argnums: int | Sequence[int] = (),
         static_argnames: str | Sequence[str] = (), device: str | None = None, dynamic: bool = False) -> Any:
@@ -447,7 +452,7 @@ def value_and_grad(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, has
     """
     base = fn.fn if isinstance(fn, Function) else fn
     many = not isinstance(argnums, int)
-    which = tuple(argnums) if many else (argnums,)  # type: ignore[arg-type]
+    which: tuple[int, ...] = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     @functools.wraps(base)
     def with_gradient(*args: Any, **kwargs: Any) -> Any:

@@ -107,7 +107,8 @@ class Expr:
                 and _attr_eq(self.attr, o.attr) and self.args == o.args)
 
     def __repr__(self) -> str:
-        return f"{self.op}:{self.dtype}({', '.join(map(repr, self.args))}{'' if self.attr is None else f' {self.attr}'})"
+        attr = "" if self.attr is None else f" {self.attr}"
+        return f"{self.op}:{self.dtype}({', '.join(map(repr, self.args))}{attr})"
 
 
 def _attr_eq(a: Any, b: Any) -> bool:

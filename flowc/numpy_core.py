@@ -408,7 +408,11 @@ def into(out: Any, result: Any, where: Any = True) -> Any:
                              notes=[describe(out), describe(result)],
                              cure="make the array with flowc.numpy.zeros or np.zeros_like(x), or write a = a + x")
     check_cast(result, out, "write")
-    rooms.setitem(out, where if isinstance(where, Tensor) else Ellipsis if where is True else np.asarray(where), result)
+    if where is not True:
+        old = read(out)
+        new = spread(cast(node_of(result), old.type.dtype), old.type.shape)
+        result = wrap(emit("select", spread(node_of(where, bool_), old.type.shape), new, old))
+    rooms.setitem(out, Ellipsis, result)
     return out
 
 

@@ -393,21 +393,21 @@ class Selection:
     __array_priority__ = 2000
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, whole: Tensor, mask: Node, key: Any):
-        self.whole, self.mask, self.key = whole, mask, key
+    def __init__(self, whole: Tensor, mask: tuple[Node, int]):
+        self.whole, self.mask = whole, mask  # mask: its node and the first axis it covers
 
     def apply(self, ufunc: np.ufunc, xs: Sequence[Any]) -> Selection:
         wholes = []
         for x in xs:
             if type(x) is Selection:
-                if x.mask is not self.mask:
+                if x.mask != self.mask:
                     raise self._refuse("operation with another mask on")
                 wholes.append(x.whole)
             elif np.ndim(x) if not isinstance(x, Tensor) else x.ndim:
                 raise self._refuse("operation with an array on")
             else:
                 wholes.append(x)
-        return Selection(python_operator(ufunc, *wholes), self.mask, self.key)
+        return Selection(python_operator(ufunc, *wholes), self.mask)
 
     def _refuse(self, what: str = "use of") -> FlowcTypeError:
         return value_needed(f"{what} x[mask]: how many elements a traced mask selects is not known while the function "

@@ -41,8 +41,8 @@ from flowc.numpy_core import (
     transpose,
 )
 from flowc.numpy_elementwise import METHODS, Selection
-from flowc.size import SizeUnknownError, plain, ranges_now, rooms
-from flowc.tensor import Tensor, View, active_trace, describe, read, value_needed, wrap
+from flowc.size import SizeUnknownError, plain, ranges_now, rooms, stack
+from flowc.tensor import Tensor, View, active_trace, describe, outside, read, value_needed, wrap
 from flowc.types import bool_, i64
 
 FULL = slice(None)
@@ -373,7 +373,7 @@ def _put_mask(x: Tensor, found: tuple[Tensor, int, bool], value: Any) -> Node:
     first, mask = _mask_axes(x, found)
     old = read(x)
     if type(value) is Selection:
-        if value.mask is not mask and value.mask is not read(found[0]) or value.whole.type.shape != x.type.shape:
+        if value.mask != (read(found[0]), first) or value.whole.type.shape != x.type.shape:
             raise value._refuse("assignment from another mask's")
         return emit("select", mask, cast(read(value.whole), old.type.dtype), old)
     v = node_of(operand(value), old.type.dtype)
@@ -393,10 +393,12 @@ def _put_mask(x: Tensor, found: tuple[Tensor, int, bool], value: Any) -> Node:
 # ---- x[key], x[key] = v ---------------------------------------------------------------------------------------------
 
 def getitem(x: Tensor, key: Any) -> Any:
+    if not stack.get():
+        return outside(lambda: getitem(x, key), x)
     found = _traced_mask(key)
     if found is not None:
-        _, mask = _mask_axes(x, found)
-        return Selection(wrap(read(x)), mask, key)
+        first, _ = _mask_axes(x, found)
+        return Selection(wrap(read(x)), (read(found[0]), first))
     index = Index(x, key)
     if index.copies or index.scalar:
         return wrap(index.get(read(x)))
@@ -404,6 +406,9 @@ def getitem(x: Tensor, key: Any) -> Any:
 
 
 def setitem(x: Tensor, key: Any, value: Any) -> None:
+    if not stack.get():
+        outside(lambda: setitem(x, key, value), x)
+        return
     found = _traced_mask(key)
     if found is not None:
         x.write(_put_mask(x, found, value))

@@ -81,8 +81,8 @@ def cut(name: str, outputs: Sequence[Node], fed: Sequence[Node], source: Session
             missing -= _symbols_of([n])
     for n in source.placeholders:
         if missing & _symbols_of([n]):
-            raise FlowcValueError("G003", f"the size {min(missing)} is not known, since placeholder {n.attrs['name']} : "
-                                  f"{n.type} is not fed", loc=caller_loc(),
+            raise FlowcValueError("G003", f"the size {min(missing)} is not known, since placeholder {n.attrs['name']} "
+                                  f": {n.type} is not fed", loc=caller_loc(),
                                   cure="add it to feed_dict, or feed another tensor that has this size")
     return Graph(name, params, [done[o] for o in outputs], source.trace.ranges), stands_for
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from flowc.diag import FlowcTypeError, Loc
 from flowc.dims import Dim, DimLike, Range, substitute, sym, symbols
-from flowc.graph import PARAM, Graph, Literal, Node
+from flowc.graph import Graph, Literal, Node
 from flowc.kernel import INSTRS, KINDS, Acc, Alloc, Barrier, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store
 from flowc.plan import Plan, PlanBuffer, Program, Step
 from flowc.types import DTYPES, DType, Type, bool_, dtype, f32, i32, i64
@@ -453,8 +453,8 @@ def plan_text(plan: Plan) -> str:
     """The plan: memory first, then steps wave by wave, each with its note as a comment."""
     params, outputs = (", ".join(map(value_name, names)) for names in (plan.params, plan.outputs))
     dims = f" dims ({', '.join(map(name_text, plan.symbols))})" if plan.symbols else ""
-    lines = [f"plan {value_name(plan.name, '@')}({params}) -> ({outputs}) on {word_text(plan.device)}{dims}"
-             f"{where_text(plan.ranges, plan.constraints)} {{", f"  arena {dim_text(plan.arena)}"]
+    tail = f"on {word_text(plan.device)}{dims}{where_text(plan.ranges, plan.constraints)} {{"
+    lines = [f"plan {value_name(plan.name, '@')}({params}) -> ({outputs}) {tail}", f"  arena {dim_text(plan.arena)}"]
     lines += [_buffer_line(b) for b in plan.buffers]
     wave = None
     for s in plan.steps:

@@ -7,7 +7,7 @@ Not here: sizes (dims.py), values (graph.py).  Read next: op.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ def dtype(x: Any) -> DType:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def promote(a: DType, b: DType) -> DType:
     """NumPy 2's promotion of two array dtypes.  bfloat16 with an integer or bool stays bfloat16 for 8-bit and
     widens to f32 or f64 like float16 does; bfloat16 with float16 gives f32.  Python scalars are weak: see trace.py."""

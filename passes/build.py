@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flowc.dims import DimLike, substitute, sym, symbols
-from flowc.graph import CONSTANT, PARAM, Attrs, Graph, Literal, Node
+from flowc.graph import CONSTANT, Attrs, Graph, Literal, Node
 from flowc.kernel import Buffer, Expr, Kernel
 from flowc.op import HostCall
 from flowc.passes.contract import lower_contraction
@@ -124,7 +124,7 @@ class _Builder:
                 self.name_of(n)
         outputs = tuple(self.names[n] for n in graph.outputs)
         buffers = [PlanBuffer(self.names[p], p.type, Place("param", i)) for i, p in enumerate(graph.params)]
-        placed = set(self.names[p] for p in graph.params)
+        placed = {self.names[p] for p in graph.params}
         for i, (n, name) in enumerate(zip(graph.outputs, outputs, strict=True)):
             if name not in placed and name not in self.constants:
                 placed.add(name)

@@ -88,19 +88,23 @@ def choose_schedule(machine: Machine, dtype: DType, m: DimLike, n: DimLike, k: D
     else:
         def padded(shape: tuple[int, int]) -> float:
             width = shape[1] * w
-            return -(-n // width) * width * {3: 1.0, 2: 1.03, 1: 1.2}[shape[1]]
+            return ceil_div(n, width) * width * {3: 1.0, 2: 1.03, 1: 1.2}[shape[1]]
         mr, nv = min(shapes, key=padded)
     if isinstance(m, int):
         mr = max(1, min(mr, m))
     mc = max(mr, 96 // mr * mr)
     if isinstance(m, int) and m > mc:  # even blocks, an even number of them where there are few
-        blocks = -(-m // mc)
+        blocks = ceil_div(m, mc)
         blocks += blocks % 2 if blocks < 16 else 0
-        mc = -(-(-(-m // blocks)) // mr) * mr
+        mc = ceil_div(ceil_div(m, blocks), mr) * mr
     elif isinstance(m, int) and m > 2 * mr:
-        mc = -(-(-(-m // 2)) // mr) * mr
+        mc = ceil_div(ceil_div(m, 2), mr) * mr
     nr = nv * w
     return ContractSchedule(mr=mr, nr=nr, mc=mc, nc=max(1, 960 // nr) * nr, kc=256 if dtype.bits <= 32 else 192)
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 class _Problem:
@@ -173,14 +177,14 @@ def _pack_columns(p: _Problem, temp: str) -> Kernel:
     inl = inliner(k, p.group, p.ctx)
     s, which = p.sched, 1 - p.roles.row_operand
     width = p.ctx.machine.lanes(p.acc)
-    with nest(k, p.outer_extents, "parallel", "o") as outer, k.loop(p.panels, "parallel", "p") as panel:
-        with k.loop(p.k, "seq", "k") as kk, k.loop(s.nr, "vector", "j", width) as j:
-            col = s.nr * panel + j
-            where = None
-            if not (isinstance(p.n, int) and p.n % s.nr == 0):
-                where = k.b.lt(k.b.index(col), k.b.index(p.n))
-            v = p.element(k, inl, which, p.out_index(outer, 0, col), kk, where)
-            k.write(temp, linear_index((*outer, panel, kk, j), p.packed.shape), v)
+    with (nest(k, p.outer_extents, "parallel", "o") as outer, k.loop(p.panels, "parallel", "p") as panel,
+          k.loop(p.k, "seq", "k") as kk, k.loop(s.nr, "vector", "j", width) as j):
+        col = s.nr * panel + j
+        where = None
+        if not (isinstance(p.n, int) and p.n % s.nr == 0):
+            where = k.b.lt(k.b.index(col), k.b.index(p.n))
+        v = p.element(k, inl, which, p.out_index(outer, 0, col), kk, where)
+        k.write(temp, linear_index((*outer, panel, kk, j), p.packed.shape), v)
     k.buffer(temp, p.acc, p.packed.shape, "out")
     return k.finish(p.ctx.dims, [f"pack the columns of {p.node.op.name}", str(s)])
 

@@ -14,7 +14,7 @@ plain axes).  A reduction can be computed inside a group exactly if it is asked 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from flowc.dims import DimLike, known_eq, prod
@@ -56,7 +56,8 @@ class Group:
         return f"<{self.kind} {self.root!r} +{len(self.members) - 1}>"
 
 
-def partition(graph: Graph, enabled: bool = True, native=lambda node: True, allow=lambda name, node: True) -> list[Group]:
+def partition(graph: Graph, enabled: bool = True, native: Callable[[Node], bool] = lambda node: True,
+              allow: Callable[[str, Node], bool] = lambda name, node: True) -> list[Group]:
     """Groups that together compute the graph, each after the groups it reads.
 
     native(node): can the node be computed by a kernel at all (else it becomes a host call).
@@ -91,8 +92,12 @@ class _Partitioner:
         wanted = list(dict.fromkeys(g for u in self.users[node] for g in self.homes.get(u, ())))
         needed = node in self.outputs
         lower = node.op.lower
-        if not self.enabled or isinstance(lower, (General, HostCall)) or not self.native(node):
+        if isinstance(lower, (General, HostCall)) or not self.native(node):
             self.start(node, wanted)
+            return
+        if not self.enabled:  # a broadcast scalar is an operand, no operation of its own
+            if needed or not _trivial(node) or not self.repeat(node, wanted):
+                self.start(node, wanted)
             return
         if not needed and len(wanted) == 1 and self.join(node, wanted[0]):
             return
@@ -217,7 +222,7 @@ class _Partitioner:
     def repeat(self, node: Node, wanted: Sequence[Group]) -> bool:
         """Compute a node in every group that wants it, where that is cheaper than a trip through memory."""
         lower = node.op.lower
-        if not isinstance(lower, Pointwise) or node.op.name in EXPENSIVE or len(wanted) > 4:
+        if not isinstance(lower, Pointwise) or node.op.name in EXPENSIVE or (len(wanted) > 4 and not _trivial(node)):
             return False
         big = [x for x in node.inputs if not _trivial(x)]
         if not lower.movement and (len(big) > 1 or any(x.op is not PARAM for x in big)):

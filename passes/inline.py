@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from flowc.dims import DimLike, Range, simplify, sym, symbols
 from flowc.graph import CONSTANT, Node
-from flowc.kernel import Acc, Alloc, Builder, Buffer, Expr, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk
+from flowc.kernel import Acc, Alloc, Buffer, Builder, Expr, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk
 from flowc.op import Pointwise
 from flowc.types import DType, i64
 

@@ -13,7 +13,7 @@ bits do not depend on the machine or on the number of threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 from flowc.dims import DimLike, Ranges, ceildiv, dmin, prod
@@ -82,7 +82,6 @@ def inliner(k: KernelBuilder, g: Group, ctx: Context) -> Inliner:
 @contextmanager
 def nest(k: KernelBuilder, extents: Sequence[DimLike], kind: str, stem: str = "i") -> Iterator[Idx]:
     """Loops of one kind, one inside the other; yields the index tuple."""
-    from contextlib import ExitStack
     with ExitStack() as stack:
         yield tuple(stack.enter_context(k.loop(n, kind, stem)) for n in extents)
 
@@ -156,7 +155,7 @@ class _GeneralBuilder:
         self.k.write(self.ctx.name_of(self.node), linear_index(idx, self.node.shape), value)
 
 
-# ---- reductions -------------------------------------------------------------------------------------------------------
+# ---- reductions -----------------------------------------------------------------------------------------------------
 
 class Accumulators:
     """The lanes of one reduction: declaring, feeding, folding."""
@@ -177,6 +176,9 @@ class Accumulators:
         k = self.k
         old = [k.get(n, lane) for n in names]
         new = self.lower.combine(k.b, tuple(old), tuple(state))
+        if len(new) > 1:  # all of the new state is computed from all of the old
+            new = tuple(k.let(v) for v in new)
+            old = [k.let(o) for o in old] if where is not None else old
         for n, v, o in zip(names, new, old, strict=True):
             k.set(n, v if where is None else k.b.select(where, v, o), lane)
 
@@ -305,9 +307,9 @@ def lower_rows(g: Group, ctx: Context) -> Lowered:
         emit_outputs(k, inl, [n for n in g.outputs if n.rank == g.outer], o, ctx)
         full = [n for n in g.outputs if n.rank > g.outer]
         if full:
-            with nest(k, inside[:-1], "seq", "q") as q:
-                with k.loop(inside[-1], "vector", "j", ctx.machine.lanes(full[0].dtype)) as j:
-                    emit_outputs(k, inl, full, (*o, *q, j), ctx)
+            with (nest(k, inside[:-1], "seq", "q") as q,
+                  k.loop(inside[-1], "vector", "j", ctx.machine.lanes(full[0].dtype)) as j):
+                emit_outputs(k, inl, full, (*o, *q, j), ctx)
     declare_outputs(k, g, ctx)
     kernel = k.finish(ctx.dims, describe(g))
     kernel = replace(kernel, body=collapse(kernel.body, ("parallel", "seq")))
@@ -458,7 +460,7 @@ def _columns(k: KernelBuilder, inl: Inliner, nodes: Sequence[Node], o: Idx, colu
             block(first, columns - first)
 
 
-# ---- split reductions -------------------------------------------------------------------------------------------------
+# ---- split reductions -----------------------------------------------------------------------------------------------
 
 def splits(g: Group) -> bool:
     """Too few results to share between threads, and too many elements for one."""
@@ -512,10 +514,8 @@ def lower_split(g: Group, ctx: Context) -> Lowered:
 def _piece(k: KernelBuilder, inl: Inliner, node: Node, o: Idx, p: DimLike, size: int, total: DimLike, flat: bool,
            ctx: Context) -> tuple[Expr, ...]:
     extents = reduced_extents(node)
-    if flat:
-        inner, walked = dmin(size, total - size * p), ()
-    else:
-        inner, walked = (extents[-1] if len(extents) > 1 else 1), extents[1:-1]
+    inner: DimLike = dmin(size, total - size * p) if flat else extents[-1] if len(extents) > 1 else 1
+    walked = () if flat else extents[1:-1]
     lanes = LANES if flat else lane_count(inner)
     acc = Accumulators(k, node, lanes)
     with nest(k, walked, "seq", "q") as q:

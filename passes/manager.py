@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from flowc import config
 from flowc.diag import FlowcError, FlowcValueError
-from flowc.graph import Graph, Node
+from flowc.graph import CONSTANT, Graph, Node
+from flowc.types import Type
 
 T = TypeVar("T")
 
@@ -108,23 +109,26 @@ def _text(ir: Any) -> str:
 
 
 def _replayed(text: str, path: str, ir: T) -> T:
-    """The graph in ``text``, which must take and give what the graph ``ir`` does."""
-    from flowc.parse import parse_graph
+    """The graph in ``text``, which must take and give what the graph ``ir`` does.  Constants too big for text are
+    those of ``ir``."""
     if not isinstance(ir, Graph):
         raise FlowcValueError("C010", f"{path} cannot stand in for this stage: only graphs are replayed",
                               cure="remove the file from FLOWC_REPLAY_DIR")
-    new = parse_graph(text, path)
+    from flowc.parse import parse_graph
+    from flowc.text import content_hash
+    arrays = [n.attrs["value"].array for n in ir.nodes if n.op is CONSTANT]
+    new = parse_graph(text, path, {content_hash(a): a for a in arrays})
 
-    def signature(g: Graph) -> tuple:
-        return [p.type for p in g.params], [o.type for o in g.outputs]
-    if signature(new) != signature(ir):
+    def signature(g: Graph) -> list[Type]:
+        return [n.type for n in (*g.params, *g.outputs)]
+    if len(new.params) != len(ir.params) or signature(new) != signature(ir):
         raise FlowcValueError("C010", f"{path} has other parameters or results than the stage it replaces",
                               notes=[f"file: {signature(new)}", f"stage: {signature(ir)}"],
                               cure="keep the types of parameters and results, or remove the file")
     return new  # type: ignore[return-value]
 
 
-# ---- the registry ---------------------------------------------------------------------------------------------------
+# ---- the registry ---------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Pass:
@@ -174,7 +178,7 @@ def check_order(names: Sequence[str]) -> None:
             raise ValueError(f"pass {name} must come after {', '.join(late)}")
 
 
-# ---- running --------------------------------------------------------------------------------------------------------
+# ---- running ---------------------------------------------------------------------------------------
 
 def run_passes(graph: Graph, names: Iterable[str], ctx: PassContext | None = None) -> Graph:
     """Run the named passes one after the other, with the checks, dumps and counts that ``ctx`` asks for."""

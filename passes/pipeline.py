@@ -7,13 +7,13 @@ Read next: simplify.py.
 from __future__ import annotations
 
 from flowc.graph import Graph
-from flowc.passes import cse, dce, fold, simplify  # noqa: F401  (they register themselves)
+from flowc.passes import cse, dce, fold, legalize, simplify  # noqa: F401  (they register themselves)
 from flowc.passes.manager import PassContext, check_order, run_passes
 
 # One round brings a graph into the form that lowering wants; the second works on what folding and sharing uncovered.
 # A pass whose graph has not changed since it last ran is skipped.
 ROUND = ("simplify", "fold", "cse", "dce")
-GRAPH_PASSES = ("strip", *ROUND, *ROUND)
+GRAPH_PASSES = ("strip", *ROUND, "legalize", *ROUND)
 
 check_order(GRAPH_PASSES)
 

@@ -34,8 +34,9 @@ def never_empty(sizes: Sequence[DimLike], ranges: Ranges) -> bool:
 # ---- transpose, reshape, flip ---------------------------------------------------------------------------------------
 
 def _only_ones_move(m: Match) -> bool:
-    """Does the transpose keep the order of all axes but those of size 1?  Then it is a reshape."""
-    order = [a for a in m.perm if m.x.shape[a] != 1]
+    """Does the transpose keep the order of all axes but those of size 1?  Then a reshape beside it does its work."""
+    t = m.root if m.root.op.name == "transpose" else m.root.inputs[0]
+    order = [a for a in t.attrs["perm"] if t.inputs[0].shape[a] != 1]
     return order == sorted(order)
 
 
@@ -43,10 +44,11 @@ SHUFFLE = [
     rule("transpose-identity", P.transpose(x, perm=perm), x, when=lambda m: m.perm == tuple(range(m.x.rank))),
     rule("transpose-transpose", P.transpose(P.transpose(x, perm=first), perm=perm), lambda m: m.make(
         "transpose", m.x, perm=tuple(m.first[a] for a in m.perm))),
-    rule("transpose-of-ones", P.transpose(x, perm=perm), lambda m: m.make("reshape", m.x, shape=m.root.shape),
-         when=_only_ones_move),
     rule("reshape-same", P.reshape(x, shape=shape), x, when=lambda m: m.shape == m.x.shape),
     rule("reshape-reshape", P.reshape(P.reshape(x)), lambda m: m.again("reshape", m.x)),
+    rule("reshape-transpose", P.reshape(P.transpose(x)), lambda m: m.again("reshape", m.x), when=_only_ones_move),
+    rule("transpose-reshape", P.transpose(P.reshape(x)), lambda m: m.make("reshape", m.x, shape=m.root.shape),
+         when=_only_ones_move),
     rule("flip-nothing", P.flip(x, axes=()), x),
     rule("flip-flip", P.flip(P.flip(x, axes=first), axes=axes), lambda m: m.make(
         "flip", m.x, axes=tuple(sorted(set(m.first) ^ set(m.axes))))),
@@ -55,7 +57,7 @@ SHUFFLE = [
         when=lambda m: any(m.x.shape[a] == 1 for a in m.axes)),
 ]
 
-# ---- broadcast ------------------------------------------------------------------------------------------------------
+# ---- broadcast ---------------------------------------------------------------------------------------
 
 
 def _transpose_of_broadcast(m: Match) -> Node:
@@ -98,7 +100,7 @@ SPREAD = [
     rule("flip-of-broadcast", P.flip(P.broadcast(x, axes=axes)), _flip_of_broadcast),
 ]
 
-# ---- slice, pad, concatenate, update --------------------------------------------------------------------------------
+# ---- slice, pad, concatenate, update ---------------------------------------------------------------------------------------
 
 SLICE = {"start": attr("start"), "stop": attr("stop"), "step": attr("step")}
 
@@ -187,7 +189,7 @@ CUT = [
          lambda m: m.again("update_slice", m.x, m.y), when=lambda m: all_equal(m.inner.shape, m.y.shape)),
 ]
 
-# ---- reductions -----------------------------------------------------------------------------------------------------
+# ---- reductions ---------------------------------------------------------------------------------------
 
 PICKS = ("reduce_max", "reduce_min", "reduce_and", "reduce_or")  # repeating an element changes nothing
 REDUCTIONS = (*PICKS, "reduce_sum", "reduce_prod")
@@ -251,7 +253,7 @@ SUMMARY = [
     *(_exact_pairs(op, "b") for op in ("reduce_and", "reduce_or")),
 ]
 
-# ---- contractions ---------------------------------------------------------------------------------------------------
+# ---- contractions ---------------------------------------------------------------------------------------
 
 SIDES = (("lhs_batch", "lhs_contract"), ("rhs_batch", "rhs_contract"))
 

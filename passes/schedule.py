@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from flowc.dims import DimLike, ceildiv, dmin, linear, simplify, substitute, sym, symbols
-from flowc.kernel import (Acc, Alloc, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk)
+from flowc.kernel import Acc, Alloc, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk
 from flowc.types import DType
 
 
@@ -76,7 +76,7 @@ def _size(e: Expr) -> int:
     return n
 
 
-# ---- rewriting the sizes inside statements ----------------------------------------------------------------------------
+# ---- rewriting the sizes inside statements --------------------------------------------------------------------------
 
 def map_dims(stmts: Iterable[Stmt], fn: Callable[[DimLike], DimLike]) -> tuple[Stmt, ...]:
     """The statements with ``fn`` applied to every size in them."""
@@ -133,7 +133,7 @@ def sizes_in(stmts: Sequence[Stmt]) -> set[DimLike]:
     return out
 
 
-# ---- loop transformations ---------------------------------------------------------------------------------------------
+# ---- loop transformations -------------------------------------------------------------------------------------------
 
 def collapse(stmts: Sequence[Stmt], outer_kinds: tuple[str, ...] = ("parallel",)) -> tuple[Stmt, ...]:
     """Merge directly nested loops wherever every index only sees them as one: ``m*i + j`` with ``j < m``."""

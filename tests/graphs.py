@@ -282,4 +282,4 @@ def programs(draw, dtypes: tuple[DType, ...] = DTYPES, max_ops: int = 14, symbol
         outputs.append(draw(st.sampled_from(params)))
     hard = draw(st.integers(0, 3)) == 0 if special is None else special
     arrays = [values(draw, x.type, sizes, hard) for x in params]
-    return Drawn(Graph("drawn", params, outputs, {s: (0, None) for s in sizes}), sizes, arrays)
+    return Drawn(Graph("drawn", params, outputs, dict.fromkeys(sizes, (0, None))), sizes, arrays)

@@ -68,7 +68,7 @@ needs_digits = pytest.mark.skipif(find_spec("sklearn") is None, reason="scikit-l
 def test_digits(tmp_path, device):
     out = run(MAIN, "--device", device, "--plot", str(tmp_path / "curve.png"))
     assert accuracy(out) >= 0.95
-    assert list(tmp_path.iterdir())[0].stat().st_size > 1000
+    assert next(tmp_path.iterdir()).stat().st_size > 1000
 
 
 @needs_digits

@@ -256,7 +256,7 @@ def test_threads_share_one_compile():
 _BITS = """
 import hashlib, numpy as np, flowc
 rng = np.random.default_rng(0)
-x, w, b = rng.standard_normal((700, 900), np.float32), rng.standard_normal((900, 333), np.float32), rng.standard_normal(333, np.float32)
+x, w, b = (rng.standard_normal(s, np.float32) for s in ((700, 900), (900, 333), (333,)))
 f = flowc.jit(lambda x, w, b: (np.tanh(x @ w + b), np.sum(x), np.sum(x, axis=0), np.mean(np.exp(x), axis=1),
                                np.var(x), np.argmax(x, axis=1), x.T * 2))
 print(hashlib.sha256(b"".join(o.tobytes() for o in f(x, w, b))).hexdigest())

@@ -666,6 +666,39 @@ def test_tangents_against_differences(op: Op):
         assert np.allclose(got, want, rtol=1e-5, atol=2e-6 * (1 + np.abs(want).max(initial=0))), (op, attrs)
 
 
+@named([op for op in OPS if op.vjp is not None and op.name != "stop_gradient"])
+def test_second_derivatives_against_differences(op: Op):
+    """The derivative of ``sum(cotangents * directions)``, which every rule must give because it is made of ops."""
+    from flowc.passes.autodiff import vjp
+    rng = rng_for("second " + op.name)
+    sample = max(differentiable_samples(op), key=lambda c: sum(a.size for a in c[0]), default=None)
+    if sample is None:
+        pytest.skip("no sample in double precision")
+    arrays, attrs = sample
+    xs = [param(f"x{k}", array_type(a)) for k, a in enumerate(arrays)]
+    y = make(op, xs, attrs)
+    g = tangent_like(np.zeros(y.shape, y.dtype.numpy), rng)
+    gn = param("g", y.type)
+    parts = [(k, p) for k, p in enumerate(op.vjp(gn, y, *xs, **attrs)) if p is not None]
+    directions = {k: tangent_like(arrays[k], rng) for k, _ in parts}
+    moves = {k: tangent_like(a, rng) for k, a in enumerate(arrays)}
+
+    def feed(step: float) -> dict[Node, np.ndarray]:
+        at = [a if moves[k] is None else a + step * moves[k] for k, a in enumerate(arrays)]
+        return {gn: g, **dict(zip(xs, at, strict=True))}
+
+    def total(step: float) -> float:
+        values = run_graph([p for _, p in parts], feed(step))
+        return sum(np.sum(v * directions[k]).real for (k, _), v in zip(parts, values, strict=True))
+
+    found = vjp([p for _, p in parts], [constant(directions[k]) for k, _ in parts], xs)
+    slopes = run_graph([p for p in found if p is not None], feed(0.0))
+    moved = [k for k, p in enumerate(found) if p is not None]
+    got = sum(np.sum(v * moves[k]).real for k, v in zip(moved, slopes, strict=True))
+    want = (total(1e-6) - total(-1e-6)) / 2e-6
+    assert abs(want - got) <= 1e-5 * (1 + abs(want) + abs(total(0.0))), (op, attrs, want, got)
+
+
 @pytest.mark.parametrize("zeros", [0, 1, 2, 3])
 def test_gradient_of_products_with_zeros(zeros):
     x = np.array([[2.0, 3.0, -1.5, 0.5], [1.0, 2.0, 3.0, 4.0]])

@@ -40,6 +40,12 @@ def test_no_folder_of_modules_without_init():
 
 
 @pytest.mark.parametrize("name", ["passes", "backends"])
+def test_a_bare_import_in_the_repository_says_what_to_write(name):
+    done = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True, text=True, cwd=ROOT)
+    assert f"import flowc.{name} instead of {name}" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["passes", "backends"])
 def test_links_for_static_tools(name):
     link = ROOT / "flowc" / name
     assert link.is_symlink() and link.resolve() == ROOT / name

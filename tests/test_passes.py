@@ -9,6 +9,9 @@ import re
 
 import numpy as np
 import pytest
+from graphs import programs
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flowc import config
 from flowc.diag import FlowcError, FlowcValueError, Loc, VerifyError
@@ -460,3 +463,37 @@ def test_each_pass_is_verified_on_demand(registry, monkeypatch):
     with pytest.raises(VerifyError) as e:
         run_passes(g, ["lies"], quiet(check=True))
     assert "after pass lies" in e.value.__notes__
+
+
+# ---- random programs ------------------------------------------------------------------------------------------------
+
+ROUNDS = {"pow-two", "pow-minus-one", "dot-transposed-lhs", "dot-transposed-rhs", "transpose-of-dot"}
+
+
+def values_of(g: Graph, drawn) -> list[np.ndarray]:
+    done = dict(zip(g.params, drawn.arrays, strict=True))
+    for n in g.nodes:
+        if n not in done:
+            done[n] = folding.meaning(n, [done[i] for i in n.inputs], drawn.sizes)
+    return [done[o] for o in g.outputs]
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal, NaN for NaN; which zero a maximum of zeros is stays open."""
+    return a.dtype == b.dtype and a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+@given(programs(), st.lists(st.sampled_from(sorted({*GRAPH_PASSES})), max_size=5))
+def test_random_programs_keep_their_meaning(drawn, names):
+    """The pipeline, and any list of passes, leave every result as it is.  Passes run twice change nothing more."""
+    want = values_of(drawn.graph, drawn)
+    for order in (GRAPH_PASSES, [n for n in names for _ in (0, 1)]):
+        ctx = quiet()
+        new = run_passes(drawn.graph, order, ctx)
+        assert new.params == drawn.graph.params
+        assert [o.type for o in new.outputs] == [o.type for o in drawn.graph.outputs]
+        if not ROUNDS & set(ctx.hits):
+            assert all(same(a, b) for a, b in zip(values_of(new, drawn), want, strict=True)), ctx.hits
+    for name in set(names):
+        once = PASSES[name](drawn.graph, quiet())
+        assert PASSES[name](once, quiet()) is once

@@ -1,4 +1,4 @@
-"""The graph layer: feeding, fetching, variables, updates and their order, gradients, optimizers, and what it refuses."""
+"""The graph layer: feeding, fetching, variables, updates and their order, gradients, optimizers, refusals."""
 
 from __future__ import annotations
 
@@ -342,7 +342,7 @@ def test_optimizers_follow_their_formulas(graph, device, kind):
 
 
 def test_step_and_loss_in_one_run(graph, device):
-    x, target, loss = quadratic(graph)
+    _, target, loss = quadratic(graph)
     rate = flowc.placeholder("float32", name="rate")
     step = flowc.train.GradientDescentOptimizer(rate).minimize(loss)
     with Session(graph, device=device) as s:
@@ -387,7 +387,7 @@ def test_missing_feed(graph, device):
     (1.0, "G005", ["f32[]"]),
 ], ids=str)
 def test_wrong_feeds(graph, value, code, words):
-    a, b, _, _, e = seed_graph()
+    a, b, *_, e = seed_graph()
     with Session(graph) as s, refused(code, "placeholder a : f32[n]", *words):
         s.run(e, {a: value, b: f32(1, 2)})
 

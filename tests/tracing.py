@@ -31,8 +31,12 @@ def leaf(x, name: str, dynamic: bool = False) -> Leaf:
 
 def record(fn, *args, dynamic: bool = False, **kwargs) -> Traced:
     leaves, tree = flatten((args, kwargs))
-    names = [p.removeprefix("[0]") for p in tree.paths()]
+    names = [p.removeprefix("[0]") if p.count("[") > 1 else p for p in tree.paths()]
     return trace(fn, [leaf(x, name, dynamic) for x, name in zip(leaves, names)], tree)
+
+
+class OutOfRange(AssertionError):
+    """The sizes are outside the ranges the traced function needs."""
 
 
 def concrete(value, env):
@@ -49,7 +53,8 @@ def run_graph(graph: Graph, arrays) -> list[np.ndarray]:
         values[p] = np.asarray(a, p.dtype.numpy)
         env |= {str(d): int(n) for d, n in zip(p.shape, values[p].shape) if isinstance(d, Dim)}
     for name, (lo, hi) in graph.ranges.items():
-        assert lo <= env[name] and (hi is None or env[name] <= hi), (name, lo, hi, env)
+        if not (lo <= env[name] and (hi is None or env[name] <= hi)):
+            raise OutOfRange(name, lo, hi, env)
     for node in graph.nodes:
         if node.op is PARAM:
             continue

@@ -8,6 +8,7 @@ Python fallback).  Read next: callpath_ir.py.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import sys
 import sysconfig
 import threading
@@ -171,7 +172,7 @@ def _address(function: Any) -> int:
 
 def _numpy_table() -> Any:
     """NumPy's table of C functions."""
-    import numpy._core._multiarray_umath as core
+    core = importlib.import_module("numpy._core._multiarray_umath")
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     return ctypes.cast(get(core._ARRAY_API, None), ctypes.POINTER(ctypes.c_void_p))

@@ -40,6 +40,7 @@ _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
 _RUN = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)
 _SPAN = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 3)
 _STAND_IN = "flowc_kernel_symbol"
+_spans: list[Code] = []  # the one module that runs parts of a kernel, once it was needed
 
 
 class CpuExecutable(Executable):
@@ -166,8 +167,9 @@ class CpuExecutable(Executable):
         signals in between."""
         regions = min(limit, -(-work // PATIENCE))
         count = min(limit, max(1, work // CHUNK_WORK), max(64, 16 * regions)) if threads else regions
-        code = span_code(self._store)
-        span = _SPAN(code.address("run_span"))
+        if not _spans:
+            _spans.append(span_code(self._store))
+        span = _SPAN(_spans[0].address("run_span"))
         for i in range(regions):
             first, last = count * i // regions, count * (i + 1) // regions
             if last > first:

@@ -80,7 +80,6 @@ def emit_entry(program: Program, module: Module, kernels: Mapping[str, str] | No
     for symbol in dict.fromkeys(kernels.values()):
         if symbol not in defined:
             module.declare(symbol, KERNEL_SIGNATURE)
-    module.head.append(f"@{name}.one = internal constant i64 1")
     parts = list(_parts(program.plan.waves()))
     arguments = "ptr %buffers, ptr %dims, ptr %arena, ptr %pool"
     for i, part in enumerate(parts):
@@ -92,7 +91,11 @@ def emit_entry(program: Program, module: Module, kernels: Mapping[str, str] | No
         for i in range(len(parts)):
             f.raw(f"call void @{name}.part{i}({arguments})")
         f.finish()
-    if any(len(wave) > 1 for part in parts for wave in part):
+    calls = "\n".join(module.functions)
+    if f"@{name}.one(" in calls:
+        _emit_one(module, name)
+    if f"@{name}.many(" in calls:
+        _emit_many(module, name)
         _emit_group(module, name)
 
 
@@ -157,15 +160,6 @@ class _Part:
                 self.pointers[name] = _field(self.f, "%buffers", self.slots[_slot_key(name, place)], "ptr")
         return self.pointers[name]
 
-    def _thread_count(self) -> str:
-        if not self.threads:
-            f = self.f
-            field = f.op(f"getelementptr i8, ptr %pool, i64 {THREADS}")
-            none = f.op("icmp eq ptr %pool, null")
-            source = f.op(f"select i1 {none}, ptr @{self.name}.one, ptr {field}")
-            self.threads = f.op(f"load atomic i64, ptr {source} monotonic, align 8")
-        return self.threads
-
     # -- steps
 
     def _arguments(self, position: int, step: Step) -> str:
@@ -185,69 +179,29 @@ class _Part:
         frames = [self._arguments(i, s) for i, s in enumerate(steps)]
         extents = [self._extent(s) for s in steps]
         works = [self._size(s.work) for s in steps]
-        total: str | int = 0
-        for w in works:
-            total = f.add(total, w)
-        one = len(steps) == 1
-        if one and extents[0] is None or isinstance(total, int) and total < SERIAL_WORK:
-            self._serial(steps, frames)
+        small = all(isinstance(w, int) for w in works) and sum(map(int, works)) < SERIAL_WORK
+        if small or len(steps) == 1 and extents[0] == 1:
+            for step, frame in zip(steps, frames, strict=True):
+                f.raw(f"call void @{self.kernels[step.kernel]}(ptr {frame}, i64 0, i64 1)")
             return
-        threads = self._thread_count()
-        several = f.op(f"icmp sgt i64 {threads}, 1")
-        worth = f.op(f"icmp sge i64 {total}, {SERIAL_WORK}")
-        both = f.op(f"and i1 {several}, {worth}")
-        # work per chunk: at least CHUNK_WORK, and CHUNKS_PER_THREAD chunks per thread over the whole wave
-        slots = f.mul(threads, CHUNKS_PER_THREAD)
-        share = self._extreme("smax", f.op(f"sdiv i64 {total}, {slots}"), CHUNK_WORK)
-        chunks = [self._chunks(w, e, share) for w, e in zip(works, extents, strict=True)]
-        split, alone, after = f.label("split"), f.label("alone"), f.label("after")
-        f.cond_br(both, split, alone)
-        f.begin(split)
-        if one:
-            self._region(self.kernels[steps[0].kernel], frames[0], chunks[0])
-        else:
-            self._group(steps, frames, chunks)
-        f.br(after)
-        f.begin(alone)
-        self._serial(steps, frames)
-        f.br(after)
-        f.begin(after)
+        if len(steps) == 1:
+            f.raw(f"call void @{self.name}.one(ptr %pool, ptr @{self.kernels[steps[0].kernel]}, ptr {frames[0]}, "
+                  f"i64 {works[0]}, i64 {extents[0]})")
+            return
+        self.table_rows = max(self.table_rows, len(steps))
+        for i, (step, frame) in enumerate(zip(steps, frames, strict=True)):
+            row = (("ptr", f"@{self.kernels[step.kernel]}"), ("ptr", frame), ("i64", works[i]), ("i64", extents[i]))
+            for j, (ty, value) in enumerate(row):
+                _put(f, "%group", 1 + 4 * i + j, ty, value)
+        _put(f, "%group", 0, "i64", len(steps))
+        f.raw(f"call void @{self.name}.many(ptr %pool, ptr %group)")
 
-    def _extent(self, step: Step) -> str | int | None:
+    def _extent(self, step: Step) -> str | int:
         kernel = self.program.kernels[step.kernel]
         extent = parallel_extent(kernel)
         if extent is None:
-            return None
-        return self._size(substitute(extent, dict(zip(kernel.dims, step.dims, strict=True))))
-
-    def _extreme(self, fn: str, a: str | int, b: str | int) -> str:
-        return self.f.call(f"llvm.{fn}.i64", "i64 (i64, i64)", f"i64 {a}", f"i64 {b}")
-
-    def _chunks(self, work: str | int, extent: str | int | None, share: str) -> str | int:
-        if extent is None:
             return 1
-        wanted = self.f.op(f"sdiv i64 {work}, {share}")
-        return self._extreme("smax", self._extreme("smin", wanted, extent), 1)
-
-    def _serial(self, steps: Sequence[Step], frames: Sequence[str]) -> None:
-        for step, frame in zip(steps, frames, strict=True):
-            self.f.raw(f"call void @{self.kernels[step.kernel]}(ptr {frame}, i64 0, i64 1)")
-
-    def _region(self, fn: str, arg: str, count: str | int) -> None:
-        entry = _field_at(self.f, "%pool", PARALLEL_FOR, "ptr")
-        self.f.raw(f"call void {entry}(ptr %pool, ptr @{fn}, ptr {arg}, i64 {count})")
-
-    def _group(self, steps: Sequence[Step], frames: Sequence[str], chunks: Sequence[str | int]) -> None:
-        """One region for all steps: a table of (kernel, arguments, chunks, end) tells which chunk is whose."""
-        self.table_rows = max(self.table_rows, len(steps))
-        _put(self.f, "%group", 0, "i64", len(steps))
-        end: str | int = 0
-        for i, (step, frame, count) in enumerate(zip(steps, frames, chunks, strict=True)):
-            end = self.f.add(end, count)
-            row = (("ptr", f"@{self.kernels[step.kernel]}"), ("ptr", frame), ("i64", count), ("i64", end))
-            for j, (ty, value) in enumerate(row):
-                _put(self.f, "%group", 1 + 4 * i + j, ty, value)
-        self._region(f"{self.name}.group", "%group", end)
+        return self._size(substitute(extent, dict(zip(kernel.dims, step.dims, strict=True))))
 
 
 def _slot_key(name: str, place: Place) -> tuple[str, object]:
@@ -265,6 +219,90 @@ def _field_at(f: Function, base: str, offset: int, ty: str) -> str:
 def _put(f: Function, base: str, i: int, ty: str, value: str | int) -> None:
     at = f.op(f"getelementptr i64, ptr {base}, i64 {i}")
     f.raw(f"store {ty} {value}, ptr {at}")
+
+
+def _threads(f: Function, alone: str) -> str:
+    """The number of threads of ``%pool``; branches to ``alone`` if that is one."""
+    pooled, several = f.label("pooled"), f.label("several")
+    f.cond_br(f.op("icmp ne ptr %pool, null"), pooled, alone)
+    f.begin(pooled)
+    threads = f.op(f"load atomic i64, ptr {f.op(f'getelementptr i8, ptr %pool, i64 {THREADS}')} monotonic, align 8")
+    f.cond_br(f.op(f"icmp sgt i64 {threads}, 1"), several, alone)
+    f.begin(several)
+    return threads
+
+
+def _extreme(f: Function, fn: str, a: str | int, b: str | int) -> str:
+    return f.call(f"llvm.{fn}.i64", "i64 (i64, i64)", f"i64 {a}", f"i64 {b}")
+
+
+def _share(f: Function, total: str, threads: str) -> str:
+    """Work per chunk: CHUNKS_PER_THREAD chunks per thread over the whole wave, none below CHUNK_WORK."""
+    return _extreme(f, "smax", f.op(f"sdiv i64 {total}, {f.mul(threads, CHUNKS_PER_THREAD)}"), CHUNK_WORK)
+
+
+def _chunks(f: Function, work: str, extent: str, share: str) -> str:
+    return _extreme(f, "smax", _extreme(f, "smin", f.op(f"sdiv i64 {work}, {share}"), extent), 1)
+
+
+def _region(f: Function, fn: str, arg: str, count: str) -> None:
+    f.raw(f"call void {_field_at(f, '%pool', PARALLEL_FOR, 'ptr')}(ptr %pool, ptr {fn}, ptr {arg}, i64 {count})")
+
+
+def _emit_one(module: Module, name: str) -> None:
+    """Run one kernel, split if it is worth it."""
+    f = Function(module, f"{name}.one", "ptr %pool, ptr %kernel, ptr %frame, i64 %work, i64 %extent",
+                 linkage="internal")
+    ask, split, alone, done = f.label("ask"), f.label("split"), f.label("alone"), f.label("done")
+    f.cond_br(f.op(f"icmp sge i64 %work, {SERIAL_WORK}"), ask, alone)
+    f.begin(ask)
+    threads = _threads(f, alone)
+    f.br(split)
+    f.begin(split)
+    _region(f, "%kernel", "%frame", _chunks(f, "%work", "%extent", _share(f, "%work", threads)))
+    f.br(done)
+    f.begin(alone)
+    f.raw("call void %kernel(ptr %frame, i64 0, i64 1)")
+    f.br(done)
+    f.begin(done)
+    f.finish()
+
+
+def _emit_many(module: Module, name: str) -> None:
+    """Run the kernels of a table {count, (kernel, frame, work, parallel iterations)...}: one after the other, or in one
+    region.  For the region the last two of a row become its number of chunks and the end of its chunk numbers."""
+    f = Function(module, f"{name}.many", "ptr %pool, ptr %table", linkage="internal")
+    f.raw("%sums = alloca [2 x i64], align 8")
+    rows, first = f.op("load i64, ptr %table"), f.op("getelementptr i64, ptr %table, i64 1")
+
+    def sum_up(i: int, value: str) -> str:
+        total = f.op(f"add i64 {_field(f, '%sums', i, 'i64')}, {value}")
+        _put(f, "%sums", i, "i64", total)
+        return total
+
+    _put(f, "%sums", 0, "i64", 0)
+    _put(f, "%sums", 1, "i64", 0)
+    with f.loop(0, rows) as i:
+        sum_up(0, _field(f, f.op(f"getelementptr [4 x i64], ptr {first}, i64 {i}"), 2, "i64"))
+    total = _field(f, "%sums", 0, "i64")
+    ask, alone, done = f.label("ask"), f.label("alone"), f.label("done")
+    f.cond_br(f.op(f"icmp sge i64 {total}, {SERIAL_WORK}"), ask, alone)
+    f.begin(ask)
+    share = _share(f, total, _threads(f, alone))
+    with f.loop(0, rows) as i:
+        row = f.op(f"getelementptr [4 x i64], ptr {first}, i64 {i}")
+        count = _chunks(f, _field(f, row, 2, "i64"), _field(f, row, 3, "i64"), share)
+        _put(f, row, 2, "i64", count)
+        _put(f, row, 3, "i64", sum_up(1, count))
+    _region(f, f"@{name}.group", "%table", _field(f, "%sums", 1, "i64"))
+    f.br(done)
+    f.begin(alone)
+    with f.loop(0, rows) as i:
+        row = f.op(f"getelementptr [4 x i64], ptr {first}, i64 {i}")
+        f.raw(f"call void {_field(f, row, 0, 'ptr')}(ptr {_field(f, row, 1, 'ptr')}, i64 0, i64 1)")
+    f.br(done)
+    f.begin(done)
+    f.finish()
 
 
 def _emit_group(module: Module, name: str) -> None:

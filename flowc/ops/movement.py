@@ -124,9 +124,7 @@ def matched_groups(a: Sequence[DimLike], b: Sequence[DimLike]) -> list[tuple[ran
 
 
 def reshaped_index(idx: Sequence[DimLike], new: Sequence[DimLike], old: Sequence[DimLike]) -> tuple[DimLike, ...]:
-    """Where the element at ``idx`` of shape ``new`` stands in shape ``old``."""
-    if any(isinstance(s, int) and s == 0 for s in old):
-        return (0,) * len(old)  # never read
+    """Where the element at ``idx`` of shape ``new`` stands in shape ``old``, which has no size known to be 0."""
     out: list[DimLike] = []
     for theirs, ours in matched_groups(old, new):
         if len(ours) == 1 == len(theirs):
@@ -144,9 +142,14 @@ def reshaped_index(idx: Sequence[DimLike], new: Sequence[DimLike], old: Sequence
     return tuple(out)
 
 
+def _reshape_source(b: Builder, idx: tuple, load: Load, types: tuple, shape: tuple) -> Expr:
+    if known_eq(types[0].size, 0):
+        return b.const(0, types[0].dtype)  # there is nothing to read, and no element to compute
+    return load(0, reshaped_index(idx, shape, types[0].shape))
+
+
 movement("reshape", "The same elements in C order under another shape of equal size.", attrs=("shape",),
-         numpy=lambda x, shape: np.reshape(x, shape), infer=_reshape_type,
-         source=lambda b, idx, load, types, shape: load(0, reshaped_index(idx, shape, types[0].shape)),
+         numpy=lambda x, shape: np.reshape(x, shape), infer=_reshape_type, source=_reshape_source,
          vjp=lambda g, y, x, shape: (n.reshape(g, shape=x.shape),),
          samples=calls(ALL, (((6,),), {"shape": (2, 3)}), (((2, 3, 4),), {"shape": (2, 12)}),
                        (((2, 3, 4),), {"shape": (4, 3, 2)}), (((),), {"shape": (1, 1)}), (((1, 1),), {"shape": ()}),

@@ -32,7 +32,7 @@ from flowc.ops.rules import (
 from flowc.ops.samples import calls
 from flowc.types import FLOATS, NUMBERS, Type, f32, i8
 
-MAX_TAPS = 1 << 14  # of an unrolled sum
+MAX_TAPS = 1 << 12  # of an unrolled sum
 
 
 def window_count(size: DimLike, window: DimLike, stride: int, dilation: int) -> DimLike:

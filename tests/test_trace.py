@@ -1,0 +1,592 @@
+"""Tracing: indexing, in-place writes, views, masks, nesting, what goes in and comes out.  Oracle: NumPy itself."""
+
+from __future__ import annotations
+
+import copy
+import random
+import threading
+from collections import Counter, OrderedDict, namedtuple
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import tracing
+from hypothesis import given
+from hypothesis import strategies as st
+from tracing import check, record, run, run_graph, same
+
+import flowc.numpy as fnp
+from flowc.diag import FlowcError
+from flowc.dims import sym
+from flowc.size import SizeUnknownError
+from flowc.trace import Leaf, Trace, current_trace, lift, trace
+from flowc.tree import Tree, flatten, leaf_class, register_pytree, tree_map
+from flowc.types import Type, f32, f64, i64
+
+A = np.arange(24.0).reshape(2, 3, 4)
+SEEDS = st.integers(0, 2 ** 32 - 1)
+
+
+# ---- trees ----------------------------------------------------------------------------------------------------------
+
+Pair = namedtuple("Pair", "left right")
+
+
+@dataclass(frozen=True)
+class Layer:
+    w: object
+    b: object
+    name: str = field(default="", metadata={"static": True})
+
+
+def test_tree_round_trip():
+    obj = {"b": [1, (2, None)], "a": Pair(3, {"z": 4}), "l": Layer(5, [6], "dense"), "o": OrderedDict(y=7, x=8)}
+    leaves, tree = flatten(obj)
+    assert leaves == [3, 4, 1, 2, 5, 6, 7, 8]
+    assert tree.unflatten(leaves) == obj
+    assert hash(tree) == hash(flatten(copy.deepcopy(obj))[1]) and tree == flatten(obj)[1]
+    assert tree != flatten({**obj, "l": Layer(5, [6], "other")})[1]
+    assert tree.paths("p") == ["p['a'].left", "p['a'].right['z']", "p['b'][0]", "p['b'][1][0]", "p['l'].w",
+                               "p['l'].b[0]", "p['o']['y']", "p['o']['x']"]
+    assert "Pair" in str(tree) and tree.leaves == 8
+
+
+def test_tree_leaves_only():
+    assert flatten(3)[0] == [3] and flatten(3)[1].paths("x") == ["x"]
+    assert flatten(None)[0] == [] and flatten(None)[1].unflatten([]) is None
+    assert tree_map(lambda a, b: a + b, {"x": 1}, {"x": 2}) == {"x": 3}
+    with pytest.raises(FlowcError, match="containers differ"):
+        tree_map(lambda a, b: a, [1], [1, 2])
+    with pytest.raises(FlowcError, match="has 1 leaves, got 2"):
+        flatten([1])[1].unflatten([1, 2])
+    assert isinstance(flatten({1: 0, "a": 0})[1], Tree)  # keys that do not compare
+
+
+def test_registered_class():
+    class Box:
+        def __init__(self, inner, tag):
+            self.inner, self.tag = inner, tag
+
+    register_pytree(Box, lambda b: ((b.inner,), b.tag), lambda tag, xs: Box(xs[0], tag))
+    leaves, tree = flatten(Box([1, 2], "t"))
+    assert leaves == [1, 2] and tree.unflatten([3, 4]).inner == [3, 4] and tree.paths("b") == ["b[0][0]", "b[0][1]"]
+    with pytest.raises(FlowcError, match="already"):
+        register_pytree(Box, lambda b: ((), None), lambda m, xs: None)
+    with pytest.raises(FlowcError, match="not hashable"):
+        flatten(Box(1, []))
+
+    @leaf_class
+    @dataclass
+    class Whole:
+        x: int
+    assert len(flatten(Whole(1))[0]) == 1
+
+
+# ---- indexing -------------------------------------------------------------------------------------------------------
+
+def random_index(rnd: random.Random, shape: tuple[int, ...]) -> tuple:
+    """Integers, slices, None, one ellipsis, integer arrays, boolean vectors, True."""
+    items: list = []
+    axis = 0
+    common = rnd.choice([(2,), (3,), (2, 3), (1,), ()])
+    while axis < len(shape):
+        n, kind = shape[axis], rnd.random()
+        if kind < 0.12:
+            items.append(None)
+            continue
+        if kind < 0.18:
+            break
+        if kind < 0.24 and not any(k is Ellipsis for k in items):
+            items.append(Ellipsis)
+            axis += rnd.randint(0, len(shape) - axis)
+            continue
+        if kind < 0.5 or n == 0:
+            lo, hi = [rnd.choice([None, rnd.randint(-n - 1, n + 1)]) for _ in range(2)]
+            items.append(slice(lo, hi, rnd.choice([None, 1, 2, 3, -1, -2])))
+        elif kind < 0.7:
+            items.append(rnd.randint(-n, n - 1))
+        elif kind < 0.92:
+            values = [rnd.randint(-n, n - 1) for _ in range(int(np.prod(common)))]
+            items.append(np.array(values, rnd.choice([np.int64, np.int32])).reshape(common))
+        elif kind < 0.96:
+            items.append(np.array([rnd.random() < 0.5 for _ in range(n)]))
+        else:
+            items.append(True)
+            continue
+        axis += 1
+    return tuple(items)
+
+
+OUTCOMES: Counter[str] = Counter()
+
+
+@given(SEEDS)
+def test_random_indices(seed):
+    """Read, write a number, write an array, ``+=``; index arrays traced or constant; sizes known or symbolic."""
+    rnd = random.Random(seed)
+    shape = tuple(rnd.choice([0, 1, 2, 3, 4, 5]) for _ in range(rnd.randint(0, 4)))
+    x = np.arange(float(np.prod(shape))).reshape(shape)
+    index = random_index(rnd, shape)
+    try:
+        want = x[index]
+    except IndexError:
+        return
+    dynamic = rnd.random() < 0.5
+    traced = [i for i, k in enumerate(index) if isinstance(k, np.ndarray) and k.dtype != bool and rnd.random() < 0.5]
+
+    def key(arrays):
+        full = list(index)
+        for i, a in zip(traced, arrays):
+            full[i] = a
+        return tuple(full)
+
+    def get(x, *arrays):
+        return x[key(arrays)] + 0
+
+    def put(x, v, *arrays):
+        x = x.copy()
+        x[key(arrays)] = v
+        return x
+
+    def add(x, *arrays):
+        x = x.copy()
+        x[key(arrays)] += 5
+        return x
+
+    arrays = [index[i] for i in traced]
+    for fn, args in ((get, (x, *arrays)), (put, (x, 7.0, *arrays)), (put, (x, np.random.rand(*want.shape), *arrays)),
+                     (add, (x, *arrays))):
+        try:
+            check(fn, *args, dynamic=dynamic)
+            OUTCOMES["same"] += 1
+        except FlowcError as e:
+            assert dynamic and e.code in ("T003", "T009", "T010"), (shape, index, e)
+            OUTCOMES["refused"] += 1
+        except tracing.OutOfRange:
+            assert dynamic
+            OUTCOMES["out of range"] += 1
+
+
+def test_random_indices_rarely_refuse():
+    assert OUTCOMES["same"] > 4 * OUTCOMES["refused"]
+
+
+@pytest.mark.parametrize("fn", [
+    lambda x: x[0], lambda x: x[-1, ..., 2], lambda x: x[:, 1:-1], lambda x: x[::-1, ::2], lambda x: x[..., None, 1:],
+    lambda x: x[:, [0, 2], [1, 1]], lambda x: x[0, :, [1, 3]], lambda x: x[np.array([[0], [1]]), [1, 2]],
+    lambda x: x[:, None, [0, 0, 1]], lambda x: x[[True, False]], lambda x: x[:, np.array([True, False, True]), 1],
+    lambda x: x[x.shape[0] - 1], lambda x: x[:, :x.shape[0]], lambda x: x[np.int64(1)], lambda x: x[()],
+    lambda x: x[..., -3:], lambda x: x[..., :100], lambda x: x[..., 3:0:-1], lambda x: x[True], lambda x: x[1][2][3],
+])
+def test_indices(fn):
+    check(lambda x: fn(x) + 0, A)
+
+
+def test_zero_length_ellipsis_separates_arrays():
+    check(lambda x: x[:, [0, 1], ..., [0, 1]], A, dynamic=False)
+
+
+def test_traced_scalar_index_reads_and_writes():
+    def fn(x, i):
+        x = x.copy()
+        row = x[i]
+        row[1] = 9
+        x[i, 0, 2] += 3
+        return x, row + 0, x[:, i]
+    for i in (0, 1, -1):
+        check(fn, A, np.int64(i))
+        same(run(lambda x, i: x[i], A, i), A[i])
+
+
+def test_index_out_of_range_is_clamped_when_traced():
+    assert run(lambda x, i: x[i], np.arange(3.0), np.int64(7)) == 2.0
+
+
+def test_stencil_sizes_are_simple():
+    traced = record(lambda x: x[2:] - 2 * x[1:-1] + x[:-2], np.arange(9.0), dynamic=True)
+    assert str(traced.graph.outputs[0].type) == "f64[n9 - 2]"
+    assert traced.graph.ranges == {"n9": (2, None)}
+    check(lambda x: x[2:] - 2 * x[1:-1] + x[:-2], np.arange(9.0))
+
+
+# ---- in-place writes and views --------------------------------------------------------------------------------------
+
+def test_writes_do_not_reach_the_argument():
+    x = np.zeros(3)
+    traced = record(lambda x: _set(x, 0, 1), x)
+    assert traced.mutated == (0,)
+    assert record(lambda x: _set(x.copy(), 0, 1), x).mutated == ()
+    same(traced.assemble(run_graph(traced.graph, [x])), np.array([1.0, 0, 0]))
+    assert not x.any()
+
+
+def _set(x, key, value):
+    x[key] = value
+    return x
+
+
+def view_program(seed: int, layout: int):
+    """Views of views and writes in random order; returns all of them."""
+    def fn(x):
+        rnd = random.Random(seed)
+        views = [[x, x.copy(), x + 0][layout]]
+        for _ in range(rnd.randint(2, 9)):
+            base, kind = rnd.choice(views), rnd.randint(0, 11)
+            rank = np.ndim(base)
+            if kind <= 4 and rank:
+                key = []
+                for n in base.shape:
+                    r = rnd.random()
+                    key.append(slice(None) if r < 0.5 else
+                               slice(rnd.randint(0, n), None, rnd.choice([1, -1, 2])) if r < 0.75 else
+                               rnd.randrange(n) if n and rank > 1 else slice(1, None))
+                if not all(isinstance(k, int) for k in key):
+                    views.append(base[tuple(key)])
+            else:
+                views.append([base, base.T, base.reshape(-1), np.flip(base, 0) if rank else base,
+                              np.expand_dims(base, 0), base + 1, np.swapaxes(base, 0, -1) if rank else base,
+                              base[..., None]][kind % 8])
+            if kind >= 7 or rnd.random() < 0.6:
+                target, how = rnd.choice(views), rnd.randint(0, 3)
+                if how == 0:
+                    target[...] = rnd.randint(0, 99)
+                elif np.ndim(target) and target.shape[0]:
+                    if how == 1:
+                        target += rnd.randint(1, 9)
+                    elif how == 2:
+                        target[0] = rnd.choice(views).sum()
+                    else:
+                        target[-1] *= 2
+        return [v + 0 for v in views]
+    return fn
+
+
+ALIASES: Counter[str] = Counter()
+
+
+@given(SEEDS, st.integers(0, 2))
+def test_random_views(seed, layout):
+    """Equal to NumPy, or refused where NumPy's own answer depends on the memory layout; never silently different."""
+    rnd = random.Random(seed)
+    shape = tuple(rnd.choices([1, 2, 3, 4], k=rnd.randint(1, 3)))
+    x = np.arange(float(np.prod(shape))).reshape(shape)
+    x = np.asfortranarray(x) if seed % 3 == 0 else x
+    try:
+        check(view_program(seed, layout), x, dynamic=False)
+        ALIASES["same"] += 1
+    except FlowcError as e:
+        assert e.code == "T007", e
+        ALIASES["refused"] += 1
+
+
+def test_random_views_rarely_refuse():
+    assert ALIASES["same"] > 2 * ALIASES["refused"]
+
+
+@pytest.mark.parametrize("layout", [0, 1])
+def test_write_through_views(layout):
+    def fn(x):
+        x = x if layout else x.copy()
+        row, column, late = x[0], x[:, 1], x[1:]
+        row[:] = 1
+        column += 10
+        late[0, 0] = column[0]
+        x *= 2
+        deep = x[::-1].T[1:, None]
+        deep[0, 0] = -1
+        return x, row + 0, column + 0, late + 0, deep + 0
+    check(fn, np.arange(12.0).reshape(3, 4))
+
+
+def test_reshape_of_fresh_arrays_is_a_view():
+    def fn(x):
+        a = fnp.zeros((3, 3)) if current_trace() else np.zeros((3, 3))
+        a.reshape(-1)[::4] = x
+        a.ravel()[1] = 5
+        return a
+    check(fn, np.float64(2))
+
+
+def test_reshape_then_write_without_reading_the_base():
+    def fn(x):
+        x = x.reshape(-1, 2)
+        x[:, 0] = 7
+        return x
+    check(fn, np.arange(6.0), dynamic=False)
+
+
+def test_scalars_are_no_views():
+    def fn(x):
+        s = x[0, 0]
+        s += 5
+        t = x.sum()
+        u = t
+        t += 1
+        zero = x[0, 0, ...]
+        zero += 1
+        return x, s, t, u
+    check(fn, np.arange(4.0).reshape(2, 2))
+
+
+def test_inplace_operators_convert_back():
+    def fn(x, y):
+        x = x.copy()
+        x += y
+        x *= 2
+        x //= np.float64(3)
+        return x
+    check(fn, np.arange(4, dtype=np.float32), np.arange(4.0))
+
+
+def test_out_and_where_arguments():
+    def fn(x, y):
+        out = np.zeros_like(x)
+        np.divide(x, y, out=out, where=y != 0)
+        np.add(out, 1, out=out[1:2] if False else out)
+        s = np.zeros_like(x)
+        np.sum(x[None], axis=0, out=s)
+        return out, s
+    check(fn, np.array([1.0, 2, 3]), np.array([0.0, 4, 5]))
+
+
+def test_augmented_fancy_index_counts_once_and_add_at_counts_all():
+    def fn(x, i):
+        a, b, c = x.copy(), x.copy(), x.copy()
+        a[i] += 1
+        np.add.at(b, i, 1.0)
+        np.subtract.at(c, (i,), i * 0.5)
+        return a, b, c
+    check(fn, np.zeros(3), np.array([0, 2, 2, -1]))
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------------
+
+def test_traced_masks_write():
+    def fn(x, y):
+        a, b, c, d = x.copy(), x.copy(), x.copy(), x.copy()
+        a[a < 0] = 0
+        b[b > 0] *= 2
+        mask = y > 0
+        c[mask] = np.sqrt(y[mask]) + 1
+        d[:, d[0] > 0] = -5
+        d[d[:, 0] > 0] += 1
+        return a, b, c, d
+    rng = np.random.default_rng(0)
+    check(fn, rng.normal(size=(3, 4)), rng.normal(size=(3, 4)))
+
+
+def test_traced_mask_rows():
+    def fn(x, m):
+        x = x.copy()
+        x[m] = x[0]
+        x[..., m[:2]] = 1
+        return x
+    check(fn, np.arange(6.0).reshape(3, 2), np.array([True, False, True]), dynamic=False)
+
+
+def test_static_masks_select():
+    mask = np.array([True, False, True])
+    check(lambda x: x[:, mask] * 2, A, dynamic=False)
+    check(lambda x: _set(x.copy(), (slice(None), mask), np.arange(4.0)), A, dynamic=False)
+
+
+# ---- arguments and results ------------------------------------------------------------------------------------------
+
+def test_pytrees_in_and_out():
+    def fn(params, scale=1.0):
+        return {"y": params["w"] @ params["b"][0], "p": Pair(params["b"], None), "n": 3, "s": "text"}
+    args = ({"w": np.eye(3), "b": [np.arange(3.0)]},)
+    check(fn, *args)
+    traced = record(fn, *args, scale=2.0)
+    assert traced.names == ("[0]['b'][0]", "[0]['w']", "[1]['scale']")
+    assert traced.static == {0: 3, 2: "text"} and traced.out_weak == (False, False)
+
+
+def test_static_and_weak_results():
+    traced = record(lambda x, k: (x * k, k + 1, None, 2.5, True, x.shape[0], np.float32(3), np.arange(2)), np.ones(3), 4,
+                    dynamic=True)
+    assert traced.out_weak == (False, True, True, False, False)
+    assert traced.static == {2: 2.5, 3: True}
+    out = traced.assemble(run_graph(traced.graph, [np.ones(3), 4]))
+    assert out[4] is True and int(out[5]) == 3 and out[6].dtype == np.float32 and out[7].tolist() == [0, 1]
+
+
+def test_unused_parameters_are_kept():
+    traced = record(lambda x, y: y, np.ones(3), np.ones(2))
+    assert len(traced.graph.params) == 2
+
+
+def test_parameter_names_are_identifiers():
+    leaves = [Leaf(Type(f32, (2,)), name=n) for n in ("params['w'][0]", "params['w'][1]", "params.w_0", "0", "")]
+    _, tree = flatten((tuple(range(5)), {}))
+    traced = trace(lambda *xs: xs, leaves, tree)
+    names = [p.attrs["name"] for p in traced.graph.params]
+    assert len(set(names)) == 5 and all(n.isidentifier() for n in names)
+    assert traced.names[0] == "params['w'][0]"
+
+
+def test_nodes_carry_the_users_line():
+    traced = record(lambda x: np.mean(x) + 1, np.ones(3))
+    assert all(n.loc is not None and n.loc.file == __file__ for n in traced.graph.nodes if n.inputs)
+
+
+# ---- nested traces --------------------------------------------------------------------------------------------------
+
+def test_captured_values_become_parameters():
+    inner_traced = []
+
+    def fn(x, k):
+        y = x * 2
+        _, tree = flatten(((0,), {}))
+        inner = trace(lambda w: (w * y).sum() + k + y[0], [Leaf(Type(f64, (3,)), name="w")], tree)
+        inner_traced.append(inner)
+        return y
+    record(fn, np.ones(3), 2.0)
+    inner = inner_traced[0]
+    assert [str(p.type) for p in inner.graph.params] == ["f64[3]", "f64[3]", "f64[]"]
+    assert [str(c.type) for c in inner.captured] == ["f64[3]", "f64[]"]
+    (value,) = run_graph(inner.graph, [np.arange(3.0), np.full(3, 2.0), 5.0])
+    assert value == 6 + 5 + 2
+
+
+def test_captures_cross_two_levels():
+    seen = []
+
+    def level(fn, name):
+        _, tree = flatten(((0,), {}))
+        traced = trace(fn, [Leaf(Type(f64, ()), name=name)], tree)
+        seen.append(traced)
+        return traced
+
+    def fn(x):
+        level(lambda a: level(lambda b: b * x, "b").captured and a, "a")
+        return x
+    record(fn, np.ones(2))
+    innermost, middle = seen
+    assert len(innermost.captured) == 1 and innermost.captured[0] is middle.graph.params[1]
+
+
+def test_inner_ranges_are_the_outer_ones():
+    def fn(x):
+        _, tree = flatten(((0,), {}))
+        trace(lambda y: y[3], [Leaf(x.type, name="y")], tree)
+        return x
+    assert record(fn, np.ones(9), dynamic=True).graph.ranges == {"n9": (4, None)}
+
+
+def test_persistent_trace_outside_of_any_trace():
+    tr = Trace("graph", {}, persistent=True)
+    with tr.active():
+        x = tr.add_param(Type(f32, (sym("n"),)), "x")
+    y = np.exp(x + 1).sum()
+    x[0] = 3.0
+    assert str(y.type) == "f32[]" and fnp.concatenate([x, x]).ndim == 1 and (y * 2).dtype == np.float32
+    tr.close()
+    with pytest.raises(FlowcError, match="T005"):
+        x + 1
+
+
+def test_threads_have_their_own_traces():
+    errors = []
+
+    def work(k):
+        try:
+            check(lambda x: np.cumsum(x * k)[::-1], np.arange(5.0))
+            assert current_trace() is None
+        except Exception as e:  # reported below
+            errors.append(e)
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not errors
+
+
+# ---- symbolic sizes -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("fn", [
+    lambda x: x / x.shape[0], lambda x: x.shape[0] * x, lambda x: x - 0.5 * x.shape[0], lambda x: x + len(x.shape),
+    lambda x: x.reshape(x.shape[0] * x.shape[1], -1), lambda x: fnp.zeros(x.shape) + x.shape[1] ** 2,
+    lambda x: x.sum() / (x.shape[0] * x.shape[1]), lambda x: x / np.sqrt(x.shape[1]), lambda x: x[:x.shape[0] // 2],
+    lambda x: x.shape[0] - x, lambda x: x.shape[0] // 2 + x, lambda x: x % x.shape[0], lambda x: x.size * x,
+    lambda x: x.shape[0] / 2 * x, lambda x: 1 / x.shape[0] + x,
+])
+def test_sizes_in_arithmetic(fn):
+    x = np.arange(15.0).reshape(5, 3)
+    if "fnp" in fn.__code__.co_names:
+        same(run(fn, x, dynamic=True), run(fn, x))
+    else:
+        check(fn, x, rtol=1e-15)
+
+
+def test_size_comparisons_answer_or_refuse():
+    def decided(x):
+        n = x.shape[0]
+        assert n == x.shape[0] and n >= 0 and n < n + 1 and not n > n + 2 and n != n + 1
+        assert x.shape == x.shape and x.shape[1:] == (1,)
+        return x
+    record(decided, np.ones((4, 1)), dynamic=True)
+    for ask in (lambda n: n == 5, lambda n: n < 3, lambda n: n > 7, lambda n: bool(n), int, float, range,
+                lambda n: n != 4, lambda n: n <= 2):
+        with pytest.raises(SizeUnknownError) as e:
+            record(lambda x, ask=ask: ask(x.shape[0]) and x, np.ones(4), dynamic=True)
+        assert e.value.code == "T010" and e.value.symbols == {"n4"}
+
+
+def test_ranges_decide_comparisons():
+    def fn(x):
+        x[4]
+        return x * 2 if x.shape[0] > 4 else x
+    traced = record(fn, np.ones(9), dynamic=True)
+    assert traced.graph.outputs[0].op.name == "mul"
+
+
+def test_reshape_with_symbolic_rest():
+    check(lambda x: x.reshape(x.shape[0], -1), np.zeros((3, 4, 5)))
+    check(lambda x: x.reshape(-1, 5), np.zeros((3, 4, 5)), dynamic=False)
+    check(lambda x: x.reshape(-1, x.shape[-1]) + 0, np.zeros((3, 4, 5)))
+    check(lambda x: np.broadcast_to(x, (2, *x.shape)) + 0, np.arange(3.0))
+
+
+# ---- lifting, size, speed -------------------------------------------------------------------------------------------
+
+def test_lift():
+    with Trace("t").active():
+        assert lift(3).weak and str(lift(3).type) == "i64[]" and not lift(np.float32(3)).weak
+        assert str(lift(np.zeros((2, 3), np.float32)).type) == "f32[2, 3]"
+        assert lift(sym("n")).node.op.name == "size"
+        with pytest.raises(FlowcError, match="T004"):
+            lift("text")
+
+
+def test_big_endian_and_odd_layouts_become_native_constants():
+    a = np.arange(6.0).astype(">f8").reshape(2, 3)[::-1, ::2]
+    check(lambda x: x + a, np.ones((2, 2)), dynamic=False)
+
+
+def test_long_chains_do_not_recurse():
+    def fn(x):
+        for _ in range(3000):
+            x = x + 1
+        y = x
+        for _ in range(1500):
+            y = y[...]
+        y[0] = 5
+        return x, y
+    x = np.zeros(2)
+    check(fn, x, dynamic=False)
+
+
+def test_many_nodes():
+    def fn(x):
+        for _ in range(20_000):
+            x = x * 1.5
+        return x
+    traced = record(fn, np.ones(3))
+    assert len(traced.graph) == 60_001
+
+
+def test_i64_type_of_python_ints():
+    traced = record(lambda k: k + 1, 3)
+    assert traced.graph.outputs[0].type == Type(i64) and traced.out_weak == (True,)
