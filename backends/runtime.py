@@ -8,7 +8,6 @@ device, the table of devices.  Not here: machine code (llvm/cpu.py), GPUs (cuda/
 from __future__ import annotations
 
 import importlib
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ import numpy as np
 from flowc import op as ops
 from flowc.backends import buffers
 from flowc.diag import FlowcError, FlowcTypeError, FlowcValueError
-from flowc.dims import Dim, evaluate
+from flowc.dims import evaluate
 from flowc.plan import PlanBuffer, Program, Step
 from flowc.types import Type
 
@@ -46,69 +45,21 @@ def normalise(array: Any, type: Type) -> np.ndarray:
     return a
 
 
-def bind_sizes(program: Program, arrays: Sequence[np.ndarray]) -> dict[str, int]:
-    """Values of the plan's symbols from the shapes of the arguments.  FlowcValueError C212 where shapes, ranges or
-    constraints disagree."""
-    plan, table = program.plan, program.plan.table()
-    sizes: dict[str, int] = {}
-    later: list[tuple[Any, int, str]] = []
-    for name, a in zip(plan.params, arrays, strict=True):
-        for axis, (d, n) in enumerate(zip(table[name].type.shape, a.shape, strict=True)):
-            atom = d.atom() if isinstance(d, Dim) else None
-            if isinstance(atom, str) and atom not in sizes:
-                sizes[atom] = n
-            else:
-                later.append((d, n, f"axis {axis} of argument {name}"))
-    for d, n, where in later:
-        if evaluate(d, sizes) != n:
-            raise FlowcValueError("C212", f"{where} has size {n}, not {d} = {evaluate(d, sizes)}",
-                                  cure="give arrays whose shapes fit each other")
-    check_sizes(program, sizes)
-    return sizes
-
-
-def check_sizes(program: Program, sizes: Mapping[str, int]) -> None:
-    """FlowcValueError C212 if the sizes break a range or a constraint of the plan."""
-    for symbol, (lo, hi) in program.plan.ranges:
-        if symbol not in sizes:
-            continue
-        n = sizes[symbol]
-        if n < evaluate(lo, sizes) or hi is not None and n > evaluate(hi, sizes):
-            raise FlowcValueError("C212", f"size {symbol} = {n} is outside {lo} .. {'' if hi is None else hi}",
-                                  cure="give arrays of other sizes or compile for these")
-    for a, b in program.plan.constraints:
-        if evaluate(a, sizes) != evaluate(b, sizes):
-            raise FlowcValueError("C212", f"sizes must satisfy {a} == {b}, but {evaluate(a, sizes)} != "
-                                  f"{evaluate(b, sizes)}", cure="give arrays of other sizes or compile for these")
-
-
 def concrete_type(t: Type, sizes: Mapping[str, int]) -> Type:
     return Type(t.dtype, tuple(evaluate(d, sizes) for d in t.shape))
-
-
-def concrete(value: Any, sizes: Mapping[str, int]) -> Any:
-    """An attribute with every size replaced by its value."""
-    if isinstance(value, Dim):
-        return evaluate(value, sizes)
-    if isinstance(value, tuple):
-        return tuple(concrete(v, sizes) for v in value)
-    return concrete_type(value, sizes) if isinstance(value, Type) else value
 
 
 def run_host_step(step: Step, types: Mapping[str, Type], views: Mapping[str, np.ndarray],
                   sizes: Mapping[str, int]) -> None:
     """Call the NumPy meaning of a host step's op on the views of its inputs and copy the result into its output."""
-    op = ops.get(step.op)
+    from flowc.backends.interp import apply_op
     *inputs, out = step.buffers
-    attrs = {k: concrete(v, sizes) for k, v in step.attrs.items()}
-    if "out_type" in inspect.signature(op.numpy).parameters:
-        attrs["out_type"] = concrete_type(types[out], sizes)
-    with np.errstate(all="ignore"):
-        result = op.numpy(*[views[b] for b in inputs], **attrs)
-    if np.shape(result) != views[out].shape:
-        raise FlowcError("C215", f"{op.name} gave shape {np.shape(result)} where its type says {views[out].shape}",
-                         cure="this is an error in the operation's record; report it")
-    np.copyto(views[out], result, casting="same_kind")
+    result = apply_op(ops.get(step.op), [views[b] for b in inputs], step.attrs, types[out], sizes)
+    target = views[out]
+    if result.shape != target.shape or result.dtype != target.dtype:
+        raise FlowcError("C215", f"{step.op} gave {result.dtype}{list(result.shape)} where its type says "
+                         f"{types[out]}", cure="this is an error in the operation's record; report it")
+    target[...] = result
 
 
 class Executable(ABC):
@@ -121,7 +72,7 @@ class Executable(ABC):
 
     @abstractmethod
     def run(self, arrays: Sequence[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
-        """Results for ``arrays``, which are as :func:`normalise` leaves them, and values of the plan's symbols.
+        """Results for ``arrays``, one per param and of its dtype and rank, and values of the plan's symbols.
         Results are fresh arrays.  ValueError for sizes that cannot exist, MemoryError if there is no memory."""
 
     @abstractmethod
@@ -133,13 +84,19 @@ class Executable(ABC):
         ``fallback`` where this device has no faster way."""
         return fallback
 
+    def as_text(self, stage: str) -> str:
+        """The whole program as ``llvm`` or ``asm`` text, on a GPU as ``llvm`` or ``ptx``.  FlowcError C213 for a stage
+        that the device does not have."""
+        raise FlowcError("C213", f"there is no stage {stage!r} on the device {self.device}",
+                         cure="compile for another device")
+
     def kernel_asm(self, name: str) -> str:
         """Machine code text of one kernel."""
-        raise FlowcError("C213", f"programs on {self.device} have no machine code", cure="compile for the device cpu")
+        return self.as_text("asm")
 
     def llvm_ir(self) -> str:
         """LLVM IR text of the whole program."""
-        raise FlowcError("C213", f"programs on {self.device} have no LLVM code", cure="compile for the device cpu")
+        return self.as_text("llvm")
 
     # -- what several devices share
 
@@ -174,18 +131,15 @@ class Executable(ABC):
                 out[name] = _arena_view(b, arena, sizes)
         return out
 
-    def finish(self, arrays: Sequence[np.ndarray], outputs: list[np.ndarray | None], arena: np.ndarray,
-               sizes: Mapping[str, int]) -> list[np.ndarray]:
+    def finish(self, arrays: Sequence[np.ndarray], outputs: list[np.ndarray | None]) -> list[np.ndarray]:
         """The results, with copies made for outputs that have no place of their own."""
         for i, name in enumerate(self.plan.outputs):
-            if outputs[i] is not None:
-                continue
-            b = self.table[name]
-            source = (arrays[b.place.index] if b.place.kind == "param" else
-                      outputs[b.place.index] if b.place.kind == "output" else
-                      self.constants[name] if b.place.kind == "constant" else _arena_view(b, arena, sizes))
-            assert source is not None
-            outputs[i] = buffers.copy_of(source)
+            if outputs[i] is None:
+                place = self.table[name].place
+                source = (arrays[place.index] if place.kind == "param" else
+                          outputs[place.index] if place.kind == "output" else self.constants[name])
+                assert source is not None
+                outputs[i] = buffers.copy_of(source)
         return outputs  # type: ignore[return-value]
 
 
@@ -204,7 +158,8 @@ class InterpreterExecutable(Executable):
         from flowc.backends.interp import run_program
         for name in self.plan.outputs:
             buffers.check_bytes(evaluate(self.table[name].type.nbytes, sizes))
-        return [np.array(r, order="C") for r in run_program(self.program, arrays, sizes)]
+        given = [normalise(a, self.table[p].type) for p, a in zip(self.plan.params, arrays, strict=True)]
+        return run_program(self.program, given, sizes)  # fresh arrays
 
     def run_step(self, step: Step, views: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> None:
         if not step.kernel:

@@ -1,7 +1,7 @@
 """flowc: a graph compiler in Python.  NumPy-style functions in, native code out.
 
 Here: the public names and the room each comes from, loaded when first used.  Not here: anything else.
-Read next: jit.py for functions, session.py for the graph layer, config.py for settings.
+Read next: api.py for functions, session.py for the graph layer, config.py for settings.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ __version__ = "0.1.0"
 
 # public name -> room; where the room calls it otherwise: name -> "room:its name"; "room:" is the room itself
 _ROOMS: dict[str, tuple[str, ...]] = {
-    "flowc.jit": ("grad", "interpret", "jit", "spec", "value_and_grad", "verify"),
+    "flowc.api": ("grad", "interpret", "jit", "value_and_grad", "verify"),
+    "flowc.function": ("spec",),
     "flowc.config": ("options", "set_option"),
     "flowc.tree": ("register_pytree",),
     "flowc.symbolic": ("Operation", "Variable", "constant", "get_default_graph", "global_variables",
@@ -45,7 +46,6 @@ class _Hall(ModuleType):
     """This package's own type.  Importing a submodule sets it as an attribute of the package, and two rooms carry the
     name of the function that everyone wants of them: here the function wins, whatever was imported before."""
 
-    jit = property(lambda self: _load("jit"), lambda self, module: None)
     verify = property(lambda self: _load("verify"), lambda self, module: None)
 
 
@@ -76,12 +76,12 @@ if TYPE_CHECKING:  # the same names for type checkers; tests compare
     from flowc.diag import ParseError as ParseError
     from flowc.diag import UnsupportedError as UnsupportedError
     from flowc.diag import VerifyError as VerifyError
-    from flowc.jit import grad as grad
-    from flowc.jit import interpret as interpret
-    from flowc.jit import jit as jit
-    from flowc.jit import spec as spec
-    from flowc.jit import value_and_grad as value_and_grad
-    from flowc.jit import verify as verify
+    from flowc.api import grad as grad
+    from flowc.api import interpret as interpret
+    from flowc.api import jit as jit
+    from flowc.function import spec as spec
+    from flowc.api import value_and_grad as value_and_grad
+    from flowc.api import verify as verify
     from flowc.optim import gradients as gradients
     from flowc.session import Session as Session
     from flowc.symbolic import Operation as Operation

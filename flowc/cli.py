@@ -144,7 +144,7 @@ def _verify_options(p: argparse.ArgumentParser) -> None:
 def _verify(args: argparse.Namespace) -> int:
     found = _FUNCTION.fullmatch(args.what)
     if found and not os.path.exists(args.what):
-        from flowc.jit import verify
+        from flowc.api import verify
         fn = _load_function(found["module"], found["function"])
         values = cases.values(args.args, cases.parse_sizes(args.size), args.seed)
         report = verify(fn, *values, device=args.device)

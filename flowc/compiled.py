@@ -1,7 +1,8 @@
 """From a graph to something that runs, with every stage at hand as text.
 
 Here: ``compile_graph`` and ``Compiled`` (graph, program, executable; texts of all stages; checking every kernel
-against the interpreter).  Not here: Python functions and signatures (jit.py), passes, backends.  Read next: jit.py.
+against the interpreter).  Not here: Python functions and signatures (function.py), passes, backends.
+Read next: function.py.
 """
 
 from __future__ import annotations
@@ -223,6 +224,10 @@ class Report:
     __repr__ = __str__
 
 
+# stored fraction bits, and the exponent of the least subnormal
+_FLOAT = {"float16": (10, -24), "bfloat16": (7, -133), "float32": (23, -149), "float64": (52, -1074)}
+
+
 def ulp_distance(got: np.ndarray, want: np.ndarray) -> np.ndarray:
     """Element distances in units in the last place of ``want``; 0 for equal bits or two NaNs, inf where only one is
     finite or NaN.  Integers and bools: 0 or inf."""
@@ -231,11 +236,8 @@ def ulp_distance(got: np.ndarray, want: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         if got.dtype.kind == "c":
             return np.maximum(ulp_distance(got.real, want.real), ulp_distance(got.imag, want.imag))
-        if got.dtype.itemsize == 2:
-            import ml_dtypes
-            eps, tiny = (float(ml_dtypes.finfo(want.dtype).eps), float(ml_dtypes.finfo(want.dtype).smallest_subnormal))
-        else:
-            eps, tiny = float(np.finfo(want.dtype).eps), float(np.finfo(want.dtype).smallest_subnormal)
+        digits, least = _FLOAT[want.dtype.name]
+        eps, tiny = 2.0 ** -digits, 2.0 ** least
         g, w = got.astype(np.float64), want.astype(np.float64)
         unit = np.maximum(2.0 ** np.floor(np.log2(np.maximum(np.abs(w), tiny))) * eps, tiny)
         d = np.abs(g - w) / unit
@@ -326,7 +328,7 @@ def _judge(group: Any, node: Node, env: Mapping[Node, np.ndarray], sizes: Mappin
     exact = wide_run(group, node, env, sizes)
     with np.errstate(all="ignore"):
         g, w = got.astype(np.float64), want.astype(np.float64)
-        eps = 2.0 ** -{"f16": 10, "bf16": 7, "f32": 23, "f64": 52}[node.dtype.name]
+        eps = 2.0 ** -_FLOAT[want.dtype.name][0]
         size = magnitude_run(group, node, env, sizes)
         error, theirs = np.abs(g - exact), np.abs(w - exact)
         fine = (error <= 4 * theirs) | (error <= bound * eps * size)

@@ -64,7 +64,7 @@ def _cache() -> str:
 
 def _trial() -> str:
     """Compile and run something small on the CPU and compare it with NumPy."""
-    from flowc.jit import jit
+    from flowc.api import jit
     x = np.linspace(-1, 1, 100, dtype=np.float32)
     got = jit(lambda v: v * 2 + 1, device="cpu")(x)
     if not np.array_equal(got, x * 2 + 1):
@@ -93,9 +93,9 @@ def report() -> tuple[list[str], bool]:
             text = f"not available: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
             healthy &= label == "GPU"
         lines.append(f"{label:<10} {text}")
-    lines.append("settings that differ from their defaults:")
-    changed = [f"  {s.env} = {value!r}" for s, value in _settings() if value != s.default]
-    return lines + (changed or ["  none"]), healthy
+    lines.append("settings (* differs from the default):")
+    lines += [f"{'*' if value != s.default else ' '} {s.env} = {value!r}" for s, value in _settings()]
+    return lines, healthy
 
 
 def _settings() -> list[tuple[config.Setting, object]]:

@@ -1,10 +1,10 @@
 """Functions whose calls go straight to native code.
 
 Here: the class of a jitted function, whose ``__call__`` is a native callable once a compiled variant fits the way it
-is called.  Not here: what the native callable does (backends/llvm/callpath.py), signatures (jit.py).
+is called.  Not here: what the native callable does (backends/llvm/callpath.py), signatures (function.py).
 
 The native callable checks its arguments and hands anything else to the one before it, the last of which is the
-general path of jit.py.  While settings are overridden (``flowc.options``) every call takes the general path.
+general path of function.py.  While settings are overridden (``flowc.options``) every call takes the general path.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flowc import config
-from flowc.jit import Argument, Function, Variant
+from flowc.function import Argument, Function, Variant
 from flowc.trace import Traced
 from flowc.tree import flatten
 
@@ -60,7 +60,7 @@ class FastFunction(Function):
         kinds: list[Any] = []
         leaves = iter(found)
         for i, a in enumerate(args):
-            name = self._names[i] if i < len(self._names) else ""
+            name = self.names[i] if i < len(self.names) else ""
             if i in self.static_argnums or name in self.static_argnames:
                 kinds.append(Same(a))
                 continue

@@ -17,6 +17,7 @@ import numpy as np
 from flowc.diag import FlowcError, FlowcIndexError, FlowcTypeError, FlowcValueError, caller_loc
 from flowc.dims import Dim, DimLike, known_eq, prod
 from flowc.graph import Node, constant, is_scalar_constant, make
+from flowc.op import get as get_op
 from flowc.size import SizeUnknownError, plain, ranges_now, rooms, stack
 from flowc.tensor import Tensor, describe, outside, read, wrap
 from flowc.trace import constant_node
@@ -29,8 +30,14 @@ __all__ = ["DType", "DimLike", "bool_", "c64", "c128", "f32", "f64", "i64", "u64
 
 
 def emit(op: str, *inputs: Node, **attrs: Any) -> Node:
-    """A node that carries the user's line."""
-    return make(op, inputs, attrs, caller_loc())
+    """A node that carries the user's line.  Where sizes are not known to fit, SizeUnknownError names the symbols."""
+    try:
+        return make(op, inputs, attrs, caller_loc())
+    except FlowcTypeError as e:
+        sizes = [d for x in inputs for d in x.type.shape if isinstance(d, Dim)]
+        if e.code != "T001" or not sizes:
+            raise
+        raise SizeUnknownError(e.text, sizes, e.cure, code="T001", notes=e.notes) from None
 
 
 def scalar(value: Any, d: DType) -> Node:
@@ -426,3 +433,14 @@ def check_cast(value: Any, target: Tensor, what: str) -> None:
     if not same_kind:
         raise dtype_error(f"{what} in place:", [target, value], f"the result is {have.numpy} and does not convert to "
                           f"{want.numpy} by NumPy's same_kind rule")
+
+
+# ---- ops by name ----------------------------------------------------------------------------------------------------
+
+def op_call(name: str, *xs: Any, **attrs: Any) -> Any:
+    """One op on values of the dtypes it takes: a node inside a trace, its NumPy meaning on plain arrays outside."""
+    if stack.get():
+        return wrap(emit(name, *[node_of(operand(x)) for x in xs], **attrs))
+    if has_tensor(xs):
+        return outside(lambda: op_call(name, *xs, **attrs), *xs)
+    return get_op(name).numpy(*[np.asarray(x) for x in xs], **attrs)

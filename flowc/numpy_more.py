@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flowc.diag import FlowcTypeError, UnsupportedError, caller_loc
-from flowc.dims import DimLike
+from flowc.dims import DimLike, known_le
 from flowc.graph import Node
 from flowc.numpy_core import (
     api,
@@ -40,9 +40,9 @@ from flowc.numpy_index import FULL, getitem, setitem
 from flowc.numpy_join import concatenate
 from flowc.numpy_reduce import all_, any_, given, mean, sum_
 from flowc.numpy_shape import broadcast_to, flip, moveaxis
-from flowc.size import rooms
+from flowc.size import SizeUnknownError, ranges_now, rooms
 from flowc.tensor import Tensor, read, wrap
-from flowc.types import bool_, i64
+from flowc.types import DType, bool_, i64
 from flowc.types import dtype as to_dtype
 
 # ---- choosing -------------------------------------------------------------------------------------------------------
@@ -81,11 +81,19 @@ def clip(a: Any, a_min: Any = None, a_max: Any = None, out: Any = None, *, min: 
     """Values below the least raised to it, above the greatest lowered to it."""
     low, high = a_min if given(a_min) else min, a_max if given(a_max) else max
     result = tensor(a)
-    if given(low):
-        result = ufunc_call(np.maximum, result, low)
-    if given(high):
-        result = ufunc_call(np.minimum, result, high)
+    d = result.type.dtype
+    for ufunc, bound in ((np.maximum, low), (np.minimum, high)):
+        if given(bound) and not _beyond(ufunc, bound, d):
+            result = ufunc_call(ufunc, result, bound)
     return into(out, result)
+
+
+def _beyond(ufunc: np.ufunc, bound: Any, d: DType) -> bool:
+    """Is a bound outside an integer dtype on the side where it changes nothing."""
+    if type(bound) is not int or not d.integer:
+        return False
+    info = np.iinfo(d.numpy)
+    return bound < info.min if ufunc is np.maximum else bound > info.max
 
 
 @api(np.round, np.around, method="round __round__")
@@ -202,7 +210,6 @@ def isin(element: Any, test_elements: Any, assume_unique: bool = False, invert: 
 def angle(z: Any, deg: bool = False) -> Tensor:
     """The argument of complex numbers."""
     x = tensor(z)
-    x = x if x.type.dtype.kind in "fc" else ufunc_call(np.multiply, x, 1.0)
     result = ufunc_call(np.arctan2, wrap(read(x.imag)), wrap(read(x.real)))  # type: ignore[attr-defined]
     return ufunc_call(np.degrees, result) if deg else result
 
@@ -359,7 +366,10 @@ def _sliding(a: Any, v: Any, mode: str, turn: bool) -> Tensor:
     if x.ndim != 1 or w.ndim != 1:
         raise shape_error("convolve", [x, w], x.ndim, w.ndim)
     m, n = x.type.shape[0], w.type.shape[0]
-    swapped = isinstance(m, int) and isinstance(n, int) and m < n
+    ordered = known_le(n, m, ranges_now())
+    if ordered is None and mode != "full":
+        raise SizeUnknownError(f"which of {m} and {n} is larger", [m, n], "use mode='full' and slice")
+    swapped = ordered is False
     if swapped:
         x, w, m, n = w, x, n, m
     d = common_dtype(x, w)

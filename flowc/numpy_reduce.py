@@ -22,6 +22,7 @@ from flowc.numpy_core import (
     argument_error,
     axes_of,
     axis_of,
+    broadcast_shape,
     cast,
     emit,
     fill,
@@ -273,8 +274,8 @@ def average(a: Any, axis: Any = None, weights: Any = None, returned: bool = Fals
         if k is None or w.ndim != 1:
             raise argument_error("weights must have the array's shape, or one axis with axis= given",
                                  "pass such weights", FlowcTypeError)
-        w = wrap(reshape(read(w), [n if i == k else 1 for i, n in enumerate(x.type.shape)]))
-        w = wrap(spread(read(w), x.type.shape))
+        column = reshape(read(w), [w.type.size if i == k else 1 for i in range(x.ndim)])
+        w = wrap(spread(column, broadcast_shape([x.type.shape, column.type.shape], "weigh", [x, w])))
     floats = ufunc_call(np.true_divide, ufunc_call(np.multiply, x, w), 1)  # integers weigh in float64
     total = sum_(ufunc_call(np.multiply, w, 1.0), axis, keepdims=keepdims, dtype=floats.dtype)
     result = ufunc_call(np.true_divide, sum_(floats, axis, keepdims=keepdims), total)

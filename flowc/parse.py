@@ -351,6 +351,8 @@ class _KernelParser(_GraphParser):
         for n, d in zip((*left, *right), own * 2):
             if d is not None:
                 self.known[n] = d
+        while self.kinds[self.i] == "SHORT" and self.texts[self.i + 1] == "=":
+            self.statement()
         values = [self.expr(own[0] if own else None)]
         while self.accept(","):
             values.append(self.expr(own[len(values)] if len(values) < len(own) else None))

@@ -15,6 +15,7 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from flowc.diag import FlowcTypeError, Loc
 from flowc.dims import Dim, DimLike, Range, substitute, sym, symbols
 from flowc.graph import Graph, Literal, Node
-from flowc.kernel import INSTRS, KINDS, Acc, Alloc, Barrier, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store
+from flowc.kernel import INSTRS, KINDS, Acc, Alloc, Barrier, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, walk
 from flowc.plan import Plan, PlanBuffer, Program, Step
 from flowc.types import DTYPES, DType, Type, bool_, dtype, f32, i32, i64
 
@@ -397,10 +398,13 @@ class _KernelPrinter:
         own = [self.dtypes.get(a, v.dtype) for a, v in zip(s.accs, s.values)]
         for n, d in zip((*s.left, *s.right), own * 2):
             self.dtypes[n] = d
-        values = self.exprs(indent, list(zip(s.values, [*own, *[None] * len(s.values)])))
+        mark = len(self.lines)
+        values = self.exprs(indent + "  ", list(zip(s.values, [*own, *[None] * len(s.values)])))
+        short, self.lines[mark:] = self.lines[mark:], []  # they name left and right: they stand inside
         names, accs, left, right = (", ".join(map(name_text, x)) for x in (s.names, s.accs, s.left, s.right))
-        self.lines.append(f"{indent}fold {names} = {accs} over {s.extent} with ({left}), ({right}) -> "
-                          f"{', '.join(values)}")
+        head = f"{indent}fold {names} = {accs} over {s.extent} with ({left}), ({right}) ->"
+        result = ", ".join(values)
+        self.lines += [head, *short, f"{indent}  {result}"] if short else [f"{head} {result}"]
         self.dtypes.update(zip(s.names, (v.dtype for v in s.values)))
 
     def alloc(self, s: Alloc, indent: str) -> None:
@@ -445,6 +449,26 @@ def kernel_text(kernel: Kernel) -> str:
     head = header_lines(f"kernel {value_name(kernel.name, '@')}", params, tail, "    ")
     notes = [line for n in kernel.notes for line in comment(n, "  ")]
     return "\n".join([*head, *notes, *k.lines, "}"]) + "\n"
+
+
+def statement_text(kernel: Kernel, s: Stmt) -> str:
+    """The first lines of one statement of ``kernel``, for messages."""
+    k = _KernelPrinter()
+    for p in kernel.params:
+        k.dtypes[value_name(p.name)] = p.dtype
+    for x in walk(kernel.body):
+        if isinstance(x, (Acc, Alloc)):
+            k.dtypes[value_name(x.name) if isinstance(x, Alloc) else x.name] = x.dtype
+        elif isinstance(x, Let):
+            k.dtypes[x.name] = x.value.dtype
+        elif isinstance(x, Fold):
+            k.dtypes.update((n, v.dtype) for names in (x.names, x.left, x.right) for n, v in zip(names, x.values))
+    if isinstance(s, Loop):
+        s = replace(s, body=())
+    elif isinstance(s, If):
+        s = replace(s, then=(), other=())
+    k.block((s,), "")
+    return "; ".join(k.lines).replace(" {; }", "")[:400]
 
 
 # ---- plans and programs ---------------------------------------------------------------------------------------------

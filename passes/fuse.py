@@ -120,7 +120,8 @@ class _Partitioner:
             g.kind, g.contraction = "contraction", node
         elif isinstance(lower, Reduction):
             x = node.inputs[0]
-            g.kind = "row" if x.rank - 1 in node.attrs["axes"] else "column"
+            axes = node.attrs["axes"]
+            g.kind = "row" if not axes or x.rank - 1 in axes else "column"
         self.groups.append(g)
         self.enter(node, g, {tuple(range(node.rank))})
         self.publish(node, g, wanted)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from flowc.dims import DimLike, Range, simplify, sym, symbols
+from flowc.dims import DimLike, Range, known_le, known_lt, simplify, sym, symbols
 from flowc.graph import CONSTANT, Node
 from flowc.kernel import Acc, Alloc, Buffer, Builder, Expr, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk
 from flowc.op import Pointwise
@@ -268,10 +268,17 @@ class Inliner:
         e = k.b.load(name, at, node.dtype, where)
         names = symbols(at) if where is None else symbols(at) | _free_names(where)
         depth = k.depth_of(names)
+        if depth < len(k.scopes) - 1 and where is None and not self._exists(at, node):
+            depth = len(k.scopes) - 1  # a loop in between may run zero times because there is nothing to read
         if depth < len(k.scopes) - 1:
             e = k.let(e, depth=depth)
         k.scopes[depth].memo[key] = e
         return e
+
+    def _exists(self, at: DimLike, node: Node) -> bool:
+        """Is the element at C-order position ``at`` proved to exist?"""
+        ranges = self.k.ranges
+        return known_le(0, at, ranges) is True and known_lt(at, node.type.size, ranges) is True
 
     def _compute(self, node: Node, idx: Idx, where: Expr | None) -> Expr:
         k = self.k

@@ -178,7 +178,6 @@ class Accumulators:
         new = self.lower.combine(k.b, tuple(old), tuple(state))
         if len(new) > 1:  # all of the new state is computed from all of the old
             new = tuple(k.let(v) for v in new)
-            old = [k.let(o) for o in old] if where is not None else old
         for n, v, o in zip(names, new, old, strict=True):
             k.set(n, v if where is None else k.b.select(where, v, o), lane)
 
@@ -261,10 +260,8 @@ def reduce_batch(k: KernelBuilder, inl: Inliner, nodes: Sequence[Node], o: Idx, 
                  also: Callable[[Idx, Expr | None], None] = lambda idx, where: None) -> list[tuple[Expr, ...]]:
     """Reduce over the same axes for every node; returns folded states.  ``also(r, where)`` runs per element."""
     extents = reduced_extents(nodes[0])
-    if flat:
-        walked: tuple[DimLike, ...] = (prod(extents),)
-    else:
-        walked = extents
+    flat = flat or not extents
+    walked: tuple[DimLike, ...] = (prod(extents),) if flat else extents
     lanes = lane_count(walked[-1])
     accs = [Accumulators(k, n, lanes) for n in nodes]
     width = lane_width(machine, accs, lanes)

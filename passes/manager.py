@@ -128,7 +128,7 @@ def _replayed(text: str, path: str, ir: T) -> T:
     return new  # type: ignore[return-value]
 
 
-# ---- the registry ---------------------------------------------------------------------------------------
+# ---- the registry ---------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Pass:
@@ -178,7 +178,7 @@ def check_order(names: Sequence[str]) -> None:
             raise ValueError(f"pass {name} must come after {', '.join(late)}")
 
 
-# ---- running ---------------------------------------------------------------------------------------
+# ---- running --------------------------------------------------------------------------------------------------------
 
 def run_passes(graph: Graph, names: Iterable[str], ctx: PassContext | None = None) -> Graph:
     """Run the named passes one after the other, with the checks, dumps and counts that ``ctx`` asks for."""

@@ -83,7 +83,7 @@ def weight(graph: Graph) -> tuple[int, ...]:
     return computing, len(graph.outputs), len(graph.params), dense, len(names), total, len(nodes)
 
 
-# ---- rebuilding ---------------------------------------------------------------------------------------
+# ---- rebuilding -----------------------------------------------------------------------------------------------------
 
 def rebuild(graph: Graph, replace: Mapping[Node, Node], outputs: tuple[Node, ...] | None = None) -> Graph:
     """``graph`` with nodes replaced; parameters that nothing needs any more are dropped, new ones come last."""
@@ -105,7 +105,7 @@ def _with_params(graph: Graph, outputs: list[Node]) -> Graph:
     return Graph(graph.name, kept, outputs, graph.ranges, graph.constraints)
 
 
-# ---- steps ---------------------------------------------------------------------------------------
+# ---- steps ----------------------------------------------------------------------------------------------------------
 
 def _fewer_outputs(graph: Graph) -> Iterator[Graph]:
     """One output alone, then halves, then all but one."""
@@ -168,7 +168,7 @@ def _spread(nodes: list[Node]) -> list[Node]:
     return order
 
 
-# ---- sizes ---------------------------------------------------------------------------------------
+# ---- sizes ----------------------------------------------------------------------------------------------------------
 
 def _fixed_symbols(graph: Graph) -> Iterator[Graph]:
     """A small number in place of a symbol, inside its range."""

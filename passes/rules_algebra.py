@@ -25,7 +25,7 @@ x, y, z = var("x"), var("y"), var("z")
 c, d = const("c"), const("d")
 cond = var("cond")
 
-# ---- conditions ---------------------------------------------------------------------------------------
+# ---- conditions -----------------------------------------------------------------------------------------------------
 
 
 def kinds(letters: str) -> Callable[[Match], bool]:
@@ -79,7 +79,7 @@ def limit(largest: bool) -> Callable[[Any], bool]:
     return test
 
 
-# ---- building constants ---------------------------------------------------------------------------------------
+# ---- building constants ---------------------------------------------------------------------------------------------
 
 def computed(op: str, *names: str) -> Callable[[Match], Node]:
     """A template part: ``op`` of the constants ``names``, computed now by the op's own meaning."""
@@ -99,7 +99,7 @@ def whole(value: bool | int) -> Callable[[Match], Node]:
     return lambda m: m.splat(bool(value) if m.root.dtype.kind == "b" else value)
 
 
-# ---- general ---------------------------------------------------------------------------------------
+# ---- general --------------------------------------------------------------------------------------------------------
 
 def _is_constant(n: Node) -> bool:
     return splat_value(n) is not None
@@ -118,7 +118,7 @@ CANON = [
       for a, b in MIRROR.items()),
 ]
 
-# ---- + - * / ---------------------------------------------------------------------------------------
+# ---- + - * / --------------------------------------------------------------------------------------------------------
 
 NEUTRAL = [
     rule("add-zero", x + -0.0, x),
@@ -186,7 +186,7 @@ POWERS = [
         int(m.value("c")) - 1, m.c.type))),
 ]
 
-# ---- max and min, rounding, classes of floats ---------------------------------------------------------------------------------------
+# ---- max and min, rounding, classes of floats -----------------------------------------------------------------------
 
 EXTREMES = [r for op, other in (("max", "min"), ("min", "max")) for r in (
     rule(f"{op}-self", P[op](x, x), x),
@@ -210,7 +210,7 @@ ROUNDING = [
 CLASSES = [rule(f"{test}-{inner}", P[test](P[inner](x)), P[test](x), when=floats)
            for test in ("isnan", "isinf", "isfinite") for inner in ("neg", "abs")]
 
-# ---- logic and bits ---------------------------------------------------------------------------------------
+# ---- logic and bits -------------------------------------------------------------------------------------------------
 
 ONES = const("c", all_ones)
 
@@ -235,7 +235,7 @@ LOGIC = [
     rule("shr-zero", P.shr(x, 0), x),
 ]
 
-# ---- comparisons ---------------------------------------------------------------------------------------
+# ---- comparisons ----------------------------------------------------------------------------------------------------
 
 NEGATED = {"eq": "ne", "ne": "eq", "lt": "ge", "ge": "lt", "gt": "le", "le": "gt"}
 
@@ -250,7 +250,7 @@ COMPARE = [
     rule("ne-true", P.ne(x, True), P["not"](x)),
 ]
 
-# ---- select and cast ---------------------------------------------------------------------------------------
+# ---- select and cast ------------------------------------------------------------------------------------------------
 
 SELECT = [
     rule("select-same", P.select(cond, x, x), x),
@@ -293,7 +293,7 @@ CAST = [
          when=lambda m: skips_middle(m.x.dtype, m.via, m.to)),
 ]
 
-# ---- elementwise work before broadcasts instead of after ---------------------------------------------------------------------------------------
+# ---- elementwise work before broadcasts instead of after ------------------------------------------------------------
 
 
 def _before_broadcast(m: Match) -> Node | None:

@@ -57,7 +57,7 @@ SHUFFLE = [
         when=lambda m: any(m.x.shape[a] == 1 for a in m.axes)),
 ]
 
-# ---- broadcast ---------------------------------------------------------------------------------------
+# ---- broadcast ------------------------------------------------------------------------------------------------------
 
 
 def _transpose_of_broadcast(m: Match) -> Node:
@@ -100,7 +100,7 @@ SPREAD = [
     rule("flip-of-broadcast", P.flip(P.broadcast(x, axes=axes)), _flip_of_broadcast),
 ]
 
-# ---- slice, pad, concatenate, update ---------------------------------------------------------------------------------------
+# ---- slice, pad, concatenate, update --------------------------------------------------------------------------------
 
 SLICE = {"start": attr("start"), "stop": attr("stop"), "step": attr("step")}
 
@@ -189,7 +189,7 @@ CUT = [
          lambda m: m.again("update_slice", m.x, m.y), when=lambda m: all_equal(m.inner.shape, m.y.shape)),
 ]
 
-# ---- reductions ---------------------------------------------------------------------------------------
+# ---- reductions -----------------------------------------------------------------------------------------------------
 
 PICKS = ("reduce_max", "reduce_min", "reduce_and", "reduce_or")  # repeating an element changes nothing
 REDUCTIONS = (*PICKS, "reduce_sum", "reduce_prod")
@@ -253,7 +253,7 @@ SUMMARY = [
     *(_exact_pairs(op, "b") for op in ("reduce_and", "reduce_or")),
 ]
 
-# ---- contractions ---------------------------------------------------------------------------------------
+# ---- contractions ---------------------------------------------------------------------------------------------------
 
 SIDES = (("lhs_batch", "lhs_contract"), ("rhs_batch", "rhs_contract"))
 

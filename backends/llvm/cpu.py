@@ -29,7 +29,7 @@ from flowc.backends.llvm.entry import (
     span_code,
 )
 from flowc.backends.llvm.target import cpu_target
-from flowc.backends.runtime import Executable, run_host_step
+from flowc.backends.runtime import Executable, normalise, run_host_step
 from flowc.dims import evaluate, substitute
 from flowc.plan import Program, Step
 
@@ -113,6 +113,7 @@ class CpuExecutable(Executable):
     # -- running
 
     def run(self, arrays: Sequence[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
+        arrays = [normalise(a, self.table[p].type) for p, a in zip(self.plan.params, arrays, strict=True)]
         work = self.work(sizes)
         outputs = self.new_outputs(sizes)
         scratch = buffers.Scratch(evaluate(self.plan.arena, sizes))
@@ -121,7 +122,7 @@ class CpuExecutable(Executable):
                 self._run_steps(arrays, outputs, scratch.array, sizes)
             else:
                 self._run_entry(arrays, outputs, scratch.address, sizes, work)
-            return self.finish(arrays, outputs, scratch.array, sizes)
+            return self.finish(arrays, outputs)
         finally:
             scratch.close()
 
@@ -191,8 +192,10 @@ class CpuExecutable(Executable):
         symbol = self._symbols[name]
         return _function_text(self._codes[symbol].asm, symbol)
 
-    def llvm_ir(self) -> str:
-        return "\n".join(c.ir for c in self.codes())
+    def as_text(self, stage: str) -> str:
+        if stage not in ("llvm", "asm"):
+            return super().as_text(stage)
+        return "\n".join(c.ir if stage == "llvm" else c.asm for c in self.codes())
 
 
 def _function_text(asm: str, symbol: str) -> str:

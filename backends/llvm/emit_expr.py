@@ -63,14 +63,14 @@ class Values(Code):
                     else:
                         stack.append(whole)
                     continue
-                missing = [a for a in x.args if id(a) not in memo]
+                missing = [] if _compares_sizes(x) else [a for a in x.args if id(a) not in memo]
             if missing:
                 stack.extend(reversed(missing))
                 continue
             if x.op == "rarely":
                 memo[id(x)] = self._rarely(x, memo[id(x.args[0])], memo[id(x.args[2])])
             else:
-                memo[id(x)] = self.instruction(x, [memo[id(a)] for a in x.args])
+                memo[id(x)] = self.instruction(x, [] if _compares_sizes(x) else [memo[id(a)] for a in x.args])
         return memo[id(e)]
 
     def _expansion(self, x: Expr) -> Expr | None:
@@ -393,7 +393,7 @@ class Values(Code):
         if short is not None:
             return short
         d = x.args[0].dtype
-        wide, (a, b) = self.together(args, [d, d])
+        wide, (a, b) = self.together(args or [self.value(a) for a in x.args], [d, d])
         column = 2 if d.floating else 0 if d.kind == "i" else 1
         kind = "fcmp" if d.floating else "icmp"
         return Val(self.op(f"{kind} {COMPARE[x.op][column]} {self.vec(register_type(d), wide)} {a}, {b}"), wide)
@@ -442,6 +442,11 @@ class Values(Code):
         return v if a == b else Val(self.op(f"bitcast {self.vec(a, v.wide)} {v.text} to {self.vec(b, v.wide)}"), v.wide)
 
 
+def _compares_sizes(x: Expr) -> bool:
+    """A comparison whose operands are sizes: they need not be computed one by one."""
+    return x.op in COMPARE and all(a.op == "index" or a.op == "const" and a.dtype is i64 for a in x.args)
+
+
 def _half_value(bits: int, d: DType) -> float:
     import numpy as np
     if d.name == "f16":
@@ -461,7 +466,7 @@ _TABLE: dict[str, Callable[[Values, Expr, Sequence[Val]], Val]] = {
     **dict.fromkeys(ARITHMETIC, _V._arithmetic), **dict.fromkeys(COMPARE, _V._compare),
     "neg": _V._neg, "abs": _V._abs, "min": _V._extreme, "max": _V._extreme,
     **dict.fromkeys(ROUNDING, _V._rounding), "copysign": _V._copysign, "fma": _V._copysign,
-    "ldexp": _V._ldexp, "fmod": _V._fmod, "idiv": divide, "imod": divide,
+    "ldexp": _V._ldexp, "scale": _V._ldexp, "fmod": _V._fmod, "idiv": divide, "imod": divide,
     **dict.fromkeys(("and", "or", "xor"), _V._bits), "not": _V._not, "shl": _V._shift, "shr": _V._shift,
     "select": _V._select, "cast": cast, "bitcast": _V._bitcast,
 }

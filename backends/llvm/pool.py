@@ -167,6 +167,29 @@ up:
 """
 
 
+def _part_ir() -> str:
+    """``part``: the work of one helper inside a region, which it has joined."""
+    return f"""
+define internal void @part(ptr %p) nounwind {{
+entry:
+{_fields("WAITING")}
+  call void @drain(ptr %p)
+  %before = atomicrmw sub ptr %p, i32 1 seq_cst
+  %low = and i32 %before, {_OPEN | _INSIDE}
+  %last = icmp eq i32 %low, 1
+  %waiting = load atomic i32, ptr %WAITING seq_cst, align 4
+  %sleeps = icmp ne i32 %waiting, 0
+  %call = and i1 %last, %sleeps
+  br i1 %call, label %tell, label %end
+tell:
+  call void @unpark(ptr %p, ptr %p, i32 {_CALLER})
+  br label %end
+end:
+  ret void
+}}
+"""
+
+
 def _worker_ir() -> str:
     """The life of one worker.  ``served``: number of the last region it worked in.  A worker beyond the present
     count of threads stays asleep."""
@@ -174,11 +197,11 @@ def _worker_ir() -> str:
     return f"""
 define internal ptr @worker(ptr %p) nounwind {{
 entry:
-{_fields("STOP", "INDEX", "THREADS", "WAITING")}
+{_fields("STOP", "INDEX", "THREADS")}
   %index = atomicrmw add ptr %INDEX, i64 1 seq_cst
   br label %look
 look:
-  %served = phi i32 [ 0, %entry ], [ %served, %tired ], [ %served, %enter ], [ %region, %inside ], [ %region, %tell ]
+  %served = phi i32 [ 0, %entry ], [ %served, %tired ], [ %served, %enter ], [ %region, %inside ]
   br label %spin
 spin:
   %tries = phi i32 [ 0, %look ], [ %tried, %again ]
@@ -214,16 +237,7 @@ enter:
   %won = extractvalue {{ i32, i1 }} %swap, 1
   br i1 %won, label %inside, label %look
 inside:
-  call void @drain(ptr %p)
-  %before = atomicrmw sub ptr %p, i32 1 seq_cst
-  %low = and i32 %before, {_OPEN | _INSIDE}
-  %last = icmp eq i32 %low, 1
-  %waiting = load atomic i32, ptr %WAITING seq_cst, align 4
-  %sleeps = icmp ne i32 %waiting, 0
-  %call = and i1 %last, %sleeps
-  br i1 %call, label %tell, label %look
-tell:
-  call void @unpark(ptr %p, ptr %p, i32 {_CALLER})
+  call void @part(ptr %p)
   br label %look
 end:
   ret ptr null
@@ -370,8 +384,8 @@ return:
 
 def pool_ir(kind: str) -> str:
     """LLVM text of the pool for a way to sleep, ``futex`` or ``posix``."""
-    return "".join((_pause_ir()[0], _sleep_ir(kind), _drain_ir(), _rest_ir(), _worker_ir(), _start_ir(), _await_ir(),
-                    _region_ir()))
+    return "".join((_pause_ir()[0], _sleep_ir(kind), _drain_ir(), _rest_ir(), _part_ir(), _worker_ir(), _start_ir(),
+                    _await_ir(), _region_ir()))
 
 
 # ---- counting threads -----------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ class Target:
 def cpu_target(triple: str, cpu: str, features: str, vector_bits: int = 512) -> Target:
     """A CPU.  ``features`` in LLVM's form ``+avx2,-avx512f``; AVX-512 scales by a power of two in one instruction."""
     has = set(features.split(","))
-    native = frozenset({"ldexp"}) if "+avx512f" in has else frozenset()
+    native = frozenset({"ldexp", "scale"}) if "+avx512f" in has else frozenset()
     # without a library behind it, llvm.ldexp is no instruction elsewhere
     intrinsics = _CPU if native else _CPU - {"ldexp"}
     return Target("cpu", triple, cpu, features, vector_bits, intrinsics=intrinsics, native=native)

@@ -1,8 +1,8 @@
-"""Python functions to compiled functions.
+"""Python functions as compiled functions: signatures and variants.
 
-Here: ``jit`` and what belongs to it: signatures, choice and reuse of compiled variants, gradients of functions,
-``lower``, ``verify``, ``interpret``, ``spec``.  Not here: tracing (trace.py), compiling a graph (compiled.py),
-the native call path (backends/llvm/callpath.py).  Read next: session.py.
+Here: arguments and specs, the choice and reuse of compiled variants, stages of one function.  Not here: tracing
+(trace.py), compiling a graph (compiled.py), calls without Python (fastpath.py), the public functions (api.py).
+Read next: fastpath.py.
 
 Sizes.  The first call compiles for its sizes.  When a call comes with other sizes, one more variant is compiled in
 which every size that has varied is a symbol; sizes that always were equal share one.  Rank, dtype and which sizes are
@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any
@@ -23,11 +23,11 @@ import numpy as np
 
 import flowc.numpy_api  # noqa: F401  (fills the tables that tensors look into)
 from flowc import config
-from flowc.compiled import Compiled, Report, check_device, compile_graph
-from flowc.diag import FlowcTypeError, FlowcValueError, UnsupportedError, caller_loc
+from flowc.compiled import Compiled, check_device, compile_graph
+from flowc.diag import FlowcTypeError, FlowcValueError, caller_loc
 from flowc.dims import Dim, DimLike, sym, symbols
 from flowc.size import SizeUnknownError
-from flowc.trace import Leaf, Tensor, Traced, current_trace, lift, trace, wrap
+from flowc.trace import Leaf, Tensor, Traced, current_trace, trace
 from flowc.tree import Tree, flatten
 from flowc.types import Type, bool_, c128, dtype, f64, i64
 
@@ -167,11 +167,11 @@ class Function:
         self.static_argnums, self.static_argnames = tuple(static_argnums), tuple(static_argnames)
         self.families: dict[Any, Family] = {}
         self.lock = RLock()
-        self._names = _parameter_names(fn)
+        self.names = _parameter_names(fn)
         for n in self.static_argnames:
-            if self._names and n not in self._names and not _has_var_keywords(fn):
-                raise FlowcValueError("C023", f"{_title(fn)} has no argument {n!r}", loc=caller_loc(),
-                                      cure=f"name one of {', '.join(self._names)}")
+            if self.names and n not in self.names and not _has_var_keywords(fn):
+                raise FlowcValueError("C023", f"{title(fn)} has no argument {n!r}", loc=caller_loc(),
+                                      cure=f"name one of {', '.join(self.names)}")
 
     # -- calls
 
@@ -206,7 +206,7 @@ class Function:
         rest: list[Any] = []
         names: list[str] = []
         for i, a in enumerate(args):
-            name = self._names[i] if i < len(self._names) else f"args[{i}]"
+            name = self.names[i] if i < len(self.names) else f"args[{i}]"
             if i in self.static_argnums or name in self.static_argnames:
                 static.append((i, _hashable(a, name)))
             else:
@@ -263,14 +263,14 @@ class Function:
     def _explain(self, family: Family, sizes: tuple, paths: Sequence[str], args: Sequence[Argument]) -> None:
         if "recompiles" not in config.get("log"):
             return
-        title = _title(self.fn)
+        who = title(self.fn)
         if not family.seen:
-            text = f"{title}: compiled for {', '.join(f'{p}: {a.type}' for p, a in zip(paths, args, strict=True))}"
+            text = f"{who}: compiled for {', '.join(f'{p}: {a.type}' for p, a in zip(paths, args, strict=True))}"
         else:
             where = [(p, i) for p, a in zip(paths, args, strict=True) for i in range(a.type.rank)]
             changed = [f"axis {i} of {p} was {old}, is {new}" for (p, i), old, new in
                        zip(where, family.seen[-1], sizes, strict=True) if old != new]
-            text = f"{title}: compiled again because {'; '.join(changed)}"
+            text = f"{who}: compiled again because {'; '.join(changed)}"
         import sys
         print(f"flowc: {text}", file=sys.stderr)
 
@@ -302,7 +302,7 @@ class Function:
         return Lowered(traced, self.device, tuple(types))
 
     def __repr__(self) -> str:
-        return f"<flowc.jit {_title(self.fn)}>"
+        return f"<flowc.jit {title(self.fn)}>"
 
 
 @dataclass
@@ -389,7 +389,7 @@ def _has_var_keywords(fn: Callable[..., Any]) -> bool:
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(fn).parameters.values())
 
 
-def _title(fn: Callable[..., Any]) -> str:
+def title(fn: Callable[..., Any]) -> str:
     return getattr(fn, "__qualname__", type(fn).__name__)
 
 
@@ -419,128 +419,3 @@ def symbolic_shapes(args: Sequence[Argument], history: Sequence[tuple[DimLike, .
 def _symbol_name(i: int) -> str:
     letters = "nmkpqrst"
     return letters[i] if i < len(letters) else f"n{i}"
-
-
-# ---- public functions -----------------------------------------------------------------------------------------------
-
-def jit(fn: Callable[..., Any] | None = None, *, static_argnums: int | Sequence[int] = (),
-        static_argnames: str | Sequence[str] = (), device: str | None = None, dynamic: bool = False) -> Any:
-    """Compile ``fn`` at its first call: arrays, numbers and containers of them in, arrays out.
-
-    static_argnums, static_argnames: arguments that are part of the program (hashable), not data.
-    device: cpu, cuda or interpreter; default: the setting.  dynamic: symbolic sizes from the first call.
-    Also usable as a decorator with or without arguments.
-    """
-    nums = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
-    names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
-    if fn is None:
-        return lambda f: jit(f, static_argnums=nums, static_argnames=names, device=device, dynamic=dynamic)
-    if not callable(fn):
-        raise FlowcTypeError("C026", f"jit needs a function, got a {type(fn).__name__}", loc=caller_loc(),
-                             cure="write @flowc.jit above a def")
-    if device is not None:
-        check_device(device)
-    from flowc.fastpath import FastFunction
-    return FastFunction.make(fn, nums, names, device, dynamic)
-
-
-def value_and_grad(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
-    """A compiled function that returns ``(fn(*args), gradient)``.
-
-    The gradient of the scalar result with respect to argument ``argnums`` has that argument's structure; for a
-    sequence of numbers it is a tuple.  has_aux: ``fn`` returns (scalar, anything), and so does the first part.
-    """
-    base = fn.fn if isinstance(fn, Function) else fn
-    many = not isinstance(argnums, int)
-    which: tuple[int, ...] = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-
-    @functools.wraps(base)
-    def with_gradient(*args: Any, **kwargs: Any) -> Any:
-        from flowc.graph import make
-        from flowc.passes.autodiff import vjp
-        full = list(args)
-        inputs, trees = [], []
-        for i in which:
-            if not -len(args) <= i < len(args):
-                raise FlowcValueError("C030", f"argument {i} of {_title(base)} is not among the {len(args)} passed",
-                                      loc=caller_loc(), cure="pass it by position, or choose another argnums")
-            leaves, tree = flatten(full[i])
-            fresh = []
-            for x in leaves:
-                if not isinstance(x, Tensor):
-                    x = lift(x)
-                if not x.node.dtype.floating and x.node.dtype.kind != "c":
-                    raise FlowcTypeError("C031", f"argument {i} of {_title(base)} holds {x.node.type}: gradients need "
-                                         "floating point", loc=caller_loc(), cure="convert it, or choose other argnums")
-                # a node of its own, so that a value passed twice has two gradients
-                fresh.append(wrap(make("reshape", (x.node,), {"shape": x.node.shape}, x.node.loc)))
-            inputs.append([x.node for x in fresh])
-            trees.append(tree)
-            full[i] = tree.unflatten(fresh)
-        out = base(*full, **kwargs)
-        loss = out[0] if has_aux else out
-        if not isinstance(loss, Tensor):
-            loss = lift(loss)
-        if loss.node.rank != 0 or not loss.node.dtype.floating:
-            raise FlowcTypeError("C032", f"{_title(base)} returns {loss.node.type}: a gradient needs one real number",
-                                 loc=caller_loc(), cure="return a sum or mean")
-        from flowc.rewrite import splat
-        flat = [n for group in inputs for n in group]
-        grads = vjp([loss.node], [splat(1.0, loss.node.type)], flat)
-        values = [wrap(g if g is not None else splat(0.0, x.type)) for g, x in zip(grads, flat, strict=True)]
-        parts, at = [], 0
-        for tree, group in zip(trees, inputs, strict=True):
-            parts.append(tree.unflatten(values[at:at + len(group)]))
-            at += len(group)
-        return out, (tuple(parts) if many else parts[0])
-    return jit(with_gradient)
-
-
-def grad(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:
-    """A compiled function that returns the gradient of the scalar ``fn``; see :func:`value_and_grad`.
-    has_aux: returns (gradient, aux)."""
-    both = value_and_grad(fn, argnums, has_aux).fn
-
-    @functools.wraps(both)
-    def only_gradient(*args: Any, **kwargs: Any) -> Any:
-        value, g = both(*args, **kwargs)
-        return (g, value[1]) if has_aux else g
-    return jit(only_gradient)
-
-
-def _as_function(fn: Any) -> Function:
-    return fn if isinstance(fn, Function) else jit(fn)
-
-
-def interpret(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Trace ``fn`` and run its graph node by node on NumPy: the reference that compiled code is checked against."""
-    f = _as_function(fn)
-    low = f.lower(*args, **kwargs)
-    reference = CompiledFunction(low, compile_graph(low.graph, device="interpreter"))
-    return reference(*_dynamic(f, args), **_dynamic_kw(f, kwargs))
-
-
-def verify(fn: Callable[..., Any], *args: Any, device: str | None = None, **kwargs: Any) -> Report:
-    """Compile ``fn`` for these arguments and check every kernel against the interpreter.
-
-    The report is true if all agree, and prints as a table: worst error per kernel in units in the last place.
-    """
-    f = _as_function(fn)
-    low = f.lower(*args, **kwargs)
-    where = check_device(device or f.device)
-    if where == "interpreter":
-        raise UnsupportedError("C033", "the interpreter is what kernels are checked against; it has none itself",
-                               cure="verify for cpu or cuda")
-    compiled = compile_graph(low.graph, device=where)
-    leaves, _ = flatten((_dynamic(f, args), _dynamic_kw(f, kwargs)))
-    arrays = [normal(as_argument(x, "").array, t) for x, t in zip(leaves, low.types, strict=True)]
-    return compiled.verify(arrays)
-
-
-def _dynamic(f: Function, args: tuple) -> tuple:
-    return tuple(a for i, a in enumerate(args) if i not in f.static_argnums
-                 and (i >= len(f._names) or f._names[i] not in f.static_argnames))
-
-
-def _dynamic_kw(f: Function, kwargs: Mapping[str, Any]) -> dict:
-    return {k: v for k, v in kwargs.items() if k not in f.static_argnames}

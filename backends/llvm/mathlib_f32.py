@@ -1,0 +1,399 @@
+"""Functions of f32 as primitive expressions, without tables, loads or branches.
+
+Here: one function per instruction; special values fall out of the arithmetic or are selected at the end.
+Not here: f64 (mathlib_f64.py), the table and the bounds of the errors (mathlib.py).
+
+The polynomials are minimax fits of our own: Remez' exchange for the weight that makes the result's relative error
+even, coefficients rounded one after the other and the rest fitted again.  Reductions are the classic ones: Cody and
+Waite, Software Manual for the Elementary Functions (1980); Payne and Hanek (1983) for large angles.
+"""
+
+from __future__ import annotations
+
+from flowc.backends.llvm.mathlib_parts import (
+    MAGIC,
+    bits,
+    exponent_split,
+    nan_like,
+    poly,
+    power_of_two,
+    quarter_turns_f32,
+    rarely,
+    scale,
+)
+from flowc.kernel import Builder, Expr
+from flowc.types import bool_, f32, f64, i32, i64
+
+INF = float("inf")
+LN2, LN2_LOW = 0.6931471824645996, -1.9046542121259336e-09
+LOG2_E, LOG2_E_LOW = 1.4426950216293335, 1.925963033500011e-08
+PI_2, PI_2_LOW, PI_2_LAST = 1.5707963705062866, -4.371138828673793e-08, -1.7151245100058819e-15
+PI, PI_LOW = 3.1415927410125732, -8.742277657347586e-08
+THIRDS = 0x3F2AAAAB   # bits of 2/3: mantissas between 2/3 and 4/3
+TURN = 71476.0        # largest angle that three parts of pi/2 reduce
+
+EXP = (0.00138213055, 0.00836866815, 0.0416682586, 0.166665211, 0.49999994)
+EXP2 = (1.43209036e-05, 0.000154521971, 0.00133379665, 0.00961808674, 0.0555040501, 0.240226507, 0.693147182)
+LOG = (0.119564377, -0.128343165, 0.107701316, -0.12198475, 0.14302665, -0.16679363, 0.199996829, -0.249998257,
+       0.333333343)
+LOG2 = (-0.185525417, 0.201615527, -0.17592068, 0.202095121, -0.240633771, 0.288686633, -0.36067149, 0.480896711,
+        -0.721347511)
+LOG2_F64 = (-0.14998599933708473, 0.15713947701279318, -0.11195446263057821, 0.12371591592097664,
+            -0.1449800088713542, 0.16086874132110662, -0.18030500059085766, 0.20607756468644503, -0.24044988845399187,
+            0.28853938681062169, -0.36067375348102337, 0.48089834477411891, -0.72134752046032879)
+SIN = (-0.00019518286, 0.00833218917, -0.166666552)
+COS = (2.44325638e-05, -0.00138873106, 0.0416666456)
+TAN = (0.00437231269, 9.88741303e-05, 0.0108270766, 0.0212862976, 0.0540589057, 0.133326754, 0.333333492)
+TANH = (0.00214134064, -0.0081786802, 0.0217028707, -0.0539475866, 0.133332178, -0.333333313)
+SINH = (2.78221319e-06, 0.000198428956, 0.00833331048, 0.166666672)
+ERF = (7.99664995e-05, -0.000804976968, 0.00519240508, -0.0268557314, 0.112836257, -0.376126289, 0.128379166)
+ERF_FAR = (4.93767584e-06, -4.55748232e-05, -4.96170178e-05, 0.00293023256, -0.022674242, 0.105262779, 0.635625243,
+           0.128551751)
+ERFC = (-0.000263965107, -0.00126409531, 0.00117901538, 0.00866235979, -0.0080154296, -0.0542134084, 0.164049938,
+        -0.166030481, -0.0927638113, 1.27697837)
+ATAN = (-0.0017875476, 0.0108873611, -0.0311270021, 0.0579065457, -0.0840047523, 0.109511748, -0.142640516,
+        0.19998531, -0.333332986)
+ASIN = (0.0376968421, 0.0143148107, 0.0318390988, 0.0445133746, 0.0750052184, 0.166666597)
+
+
+def clamp(b: Builder, x: Expr, lo: float, hi: float) -> Expr:
+    """``x`` between lo and hi; NaN stays."""
+    x = b.select(b.gt(x, hi), hi, x)
+    return b.select(b.lt(x, lo), lo, x)
+
+
+def to_integer(b: Builder, x: Expr, factor: float) -> tuple[Expr, Expr]:
+    """rint(x * factor) as f32 and as i32, for small results."""
+    k = b.fma(x, factor, MAGIC[f32])
+    return b.sub(k, MAGIC[f32]), b.sub(bits(b, k), 0x4B400000)
+
+
+# ---- exponentials ---------------------------------------------------------------------------------------------------
+
+def exp_parts(b: Builder, x: Expr) -> tuple[Expr, Expr]:
+    """(p, n) with exp(x) = p * 2**n and p about 0.7 to 1.42; ``x`` within +-20000."""
+    j, n = to_integer(b, x, 1.4426950408889634)
+    r = b.fma(j, -1.428606765330187e-06, b.fma(j, -0.693145751953125, x))
+    return b.fma(b.mul(r, r), poly(b, r, EXP), b.add(r, 1.0)), n
+
+
+def exp(b: Builder, x: Expr) -> Expr:
+    return scale(b, *exp_parts(b, clamp(b, x, -104.0, 89.0)))
+
+
+def exp2(b: Builder, x: Expr) -> Expr:
+    x = clamp(b, x, -151.0, 129.0)
+    j, n = to_integer(b, x, 1.0)
+    return scale(b, exp2_near(b, b.sub(x, j)), n)
+
+
+def exp2_near(b: Builder, r: Expr) -> Expr:
+    """2**r for -1/2 <= r <= 1/2."""
+    return b.fma(r, poly(b, r, EXP2), 1.0)
+
+
+def expm1(b: Builder, x: Expr) -> Expr:
+    y = clamp(b, x, -20.0, 89.0)
+    j, n = to_integer(b, y, 1.4426950408889634)
+    r = b.fma(j, -LN2_LOW, b.fma(j, -LN2, y))
+    p = b.fma(b.mul(r, r), poly(b, r, EXP), r)  # expm1(r)
+    half = power_of_two(b, b.sub(n, 1), f32)    # 2**n would overflow before the result does
+    out = b.fma(p, half, b.sub(half, 0.5))
+    return b.select(b.lt(b.abs(x), 2.0**-25), x, b.add(out, out))
+
+
+def _exp_half(b: Builder, a: Expr) -> Expr:
+    """exp(a) / 2 for a >= 0, right up to where sinh overflows."""
+    p, n = exp_parts(b, clamp(b, a, 0.0, 90.0))
+    return scale(b, p, b.sub(n, 1))
+
+
+def sinh(b: Builder, x: Expr) -> Expr:
+    a, z = b.abs(x), b.mul(x, x)
+    e = _exp_half(b, a)
+    far = b.copysign(b.sub(e, b.div(0.25, e)), x)
+    near = b.fma(b.mul(x, z), poly(b, z, SINH), x)
+    return b.copysign(b.select(b.lt(a, 1.0), near, far), x)
+
+
+def cosh(b: Builder, x: Expr) -> Expr:
+    e = _exp_half(b, b.abs(x))
+    return b.add(e, b.div(0.25, e))
+
+
+def tanh(b: Builder, x: Expr) -> Expr:
+    a, z = b.abs(x), b.mul(x, x)
+    near = b.fma(b.mul(x, z), poly(b, z, TANH), x)
+    p, n = exp_parts(b, clamp(b, b.add(a, a), 0.0, 40.0))
+    far = b.sub(1.0, b.div(2.0, b.add(scale(b, p, n), 1.0)))
+    return b.copysign(b.select(b.lt(a, 0.625), near, far), x)
+
+
+# ---- logarithms -----------------------------------------------------------------------------------------------------
+
+def log_split(b: Builder, x: Expr) -> tuple[Expr, Expr]:
+    """(e, f) with x = (1 + f) * 2**e for positive x, also subnormal; -1/3 <= f < 1/3, both f32."""
+    tiny = b.lt(x, 2.0**-126)
+    e, m = exponent_split(b, b.select(tiny, b.mul(x, 2.0**23), x), THIRDS)
+    return b.add(b.cast(e, f32), b.select(tiny, b.const(-23.0, f32), 0.0)), b.sub(m, 1.0)
+
+
+def log_near(b: Builder, f: Expr) -> Expr:
+    """log(1 + f) for -1/3 <= f <= 1/3."""
+    return b.fma(b.mul(f, f), b.fma(f, poly(b, f, LOG), -0.5), f)
+
+
+def log_special(b: Builder, x: Expr, value: Expr) -> Expr:
+    """The results of a logarithm where x is not positive and finite."""
+    value = b.select(b.lt(x, INF), value, x)
+    value = b.select(b.eq(x, 0.0), -INF, value)
+    return b.select(b.ge(x, 0.0), value, nan_like(b, x))
+
+
+def log(b: Builder, x: Expr) -> Expr:
+    e, f = log_split(b, x)
+    return log_special(b, x, b.fma(e, LN2, log_near(b, f)))
+
+
+def log2(b: Builder, x: Expr) -> Expr:
+    e, f = log_split(b, x)
+    tail = b.fma(b.mul(f, f), poly(b, f, LOG2), b.mul(f, LOG2_E_LOW))
+    return log_special(b, x, b.add(b.fma(f, LOG2_E, tail), e))
+
+
+def log10(b: Builder, x: Expr) -> Expr:
+    e, f = log_split(b, x)
+    tail = b.mul(b.fma(f, poly(b, f, LOG), -0.5), b.mul(f, f))  # log(1 + f) - f
+    near = b.fma(f, 0.4342944920063019, b.fma(tail, 0.4342944920063019, b.mul(f, -1.0103049952192578e-08)))
+    value = b.fma(e, 0.3010300099849701, b.fma(e, -1.432098883924482e-08, near))
+    return log_special(b, x, value)
+
+
+def _log1p_value(b: Builder, x: Expr) -> Expr:
+    """log(1 + x) for x > -1 and below infinity."""
+    u = b.add(x, 1.0)
+    e, _ = exponent_split(b, u, THIRDS)
+    s = power_of_two(b, b.sub(2, e), f32)  # 4 * 2**-e: the smallest 2**-e is no normal number
+    f = b.mul(b.fma(x, s, b.sub(s, 4.0)), 0.25)
+    return b.fma(b.cast(e, f32), LN2, log_near(b, f))
+
+
+def log1p(b: Builder, x: Expr) -> Expr:
+    value = b.select(b.lt(x, INF), _log1p_value(b, x), x)
+    value = b.select(b.eq(x, -1.0), -INF, value)
+    value = b.select(b.ge(x, -1.0), value, nan_like(b, x))
+    return b.select(b.lt(b.abs(x), 2.0**-25), x, value)
+
+
+def asinh(b: Builder, x: Expr) -> Expr:
+    a = b.abs(x)
+    far = b.gt(a, 8192.0)  # there sqrt(a*a + 1) is a
+    t = b.add(a, b.div(b.mul(a, a), b.add(b.sqrt(b.fma(a, a, 1.0)), 1.0)))
+    t = b.select(far, a, t)
+    value = b.add(_log1p_value(b, t), b.select(far, b.const(LN2, f32), 0.0))
+    value = b.select(b.lt(a, 2.0**-12), b.fma(b.mul(a, a), b.mul(a, -1.0 / 6.0), a), value)
+    return b.copysign(b.select(b.lt(a, INF), value, a), x)
+
+
+def acosh(b: Builder, x: Expr) -> Expr:
+    far = b.gt(x, 8192.0)
+    u = b.sub(x, 1.0)
+    t = b.select(far, x, b.add(u, b.sqrt(b.fma(u, u, b.add(u, u)))))
+    value = b.add(_log1p_value(b, t), b.select(far, b.const(LN2, f32), 0.0))
+    value = b.select(b.lt(x, INF), value, x)
+    return b.select(b.ge(x, 1.0), value, nan_like(b, x))
+
+
+def atanh(b: Builder, x: Expr) -> Expr:
+    a = b.abs(x)
+    t = b.div(b.add(a, a), b.sub(1.0, a))
+    value = b.mul(_log1p_value(b, t), 0.5)
+    value = b.select(b.lt(a, 2.0**-12), b.fma(b.mul(a, a), b.mul(a, 1.0 / 3.0), a), value)
+    value = b.select(b.eq(a, 1.0), INF, value)
+    return b.copysign(b.select(b.le(a, 1.0), value, nan_like(b, x)), x)
+
+
+# ---- angles ---------------------------------------------------------------------------------------------------------
+
+def _reduce(b: Builder, x: Expr) -> tuple[Expr, Expr]:
+    """(quadrant as i32, remainder) for angles up to TURN."""
+    k = b.fma(x, 0.6366197723675814, MAGIC[f32])
+    j = b.sub(k, MAGIC[f32])
+    r = b.fma(j, -PI_2_LAST, b.fma(j, -PI_2_LOW, b.fma(j, -PI_2, x)))
+    return bits(b, k), r
+
+
+def _reduce_far(b: Builder, x: Expr) -> tuple[Expr, Expr]:
+    """The same for any finite angle beyond TURN; NaN for infinities."""
+    q, r = quarter_turns_f32(b, b.abs(x))
+    negative = b.lt(x, 0.0)
+    r = b.add(r, b.sub(x, x))  # NaN for an infinity
+    return b.select(negative, b.neg(q), q), b.select(negative, b.neg(r), r)
+
+
+def _sin_near(b: Builder, r: Expr, z: Expr) -> Expr:
+    return b.fma(b.mul(r, z), poly(b, z, SIN), r)
+
+
+def _cos_near(b: Builder, z: Expr) -> Expr:
+    return b.fma(b.mul(z, z), poly(b, z, COS), b.fma(z, -0.5, 1.0))
+
+
+def _wave(b: Builder, q: Expr, r: Expr) -> Expr:
+    """sin(q * pi/2 + r) for -pi/4 <= r <= pi/4."""
+    z = b.mul(r, r)
+    odd = b.ne(b.and_(q, 1), 0)
+    v = b.select(odd, _cos_near(b, z), _sin_near(b, r, z))
+    return b.bitcast(b.xor(bits(b, v), b.shl(b.and_(q, 2), 30)), f32)
+
+
+def sin(b: Builder, x: Expr) -> Expr:
+    v = rarely(b, b.gt(b.abs(x), TURN), _wave(b, *_reduce_far(b, x)), _wave(b, *_reduce(b, x)))
+    return b.select(b.eq(x, 0.0), x, v)
+
+
+def cos(b: Builder, x: Expr) -> Expr:
+    q, r = _reduce(b, x)
+    far_q, far_r = _reduce_far(b, x)
+    return rarely(b, b.gt(b.abs(x), TURN), _wave(b, b.add(far_q, 1), far_r), _wave(b, b.add(q, 1), r))
+
+
+def _slope(b: Builder, q: Expr, r: Expr) -> Expr:
+    """tan(q * pi/2 + r)."""
+    z = b.mul(r, r)
+    t = b.fma(b.mul(r, z), poly(b, z, TAN), r)
+    return b.select(b.ne(b.and_(q, 1), 0), b.div(-1.0, t), t)
+
+
+def tan(b: Builder, x: Expr) -> Expr:
+    v = rarely(b, b.gt(b.abs(x), TURN), _slope(b, *_reduce_far(b, x)), _slope(b, *_reduce(b, x)))
+    return b.select(b.eq(x, 0.0), x, v)
+
+
+def _atan_unit(b: Builder, t: Expr) -> Expr:
+    """atan(t) for 0 <= t <= 1."""
+    z = b.mul(t, t)
+    return b.fma(b.mul(t, z), poly(b, z, ATAN), t)
+
+
+def atan(b: Builder, x: Expr) -> Expr:
+    a = b.abs(x)
+    far = b.gt(a, 1.0)
+    v = _atan_unit(b, b.select(far, b.div(1.0, a), a))
+    v = b.select(far, b.sub(PI_2, b.sub(v, PI_2_LOW)), v)
+    return b.copysign(v, x)
+
+
+def atan2(b: Builder, y: Expr, x: Expr) -> Expr:
+    ax, ay = b.abs(x), b.abs(y)
+    steep = b.gt(ay, ax)
+    top, bottom = b.select(steep, ax, ay), b.select(steep, ay, ax)
+    t = b.div(top, bottom)
+    t = b.select(b.eq(top, bottom), 1.0, t)      # also infinities
+    t = b.select(b.eq(bottom, 0.0), 0.0, t)
+    v = _atan_unit(b, t)
+    v = b.select(steep, b.sub(PI_2, b.sub(v, PI_2_LOW)), v)
+    v = b.select(b.lt(bits(b, x), 0), b.sub(PI, b.sub(v, PI_LOW)), v)
+    v = b.copysign(v, y)
+    return b.select(b.or_(b.ne(x, x), b.ne(y, y)), b.add(x, y), v)
+
+
+def _asin_near(b: Builder, x: Expr, z: Expr) -> Expr:
+    """asin(x) for z = x*x <= 1/4."""
+    return b.fma(b.mul(x, z), poly(b, z, ASIN), x)
+
+
+def asin(b: Builder, x: Expr) -> Expr:
+    a = b.abs(x)
+    far = b.gt(a, 0.5)
+    z = b.select(far, b.fma(a, -0.5, 0.5), b.mul(a, a))
+    s = b.select(far, b.sqrt(z), a)
+    p = _asin_near(b, s, z)
+    v = b.select(far, b.sub(PI_2, b.fma(p, 2.0, -PI_2_LOW)), p)
+    return b.copysign(v, x)
+
+
+def acos(b: Builder, x: Expr) -> Expr:
+    a = b.abs(x)
+    far = b.gt(a, 0.5)
+    z = b.select(far, b.fma(a, -0.5, 0.5), b.mul(a, a))
+    p = _asin_near(b, b.select(far, b.sqrt(z), x), z)
+    twice = b.add(p, p)
+    high = b.select(b.lt(x, 0.0), b.sub(PI, b.sub(twice, PI_LOW)), twice)
+    return b.select(far, high, b.sub(PI_2, b.sub(p, PI_2_LOW)))
+
+
+# ---- error functions ------------------------------------------------------------------------------------------------
+
+def erf(b: Builder, x: Expr) -> Expr:
+    a, z = b.abs(x), b.mul(x, x)
+    near = b.fma(x, poly(b, z, ERF), x)
+    t = clamp(b, a, 0.0, 4.0)
+    far = b.sub(1.0, exp(b, b.neg(b.fma(t, poly(b, t, ERF_FAR), t))))
+    return b.copysign(b.select(b.lt(a, 0.93), near, far), x)
+
+
+def erfc(b: Builder, x: Expr) -> Expr:
+    a, z = b.abs(x), b.mul(x, x)
+    near = b.sub(1.0, b.fma(x, poly(b, z, ERF), x))
+    t = clamp(b, a, 0.0, 10.3)
+    g = poly(b, b.div(b.sub(t, 2.0), b.add(t, 2.0)), ERFC)
+    square = b.mul(t, t)
+    low = b.fma(t, t, b.neg(square))
+    g = b.div(g, b.fma(t, 2.0, 1.0))
+    p, n = exp_parts(b, b.neg(square))
+    far = scale(b, b.mul(b.fma(p, b.neg(low), p), g), n)
+    far = b.select(b.lt(x, 0.0), b.sub(2.0, far), far)
+    return b.select(b.lt(a, 0.5), near, far)
+
+
+# ---- roots and powers -----------------------------------------------------------------------------------------------
+
+def cbrt(b: Builder, x: Expr) -> Expr:
+    a = b.abs(x)
+    tiny = b.lt(a, 2.0**-126)
+    y = b.select(tiny, b.mul(a, 2.0**24), a)
+    t = b.bitcast(b.add(b.idiv(bits(b, y), 3), 0x2A512CE3), f32)
+    cube = b.mul(b.mul(t, t), t)
+    t = b.mul(t, b.div(b.add(cube, b.add(y, y)), b.add(b.add(cube, cube), y)))  # Halley: cubic convergence
+    square = b.mul(t, t)
+    rest = b.fma(b.neg(square), t, y)
+    rest = b.fma(b.neg(b.fma(t, t, b.neg(square))), t, rest)
+    t = b.add(t, b.div(rest, b.mul(square, 3.0)))
+    t = b.copysign(b.select(tiny, b.mul(t, 2.0**-8), t), x)
+    return b.select(b.and_(b.gt(a, 0.0), b.lt(a, INF)), t, x)
+
+
+def pow(b: Builder, x: Expr, y: Expr) -> Expr:
+    """x ** y: logarithm and product in f64, whose error is far below half a unit of f32."""
+    a = b.abs(x)
+    e, m = exponent_split(b, b.cast(a, f64), 0x3FE5555555555555)
+    f = b.sub(m, 1.0)
+    log = b.fma(f, 1.4426950408889634, b.mul(b.mul(f, f), poly(b, f, LOG2_F64)))
+    log = b.add(log, b.cast(e, f64))
+    log = b.select(b.eq(a, 0.0), -INF, b.select(b.lt(a, INF), log, b.cast(a, f64)))
+    t = clamp(b, b.mul(log, b.cast(y, f64)), -200.0, 200.0)
+    k = b.add(t, MAGIC[f64])
+    r = b.cast(b.sub(t, b.sub(k, MAGIC[f64])), f32)
+    value = scale(b, exp2_near(b, r), b.cast(b.bitcast(k, i64), i32))
+    return power_signs(b, x, y, value)
+
+
+def power_signs(b: Builder, x: Expr, y: Expr, value: Expr) -> Expr:
+    """``|x| ** y`` made into ``x ** y``: signs and special values of C99."""
+    d, a = x.dtype, b.abs(x)
+    value = b.select(b.eq(a, 1.0), b.const(1.0, d), value)
+    whole = b.eq(b.rint(y), y)
+    half = b.mul(y, 0.5)
+    odd = b.and_(whole, b.ne(b.trunc(half), half))
+    below = b.lt(bits(b, x), 0)
+    value = b.select(b.and_(below, odd), b.neg(value), value)
+    undefined = b.and_(b.and_(b.lt(x, 0.0), b.gt(x, -INF)), b.not_(whole))
+    value = b.select(undefined, nan_like(b, x), value)
+    value = b.select(b.or_(b.ne(x, x), b.ne(y, y)), b.add(x, y), value)
+    return b.select(b.or_(b.eq(y, 0.0), b.eq(x, 1.0)), b.const(1.0, d), value)
+
+
+FUNCTIONS = {f.__name__: f for f in (
+    exp, exp2, expm1, log, log2, log10, log1p, sin, cos, tan, asin, acos, atan, sinh, cosh, tanh, asinh, acosh, atanh,
+    erf, erfc, cbrt, pow, atan2)}

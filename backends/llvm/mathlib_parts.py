@@ -1,0 +1,135 @@
+"""Pieces of which mathlib's functions are made: polynomials, scaling, arguments far from zero.
+
+Here: helpers over the expression builder, and two operations that only the emitter knows.  Not here: functions
+(mathlib_f32.py, mathlib_f64.py), the table (mathlib.py).
+
+``rarely(cond, rare, common)`` is ``select``, but ``rare`` is computed only if a lane needs it.
+``scale(p, n)`` is ``ldexp`` for a ``p`` of magnitude 1/8 to 8, which two multiplications do with one rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flowc.kernel import Builder, Expr
+from flowc.types import DType, f32, f64, i32, i64, u32, u64
+
+# 2 / pi in words of 32 bits, after a word of its integer part: enough for the largest f64
+TWO_OVER_PI = (
+    0, 0xA2F9836E, 0x4E441529, 0xFC2757D1, 0xF534DDC0, 0xDB629599, 0x3C439041, 0xFE5163AB, 0xDEBBC561, 0xB7246E3A,
+    0x424DD2E0, 0x06492EEA, 0x09D1921C, 0xFE1DEB1C, 0xB129A73E, 0xE88235F5, 0x2EBB4484, 0xE99C7026, 0xB45F7E41,
+    0x3991D639, 0x835339F4, 0x9C845F8B, 0xBDF9283B, 0x1FF897FF, 0xDE05980F, 0xEF2F118B, 0x5A0A6D1F, 0x6D367ECF,
+    0x27CB09B7, 0x4F463F66, 0x9E5FEA2D, 0x7527BAC7, 0xEBE5F17B, 0x3D0739F7, 0x8A5292EA, 0x6BFB5FB1, 0x1F8D5D08)
+
+INT_OF = {f32: i32, f64: i64}
+MANTISSA = {f32: 23, f64: 52}
+BIAS = {f32: 127, f64: 1023}
+MAGIC = {f32: 1.5 * 2.0**23, f64: 1.5 * 2.0**52}  # adding it rounds to an integer, in the low bits of the sum
+
+
+def poly(b: Builder, x: Expr, coefficients: Sequence[float]) -> Expr:
+    """The polynomial in ``x``, highest power first, by Horner's rule."""
+    r = b.fma(b.const(coefficients[0], x.dtype), x, coefficients[1])
+    for c in coefficients[2:]:
+        r = b.fma(r, x, c)
+    return r
+
+
+def rarely(b: Builder, cond: Expr, rare: Expr, common: Expr) -> Expr:
+    return b.make("rarely", (cond, rare, common), common.dtype)
+
+
+def scale(b: Builder, p: Expr, n: Expr) -> Expr:
+    """``p * 2**n`` for p of magnitude 1/8 to 8 and i32 n."""
+    return b.make("scale", (p, n), p.dtype)
+
+
+def bits(b: Builder, x: Expr) -> Expr:
+    return b.bitcast(x, INT_OF[x.dtype])
+
+
+def power_of_two(b: Builder, n: Expr, dtype: DType) -> Expr:
+    """``2**n`` for an integer n of the dtype's width within the normal exponents."""
+    return b.bitcast(b.shl(b.add(n, BIAS[dtype]), MANTISSA[dtype]), dtype)
+
+
+def two_factors(b: Builder, p: Expr, n: Expr) -> Expr:
+    """What ``scale`` is where the machine has no such instruction."""
+    wide = b.cast(n, INT_OF[p.dtype])
+    first = b.shr(wide, 1)
+    return b.mul(b.mul(p, power_of_two(b, first, p.dtype)), power_of_two(b, b.sub(wide, first), p.dtype))
+
+
+def ldexp(b: Builder, x: Expr, n: Expr) -> Expr:
+    """``x * 2**n`` for every x and n, rounded once."""
+    d = x.dtype
+    wide, m, bias = INT_OF[d], MANTISSA[d], BIAS[d]
+    big = 2 * bias + 2 * m
+    n = b.cast(b.min(b.max(n, -2 * big), 2 * big), wide)
+    tiny = b.lt(b.abs(x), 2.0 ** (1 - bias))
+    y = b.select(tiny, b.mul(x, 2.0 ** (m + 1)), x)
+    exponent = b.and_(b.shr(bits(b, y), m), 2 * bias + 1)
+    top = b.sub(b.add(exponent, n), b.select(tiny, b.const(m + 1, wide), 0))  # biased exponent of the result
+    top = b.min(b.max(top, -(m + 3)), 2 * bias + 1)
+    one = b.const(1.0, d)
+    mantissa = b.bitcast(b.or_(b.and_(bits(b, y), (1 << m) - 1 | -(1 << (8 * d.bytes - 1))), bits(b, one)), d)
+    # subnormal results: a power that keeps the first product normal, the second rounds
+    low = b.mul(b.mul(mantissa, power_of_two(b, b.const(-(bias - 2 * m), wide), d)),
+                power_of_two(b, b.sub(top, 2 * m), d))
+    high = b.mul(b.mul(mantissa, power_of_two(b, b.sub(top, bias + 1), d)), 2.0)
+    scaled = b.select(b.lt(top, 1), low, high)
+    plain = b.and_(b.ne(x, 0.0), b.lt(b.abs(x), float("inf")))
+    return b.select(plain, scaled, x)
+
+
+def exponent_split(b: Builder, x: Expr, low: int) -> tuple[Expr, Expr]:
+    """(e, m) with positive ``x == m * 2**e``, m at least the float with the bits ``low`` and less than twice it; e is
+    an integer of the dtype's width.  ``x`` must be normal."""
+    i, d = bits(b, x), x.dtype
+    e = b.shr(b.sub(i, low), MANTISSA[d])
+    return e, b.bitcast(b.sub(i, b.shl(e, MANTISSA[d])), d)
+
+
+def to_float(b: Builder, n: Expr, d: DType) -> Expr:
+    return b.cast(n, d)
+
+
+def nan_like(b: Builder, x: Expr) -> Expr:
+    return b.const(float("nan"), x.dtype)
+
+
+def two_sum(b: Builder, x: Expr, y: Expr) -> tuple[Expr, Expr]:
+    """x + y and its rounding error, for |x| >= |y| or x == 0 (Dekker)."""
+    s = b.add(x, y)
+    return s, b.sub(y, b.sub(s, x))
+
+
+def two_product(b: Builder, x: Expr, y: Expr) -> tuple[Expr, Expr]:
+    """x * y and its rounding error."""
+    p = b.mul(x, y)
+    return p, b.fma(x, y, b.neg(p))
+
+
+def pick(b: Builder, at: Expr, table: Sequence[int], lo: int, hi: int) -> Expr:
+    """``table[at]`` for lo <= at < hi by a tree of selects; ``at`` is u32, entries are u32."""
+    if hi - lo == 1:
+        return b.const(table[lo], u32)
+    mid = (lo + hi) // 2
+    return b.select(b.lt(at, mid), pick(b, at, table, lo, mid), pick(b, at, table, mid, hi))
+
+
+def quarter_turns_f32(b: Builder, a: Expr) -> tuple[Expr, Expr]:
+    """(quadrant as i32, remainder in radians) of a finite f32 ``a`` > 2**16, after Payne and Hanek (1983).
+
+    a = m * 2**E with 24-bit m.  The bits of 2/pi that matter begin where their product with a falls below 4."""
+    i = b.bitcast(a, u32)
+    m = b.cast(b.or_(b.and_(i, 0x7FFFFF), 0x800000), u64)
+    at = b.sub(b.shr(i, 23), 150 - 30)  # E + 30
+    word, by = b.shr(at, 5), b.cast(b.and_(at, 31), u64)
+    w = [b.cast(pick(b, b.add(word, k), TWO_OVER_PI, k, k + 6), u64) for k in range(4)]
+    p = [b.and_(b.shr(b.or_(b.shl(w[k], 32), w[k + 1]), b.sub(32, by)), 0xFFFFFFFF) for k in range(3)]
+    turns = b.add(b.add(b.shl(b.mul(m, p[0]), 32), b.mul(m, p[1])), b.shr(b.mul(m, p[2]), 32))  # 2**62 is a quadrant
+    q = b.shr(b.add(turns, 1 << 61), 62)
+    rest = b.bitcast(b.sub(turns, b.shl(q, 62)), i64)
+    r = b.mul(b.cast(rest, f64), 1.5707963267948966 * 2.0**-62)
+    return b.cast(q, i32), b.cast(r, f32)
