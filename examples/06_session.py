@@ -36,15 +36,16 @@ def main() -> None:
 
     with g.as_default():
         w = flowc.Variable(np.float32([5, -3]), name="w")
-        loss = ((w - a) * (w - a)).sum()
+        target = flowc.placeholder("float32", [2], name="target")
+        loss = ((w - target) * (w - target)).sum()
         step = flowc.train.GradientDescentOptimizer(0.1).minimize(loss)  # its update is part of the graph
         start = flowc.global_variables_initializer()
 
     with flowc.Session(g) as session:
         session.run(start)
         for _ in range(40):
-            _, value = session.run([step, loss], feed_dict={a: two})
-        print(f"loss after 40 steps: {value:.6f}, w: {session.run(w)} (a is {two})")
+            _, value = session.run([step, loss], feed_dict={target: two})
+        print(f"loss after 40 steps: {value:.6f}, w: {session.run(w)} (target: {two})")
 
 
 if __name__ == "__main__":

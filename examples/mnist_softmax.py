@@ -76,12 +76,15 @@ def progress(total: int):
         bar = importlib.import_module("tqdm").tqdm(total=total, unit="step", file=sys.stderr)
     except ImportError:
         print("note: a nicer progress bar comes with pip install 'flowc[examples]'", file=sys.stderr)
-        done = [0]
+        done, drawn = 0, -1
 
         def advance(text: str) -> None:
-            done[0] += 1
-            full = 30 * done[0] // total
-            print(f"\r[{'#' * full}{'.' * (30 - full)}] {done[0]}/{total} {text}", end="", file=sys.stderr, flush=True)
+            nonlocal done, drawn
+            done += 1
+            full = 30 * done // total
+            if full != drawn:
+                drawn = full
+                print(f"\r[{'#' * full}{'.' * (30 - full)}] {done}/{total} {text}", end="", file=sys.stderr, flush=True)
 
         return advance, lambda: print(file=sys.stderr)
 

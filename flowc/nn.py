@@ -16,9 +16,8 @@ import numpy as np
 
 import flowc.numpy as fnp
 from flowc.dims import ceildiv, dmax
-from flowc.numpy_core import argument_error, as_dim, op_call
+from flowc.numpy_core import argument_error, as_dim, op_call, to_dtype
 from flowc.size import plain
-from flowc.types import dtype as to_dtype
 
 Array = Any  # a NumPy array or a traced value
 
@@ -247,7 +246,7 @@ def _scalar(x: Any) -> Any:
 def _per_axis(value: Any, axes: int, what: str) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
     if len(values) != axes:
-        raise argument_error(f"{what} has {len(values)} entries for {axes} spatial axes", "one per axis, or one for all")
+        raise argument_error(f"{what} has {len(values)} entries for {axes} spatial axes", "give one, or one per axis")
     return values
 
 

@@ -22,7 +22,7 @@ from flowc.size import SizeUnknownError, plain, ranges_now, rooms, stack
 from flowc.tensor import Tensor, describe, outside, read, wrap
 from flowc.trace import constant_node
 from flowc.types import DType, bf16, bool_, c64, c128, f16, f32, f64, i64, promote, u64
-from flowc.types import dtype as to_dtype
+from flowc.types import dtype as known_dtype
 
 __all__ = ["DType", "DimLike", "bool_", "c64", "c128", "f32", "f64", "i64", "u64"]
 
@@ -103,6 +103,14 @@ def transpose(node: Node, perm: Sequence[int]) -> Node:
 def same_size(a: DimLike, b: DimLike) -> bool:
     """Are two sizes proved equal."""
     return a == b or known_eq(a, b, ranges_now()) is True
+
+
+def to_dtype(x: Any) -> DType:
+    """A dtype argument.  T004 for dtypes flowc does not have."""
+    try:
+        return known_dtype(x)
+    except TypeError as e:
+        raise FlowcTypeError("T004", str(e), loc=caller_loc(), cure="use one of these dtypes") from None
 
 
 # ---- values to nodes ------------------------------------------------------------------------------------------------
@@ -187,10 +195,7 @@ def spec(x: Any) -> Any:
         return t
     if t is bool:
         return bool_
-    try:
-        return to_dtype(x.dtype)
-    except TypeError as e:
-        raise FlowcTypeError("T004", str(e), loc=caller_loc(), cure="convert it with astype first") from None
+    return to_dtype(x.dtype)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -237,18 +242,28 @@ def broadcast_shape(shapes: Sequence[tuple[DimLike, ...]], what: str, xs: Sequen
     return tuple(reversed(out))
 
 
-def shape_error(what: str, xs: Sequence[Any], a: DimLike, b: DimLike) -> FlowcTypeError:
+def shape_error(what: str, xs: Sequence[Any], a: DimLike, b: DimLike, ones: bool = True) -> FlowcTypeError:
+    """T003 for sizes ``a`` and ``b`` of the operands ``xs``; ``ones``: a size of 1 would have been fine too."""
     types = " and ".join(str(x._node.type) if isinstance(x, Tensor) else _type_text(x) for x in xs)
+    rule = "sizes must be equal or 1" if ones else "sizes must be equal"
+    insert = ", or insert an axis of size 1 with x[:, None]" if ones else ""
     if isinstance(a, int) and isinstance(b, int):
-        why = f"sizes {a} and {b} differ: sizes must be equal or 1"
-        cure = "make the sizes equal, or insert an axis of size 1 with x[:, None]"
+        why, cure = f"sizes {a} and {b} differ: {rule}", f"make the sizes equal{insert}"
     elif _is_symbol(a) and _is_symbol(b):
-        why = f"{a} and {b} are different symbols: sizes must be equal or 1"
-        cure = f"use one symbol for both if {a} and {b} are always equal, or insert an axis of size 1 with x[:, None]"
+        why = f"{a} and {b} are different symbols: {rule}"
+        cure = f"use one symbol for both if {a} and {b} are always equal{insert}"
     else:
-        why = f"{a} and {b} are not known to be equal: sizes must be equal or 1"
-        cure = "declare the sizes equal, or insert an axis of size 1 with x[:, None]"
-    return _size_error(f"cannot {what} {types}", [*map(describe, xs), why], cure, a, b)
+        why = f"{a} and {b} are not known to be equal: {rule}"
+        symbol, value = (a, b) if _is_symbol(a) else (b, a)
+        cure = (f"declare {symbol} as {value} if they are always equal{insert}" if _is_symbol(symbol)
+                else f"declare the sizes so that they are equal{insert}")
+    return _size_error(f"cannot {what.replace('_', ' ')} {types}", [*map(describe, xs), why], cure, a, b)
+
+
+def rank_error(what: str, xs: Sequence[Tensor]) -> FlowcTypeError:
+    return FlowcTypeError("T003", f"cannot {what} {' and '.join(str(x._node.type) for x in xs)}", loc=caller_loc(),
+                          notes=[*map(describe, xs), f"they have {' and '.join(str(x.ndim) for x in xs)} axes"],
+                          cure="give them the same number of axes: x[None] adds one")
 
 
 def _size_error(text: str, notes: list[str], cure: str, *sizes: DimLike) -> FlowcTypeError:
@@ -270,7 +285,8 @@ def _type_text(x: Any) -> str:
 
 def dtype_error(what: str, xs: Sequence[Any], why: str) -> FlowcTypeError:
     types = " and ".join(str(x._node.type) if isinstance(x, Tensor) else _type_text(x) for x in xs)
-    return FlowcTypeError("T004", f"cannot {what} {types}", loc=caller_loc(), notes=[*map(describe, xs), why],
+    return FlowcTypeError("T004", f"cannot {what.replace('_', ' ')} {types}", loc=caller_loc(),
+                          notes=[*map(describe, xs), why],
                           cure="cast the operands with x.astype(...) to a dtype that the operation takes")
 
 
@@ -337,7 +353,8 @@ def resolve_reshape(shape: tuple[DimLike, ...], total: DimLike, x: Tensor) -> tu
             raise argument_error(f"cannot infer -1 in the shape {shape} with a size of 0", "give all sizes")
         missing, left = total // rest, total % rest
         if not (isinstance(left, int) and left == 0):
-            raise _reshape_error(x, shape, f"{total} elements are not known to be a multiple of {rest}", total)
+            known = "not a multiple" if isinstance(left, int) else "not known to be a multiple"
+            raise _reshape_error(x, shape, f"{total} elements are {known} of {rest}", total)
         shape = tuple(missing if isinstance(d, int) and d == -1 else d for d in shape)
     if not same_size(prod(shape), total):
         raise _reshape_error(x, shape, f"{total} elements and {prod(shape)}", total)

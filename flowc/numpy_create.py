@@ -28,6 +28,7 @@ from flowc.numpy_core import (
     spread,
     static_int,
     tensor,
+    to_dtype,
 )
 from flowc.numpy_elementwise import ufunc_call
 from flowc.numpy_join import band
@@ -35,7 +36,6 @@ from flowc.numpy_shape import broadcast_to, moveaxis, reshaped
 from flowc.size import plain, ranges_now
 from flowc.tensor import Tensor, describe, read, value_needed, wrap
 from flowc.types import DType, f64, i64
-from flowc.types import dtype as to_dtype
 
 
 def fresh(node: Node) -> Tensor:

@@ -34,11 +34,11 @@ from flowc.numpy_core import (
     shape_error,
     spec,
     spread,
+    to_dtype,
 )
 from flowc.size import rooms, stack
 from flowc.tensor import Tensor, outside, read, value_needed, wrap
 from flowc.types import DType, bool_, f64, i64, u64
-from flowc.types import dtype as to_dtype
 
 Builder = Callable[..., Any]
 
@@ -206,7 +206,7 @@ UFUNCS: dict[np.ufunc, Builder] = {
     np.modf: _modf,
 }
 
-_COMPARISONS = {np.equal: (False, False), np.not_equal: (True, True), np.less: (False, True),
+_COMPARISONS: dict[np.ufunc, tuple[bool, bool]] = {np.equal: (False, False), np.not_equal: (True, True), np.less: (False, True),
                 np.less_equal: (False, True), np.greater: (True, False), np.greater_equal: (True, False)}
 
 
@@ -296,8 +296,9 @@ def _short_power(x: Any, p: Any) -> Tensor | None:
             raise dtype_error("raise", [x, p], "integers to negative integer powers are not allowed")
         return python_operator(np.power, x, float(p))
     if kind in "fc" and p in _SHORT_POWERS:
-        out = ufunc_call(_SHORT_POWERS[p], x) if p else wrap(like(1, read(x)))
-    elif kind in "iu" and type(p) is int and p == 2:
+        short = _SHORT_POWERS[p]
+        out = wrap(like(1, read(x))) if short is None else ufunc_call(short, x)
+    elif kind in "iub" and type(p) is int and p == 2:
         out = ufunc_call(np.square, x)
     else:
         return None
@@ -375,7 +376,8 @@ METHODS[(None, "outer")] = _outer
 def unsupported(name: str) -> UnsupportedError:
     """T006 with the names that come nearest."""
     short = name.split(".", 1)[1] if "." in name else name
-    near = difflib.get_close_matches(short, PUBLIC, 3, 0.6)
+    names = {n.rpartition(".")[2]: n for n in PUBLIC}
+    near = [names[n] for n in difflib.get_close_matches(short.rpartition(".")[2], names, 3, 0.7)]
     hint = f"nearest supported names: {', '.join(near)}; " if near else ""
     data = short in ("nonzero", "unique", "argwhere", "flatnonzero", "extract", "compress", "unique_values")
     cure = ("the size of the result depends on data, which a graph cannot express: keep all elements and choose with "
@@ -434,14 +436,15 @@ class Selection:
 
 
 def _selection_operators() -> None:
-    names = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.true_divide, "pow": np.power,
+    names: dict[str, np.ufunc] = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.true_divide, "pow": np.power,
              "floordiv": np.floor_divide, "mod": np.remainder, "and": np.bitwise_and, "or": np.bitwise_or,
              "xor": np.bitwise_xor}
     for name, ufunc in names.items():
         setattr(Selection, f"__{name}__", lambda a, b, u=ufunc: python_operator(u, a, b))
         setattr(Selection, f"__i{name}__", lambda a, b, u=ufunc: python_operator(u, a, b))
         setattr(Selection, f"__r{name}__", lambda a, b, u=ufunc: python_operator(u, b, a))
-    for name, ufunc in {"neg": np.negative, "abs": np.absolute, "invert": np.invert}.items():
+    unary: dict[str, np.ufunc] = {"neg": np.negative, "abs": np.absolute, "invert": np.invert}
+    for name, ufunc in unary.items():
         setattr(Selection, f"__{name}__", lambda a, u=ufunc: python_operator(u, a))
 
 
@@ -458,11 +461,12 @@ def _enter() -> None:
         call.__doc__ = f"np.{ufunc.__name__} of traced or plain arrays."
         return call
 
-    aliases = {np.absolute: "abs", np.arcsin: "asin", np.arccos: "acos", np.arctan: "atan", np.arctan2: "atan2",
+    aliases: dict[np.ufunc, str] = {
+               np.absolute: "abs", np.arcsin: "asin", np.arccos: "acos", np.arctan: "atan", np.arctan2: "atan2",
                np.arcsinh: "asinh", np.arccosh: "acosh", np.arctanh: "atanh", np.conjugate: "conj", np.power: "pow",
                np.invert: "bitwise_invert bitwise_not", np.left_shift: "bitwise_left_shift", np.remainder: "mod",
                np.right_shift: "bitwise_right_shift", np.true_divide: "true_divide"}
-    methods = {np.conjugate: "conj conjugate"}
+    methods: dict[np.ufunc, str] = {np.conjugate: "conj conjugate"}
     for ufunc in UFUNCS:
         api(ufunc, names=aliases.get(ufunc, ""), method=methods.get(ufunc, ""))(public(ufunc))
 

@@ -170,7 +170,12 @@ class Index:
         self._advanced(shape)
 
     def _split(self, items: list[Any], shape: tuple[DimLike, ...], missing: int) -> None:
-        start, stop, step, flip, cut, middle = [], [], [], [], [], []
+        start: list[Any] = []
+        stop: list[Any] = []
+        step: list[Any] = []
+        cut: list[Any] = []
+        flip: list[int] = []
+        middle: list[DimLike] = []
         self.indexed: list[tuple[int, Any]] = []  # (middle axis, index array)
         places: list[int] = []  # positions in the expression, to see whether arrays stand side by side
         axis = 0

@@ -27,12 +27,14 @@ from flowc.numpy_core import (
     into,
     node_of,
     operand,
+    rank_error,
     reshape,
     shape_error,
     size_node,
     spread,
     static_int,
     tensor,
+    to_dtype,
     transpose,
 )
 from flowc.numpy_elementwise import unsupported
@@ -40,7 +42,6 @@ from flowc.numpy_index import FULL, getitem, parts_of, setitem
 from flowc.numpy_shape import atleast_1d, atleast_2d, atleast_3d, broadcast_to, expand_dims, ravel
 from flowc.size import as_size, ranges_now, rooms
 from flowc.tensor import Tensor, View, describe, read, wrap
-from flowc.types import dtype as to_dtype
 from flowc.types import i64
 
 # ---- joining and splitting ------------------------------------------------------------------------------------------
@@ -59,12 +60,12 @@ def concatenate(arrays: Any, /, axis: Any = 0, out: Any = None, *, dtype: Any = 
         raise FlowcTypeError("T003", "arrays without axes cannot be concatenated", loc=caller_loc(),
                              notes=[describe(x) for x in xs], cure="use stack, or give them an axis: x[None]")
     k = axis_of(axis, xs[0].ndim)
-    for x in xs:
-        for i in range(max(x.ndim, xs[0].ndim)):
-            a = xs[0].type.shape[i] if i < xs[0].ndim else "no axis"
-            b = x.type.shape[i] if i < x.ndim else "no axis"
-            if (i != k or isinstance(b, str)) and a != b:
-                raise shape_error(f"concatenate along axis {k}:", [xs[0], x], a, b)  # type: ignore[arg-type]
+    for x in xs[1:]:
+        if x.ndim != xs[0].ndim:
+            raise rank_error("concatenate", [xs[0], x])
+        for i, (a, b) in enumerate(zip(xs[0].type.shape, x.type.shape)):
+            if i != k and a != b:
+                raise shape_error(f"concatenate along axis {k}:", [xs[0], x], a, b, ones=False)
     return into(out, wrap(emit("concatenate", *[node_of(x, d) for x in xs], axis=k), corder=True))
 
 
@@ -75,9 +76,11 @@ def stack(arrays: Any, axis: Any = 0, out: Any = None, *, dtype: Any = None, cas
     if not xs:
         raise argument_error("stack needs at least one array", "pass a sequence of arrays")
     for x in xs[1:]:
-        if x.type.shape != xs[0].type.shape:
-            a, b = next(((a, b) for a, b in zip(x.type.shape, xs[0].type.shape) if a != b), (xs[0].ndim, x.ndim))
-            raise shape_error("stack", [xs[0], x], b, a)
+        if x.ndim != xs[0].ndim:
+            raise rank_error("stack", [xs[0], x])
+        for a, b in zip(xs[0].type.shape, x.type.shape):
+            if a != b:
+                raise shape_error("stack", [xs[0], x], a, b, ones=False)
     k = axis_of(axis, xs[0].ndim + 1)
     return concatenate([expand_dims(x, k) for x in xs], k, out, dtype=dtype)
 
@@ -163,9 +166,9 @@ def unstack(x: Any, /, *, axis: int = 0) -> tuple[Tensor, ...]:
 def tile(A: Any, reps: Any) -> Tensor:
     """An array laid side by side along each axis."""
     x = tensor(A)
-    counts = list(as_shape(reps))
-    shape: list[DimLike] = [1] * (len(counts) - x.ndim) + list(x.type.shape)
-    counts = [1] * (len(shape) - len(counts)) + counts
+    counts = as_shape(reps)
+    shape = (*[1] * (len(counts) - x.ndim), *x.type.shape)
+    counts = (*[1] * (len(shape) - len(counts)), *counts)
     node = reshape(read(x), shape)
     if all(isinstance(c, int) and c == 1 for c in counts):
         return wrap(node)

@@ -35,6 +35,7 @@ from flowc.numpy_core import (
     spread,
     static_int,
     tensor,
+    to_dtype,
     transpose,
 )
 from flowc.numpy_elementwise import array_ufunc, ufunc_call
@@ -43,7 +44,6 @@ from flowc.numpy_reduce import max_, min_, reduce_node, sum_, sum_dtype
 from flowc.numpy_shape import matrix_transpose, moveaxis
 from flowc.tensor import Tensor, describe, read, wrap
 from flowc.types import DType, bool_, i32
-from flowc.types import dtype as to_dtype
 
 Labels = tuple[Any, ...]
 
@@ -104,12 +104,13 @@ def matmul(x1: Any, x2: Any, /, out: Any = None, *, dtype: Any = None, axes: Any
     d = to_dtype(dtype) if dtype is not None else common_dtype(a, b)
     inner = a.type.shape[-1], b.type.shape[-2] if b.ndim > 1 else b.type.shape[0]
     if not same_size(*inner):
-        raise shape_error("matmul", [a, b], *inner)
+        raise shape_error("matmul", [a, b], *inner, ones=False)
     lead = broadcast_shape([a.type.shape[:-2], b.type.shape[:-2]], "matmul", [a, b])
     batch = tuple(range(len(lead)))
     la: Labels = (*batch[len(lead) - max(a.ndim - 2, 0):], *("m",) * (a.ndim > 1), "k")
     lb: Labels = (*batch[len(lead) - max(b.ndim - 2, 0):], "k", *("n",) * (b.ndim > 1))
-    sizes = {**dict(zip(batch, lead)), "m": 1, "k": 1, "n": 1}
+    sizes: dict[Any, DimLike] = {"m": 1, "k": 1, "n": 1}
+    sizes.update(zip(batch, lead))
     x, la = _drop_ones(node_of(a, d), la, sizes)
     y, lb = _drop_ones(node_of(b, d), lb, sizes)
     target = (*batch, *[v for v in ("m",) if v in la], *[v for v in ("n",) if v in lb])
@@ -186,7 +187,7 @@ def tensordot(a: Any, b: Any, axes: Any = 2) -> Tensor:
         raise argument_error("tensordot needs as many axes of both operands", "name them in pairs")
     for i, j in zip(left, right):
         if not same_size(x.type.shape[i], y.type.shape[j]):
-            raise shape_error("sum products of", [x, y], x.type.shape[i], y.type.shape[j])
+            raise shape_error("sum products of", [x, y], x.type.shape[i], y.type.shape[j], ones=False)
     d = common_dtype(x, y)
     la: list[Any] = [("a", i) for i in range(x.ndim)]
     lb: list[Any] = [("b", i) for i in range(y.ndim)]
@@ -223,7 +224,7 @@ def cross(a: Any, b: Any, axisa: int = -1, axisb: int = -1, axisc: int = -1, axi
         axisa = axisb = axisc = axis
     x, y = moveaxis(tensor(a), axisa, -1), moveaxis(tensor(b), axisb, -1)
     if x.type.shape[-1] != 3 or y.type.shape[-1] != 3:
-        raise shape_error("cross", [x, y], x.type.shape[-1], 3)
+        raise shape_error("cross", [x, y], x.type.shape[-1], 3, ones=False)
     (x0, x1, x2), (y0, y1, y2) = [[v[..., i] for i in range(3)] for v in (x, y)]
     rows = [x1 * y2 - x2 * y1, x2 * y0 - x0 * y2, x0 * y1 - x1 * y0]
     return moveaxis(stack(rows, -1), -1, axisc)
@@ -425,7 +426,7 @@ def einsum(*operands: Any, out: Any = None, dtype: Any = None, optimize: Any = T
     for x, row in zip(xs, rows):
         for n, v in zip(x.type.shape, row):
             if sizes.get(v, 1) != 1 and n != 1 and not same_size(n, sizes[v]):
-                raise shape_error(f"einsum {subscripts!r} of", xs, sizes[v], n)
+                raise shape_error(f"compute einsum {subscripts!r} of", xs, sizes[v], n)
             sizes[v] = n if sizes.get(v, 1) == 1 else sizes[v]
     work = [_drop_ones(*_diagonals(node_of(x, d), row), sizes) for x, row in zip(xs, rows)]
     for i, j in _order([r for _, r in work], target, [x for x, _ in work]) if len(work) > 1 else []:

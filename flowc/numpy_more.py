@@ -34,16 +34,16 @@ from flowc.numpy_core import (
     spread,
     static_int,
     tensor,
+    to_dtype,
 )
 from flowc.numpy_elementwise import join_complex, ufunc_call, unsupported
 from flowc.numpy_index import FULL, getitem, setitem
 from flowc.numpy_join import concatenate
 from flowc.numpy_reduce import all_, any_, given, mean, sum_
-from flowc.numpy_shape import broadcast_to, flip, moveaxis
+from flowc.numpy_shape import astype, broadcast_to, flip, moveaxis
 from flowc.size import SizeUnknownError, ranges_now, rooms
 from flowc.tensor import Tensor, read, wrap
 from flowc.types import DType, bool_, i64
-from flowc.types import dtype as to_dtype
 
 # ---- choosing -------------------------------------------------------------------------------------------------------
 
@@ -343,6 +343,7 @@ def diff(a: Any, n: Any = 1, axis: Any = -1, prepend: Any = None, append: Any = 
 def gradient(f: Any, *varargs: Any, axis: Any = None, edge_order: int = 1) -> Any:
     """Central differences, one-sided at the ends; one step width per axis."""
     x = tensor(f)
+    x = astype(x, np.float64) if x.type.dtype.integer else x
     if edge_order != 1:
         raise unsupported("np.gradient with edge_order=2")
     axes = [axis_of(k, x.ndim) for k in (range(x.ndim) if axis is None else np.atleast_1d(axis))]
@@ -353,7 +354,7 @@ def gradient(f: Any, *varargs: Any, axis: Any = None, edge_order: int = 1) -> An
             raise unsupported("np.gradient with coordinate arrays")
 
         def part(lo: Any, hi: Any, k: int = k) -> Tensor:
-            return ufunc_call(np.multiply, x[(*[FULL] * k, slice(lo, hi))], 1.0)
+            return x[(*[FULL] * k, slice(lo, hi))]
         inner = (part(2, None) - part(None, -2)) / (2.0 * h)
         first = (part(1, 2) - part(0, 1)) / h
         last = (part(-1, None) - part(-2, -1)) / h

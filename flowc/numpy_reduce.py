@@ -33,6 +33,7 @@ from flowc.numpy_core import (
     size_node,
     spread,
     tensor,
+    to_dtype,
 )
 from flowc.numpy_elementwise import METHODS, ufunc_call
 from flowc.numpy_index import getitem
@@ -40,7 +41,6 @@ from flowc.numpy_join import concatenate
 from flowc.size import as_size
 from flowc.tensor import Tensor, active_trace, read, wrap
 from flowc.types import DType, bf16, bool_, f16, f32, f64, i64, u64
-from flowc.types import dtype as to_dtype
 
 NOTHING: Any = getattr(np, "_NoValue", None)  # how NumPy marks arguments that were not given
 

@@ -31,12 +31,12 @@ from flowc.numpy_core import (
     spec,
     spread,
     tensor,
+    to_dtype,
     transpose,
 )
 from flowc.numpy_index import setitem
 from flowc.size import as_size
 from flowc.tensor import Tensor, View, describe, read, wrap
-from flowc.types import dtype as to_dtype
 
 # ---- views ----------------------------------------------------------------------------------------------------------
 
@@ -249,9 +249,9 @@ def _at_least(count: int) -> Callable[..., Any]:
         for a in arys:
             x = tensor(a)
             shape = list(x.type.shape)
-            if count == 3 and len(shape) < 3:
-                shape = {0: [1, 1, 1], 1: [1, *shape, 1], 2: [*shape, 1]}[len(shape)]
-            out.append(reshaped(x, [1] * (count - len(shape)) + shape))
+            if count == 3 and 0 < len(shape) < 3:
+                shape.append(1)
+            out.append(reshaped(x, (*[1] * (count - len(shape)), *shape)))
         return out[0] if len(out) == 1 else tuple(out)
     build.__doc__ = f"Arrays with at least {count} axes."
     return build

@@ -17,8 +17,7 @@ import numpy as np
 
 import flowc.numpy as fnp
 from flowc.dims import Dim
-from flowc.numpy_core import argument_error, as_dim, as_shape, op_call
-from flowc.types import dtype as to_dtype
+from flowc.numpy_core import argument_error, as_dim, as_shape, op_call, to_dtype
 from flowc.types import f32, f64, u32, u64
 
 Array = Any
@@ -30,7 +29,7 @@ _FOLD = np.array([0x13198A2E, 0x03707344], np.uint32)
 
 def key(seed: Any) -> Array:
     """A key from an integer: its low and high 32 bits.  The seed may be traced."""
-    if isinstance(seed, (bool, float, complex, str)) or getattr(seed, "ndim", 0):
+    if isinstance(seed, (bool, float, complex, str)) or getattr(seed, "ndim", 0) != 0:
         raise argument_error(f"a seed is an integer, not {seed!r}", "pass an int")
     if hasattr(seed, "node"):
         if to_dtype(seed.dtype).kind not in "iu":

@@ -310,7 +310,8 @@ class Tensor:
     def _number(self) -> Any:
         raise value_needed("a traced value is no Python number", self,
                            "use np.* or flowc.numpy functions, which take traced values; math functions, range() and "
-                           "indices of lists or NumPy arrays need numbers (flowc.numpy.asarray(a)[i] is fine)")
+                           "indices of lists or NumPy arrays need numbers (flowc.numpy.asarray(a)[i] is fine); make "
+                           "arrays that are written to with flowc.numpy.zeros")
 
     __int__ = __float__ = __complex__ = __index__ = _number
 
@@ -476,8 +477,8 @@ def describe(x: Any) -> str:
 
 def leaked(x: Tensor) -> FlowcTypeError:
     trace = x._trace
-    how = "its trace has ended" if trace.closed else "another function is being traced, or none"
-    return FlowcTypeError("T005", f"a value traced in {trace.name!r} is used where {how}", loc=caller_loc(),
+    how = "after its trace has ended" if trace.closed else "outside of its trace"
+    return FlowcTypeError("T005", f"a value traced in {trace.name!r} is used {how}", loc=caller_loc(),
                           notes=[describe(x)], cure="pass it as an argument and return it as a result; do not keep "
                           "traced values in globals, attributes or closures that outlive the call")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flowc.diag import FlowcTypeError, caller_loc
+from flowc.diag import FlowcTypeError, Loc, caller_loc
 from flowc.dims import Dim, Range
 from flowc.graph import Graph, Node, constant, make
 from flowc.size import plain
@@ -64,7 +64,7 @@ class Traced:
 _STATIC = (str, bytes, bool, int, float, complex, np.dtype, type, DType)
 
 
-def _result(trace: Trace, value: Any, where: str) -> tuple[Node, bool] | None:
+def _result(trace: Trace, value: Any, where: str, fn: Callable[..., Any]) -> tuple[Node, bool] | None:
     """The node of one leaf of a result; None if it is a static value."""
     if isinstance(value, Tensor):
         return read(value), value.weak
@@ -76,8 +76,11 @@ def _result(trace: Trace, value: Any, where: str) -> tuple[Node, bool] | None:
         return constant_node(value), False
     if isinstance(value, _STATIC):
         return None
-    raise FlowcTypeError("T009", f"{trace.name} returns a {type(value).__name__}{where}, which is no array, number or "
-                         "container of them", cure="return arrays, or make the class a container with register_pytree")
+    code = getattr(fn, "__code__", None)
+    raise FlowcTypeError("T009", f"{trace.name!r} returns {where or 'a value'} of type {type(value).__name__}, which "
+                         "is no array, number or container of them",
+                         loc=Loc(code.co_filename, code.co_firstlineno) if code else None,
+                         cure="return arrays, or make the class a container with register_pytree")
 
 
 def constant_node(value: Any) -> Node:
@@ -123,7 +126,7 @@ def trace(fn: Callable[..., Any], leaves: Sequence[Leaf], in_tree: Tree, *, name
             values, out_tree = flatten(fn(*args, **kwargs))
             outputs, weak, static = [], [], {}
             for i, value in enumerate(values):
-                made = _result(tr, value, out_tree.paths(" in its result")[i] if len(values) > 1 else "")
+                made = _result(tr, value, out_tree.paths("result")[i] if len(values) > 1 else "", fn)
                 if made is None:
                     static[i] = value
                 else:

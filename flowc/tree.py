@@ -125,7 +125,7 @@ def _dataclass_kind(cls: type) -> Kind:
     fixed = tuple(f.name for f in fields if f.metadata.get("static"))
 
     def join(meta: Any, xs: Sequence[Any]) -> Any:
-        new = object.__new__(cls)  # not through __init__: leaves may be tracers, types or names
+        new: Any = object.__new__(cls)  # not through __init__: leaves may be tracers, types or names
         for name, value in zip(live + fixed, [*xs, *meta]):
             object.__setattr__(new, name, value)
         return new

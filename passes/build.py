@@ -15,7 +15,8 @@ from flowc.kernel import Buffer, Expr, Kernel
 from flowc.op import HostCall
 from flowc.passes.contract import lower_contraction
 from flowc.passes.fuse import Group, partition
-from flowc.passes.lower import Context, Lowered, lower_group
+from flowc.passes.lower import lower_group
+from flowc.passes.lowering import Context, Lowered
 from flowc.passes.memory import plan_arena
 from flowc.passes.place import assign_waves
 from flowc.passes.schedule import Machine, map_dims

@@ -30,7 +30,7 @@ from flowc.op import Access
 from flowc.op import Contraction as ContractionRule
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
-from flowc.passes.lower import Context, Lowered, cost, declare_outputs, describe, inliner, nest
+from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.schedule import ContractSchedule, Machine
 from flowc.types import DType, Type, f32
 

@@ -21,7 +21,7 @@ from flowc.op import Contraction as ContractionRule
 from flowc.passes.contract import accumulator, assign_roles, exists
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
-from flowc.passes.lower import Context, Lowered, cost, declare_outputs, describe, inliner
+from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner
 from flowc.types import DType
 
 

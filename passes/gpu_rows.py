@@ -39,7 +39,7 @@ from flowc.kernel import (
     expressions,
     walk,
 )
-from flowc.passes.gpu import (
+from flowc.passes.gpu_space import (
     SCRATCH_BLOCKS,
     SHARED_BYTES,
     Bound,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from flowc.backends import buffers, runtime
-from flowc.backends.llvm import callpath, cpu, pool
+from flowc.backends.llvm import callpath, cpu, engine, pool
 from flowc.backends.llvm.callpath import CallSpec, Same
 from flowc.dims import ceildiv, sym
 from flowc.graph import Literal
@@ -462,10 +462,34 @@ def test_other_threads_run_meanwhile():
 
 
 def test_layout_check_switches_the_native_call_off(monkeypatch):
-    monkeypatch.setattr(callpath, "_made", [])
     monkeypatch.setattr(callpath, "ND", callpath.ND + 4)
-    exe = runtime.compile_program(add_program())
-    assert exe.native_callable(CallSpec(("array", "array")), slow) is slow
+    callpath._usable.cache_clear()
+    try:
+        exe = runtime.compile_program(add_program())
+        assert exe.native_callable(CallSpec(("array", "array")), slow) is slow
+    finally:
+        monkeypatch.undo()
+        callpath._usable.cache_clear()
+    assert exe.native_callable(CallSpec(("array", "array")), slow) is not slow
+
+
+def test_first_callables_are_compiled_quickly(monkeypatch):
+    class Memory(dict):
+        def put(self, key, data):
+            self[key] = data
+
+    key = engine.object_key(callpath.call_ir())
+    for stored, wanted in ((False, [0] * callpath.WARM_UP + [2, 2]), (True, [2, 2])):
+        store = Memory({key: b"any: it is loaded already, or refused and compiled"} if stored else {})
+        monkeypatch.setattr(callpath, "_made", {})
+        monkeypatch.setattr(callpath, "_asked", 0)
+        levels = []
+        for _ in wanted:
+            made = callpath._native(store)
+            levels += [level for level, n in callpath._made.items() if n is made]
+        assert levels == wanted, stored
+        f = native(add_program())
+        assert np.array_equal(f(vec(3), vec(3)), 2 * vec(3))
 
 
 def test_object_code_is_the_same_in_every_process():

@@ -170,7 +170,7 @@ def test_bisect_of_a_good_graph(call, case):
 
 
 def test_bisect_by_a_command(call, case):
-    out, _ = call("bisect", case, "--bad", "! grep -q ' = cast\\| = add' {}", code=1)
+    out, _ = call("bisect", case, "--bad", "! grep -q ' = mul' {}", code=1)
     assert "pass" in out
 
 
@@ -179,7 +179,7 @@ def test_reduce_by_a_command(call, case, tmp_path):
     call("reduce", case, "--keep", "grep -q tanh {}", "--out", str(small))
     text = small.read_text()
     assert "tanh" in text and "dot" not in text
-    assert len(text.splitlines()) <= 4
+    assert len(text.splitlines()) <= 6  # three nodes
 
 
 def test_reduce_needs_a_test_that_holds(call, case):

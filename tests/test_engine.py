@@ -157,8 +157,8 @@ def test_bad_objects_are_compiled_anew(capfd):
 def test_key_covers_everything(monkeypatch):
     text = ADD.format(n=1)
     keys = {engine.object_key(text), engine.object_key(text + " "), engine.object_key(text, ["x"]),
-            engine.object_key(text, ["x", "y"]), engine.object_key(text, ["xy"])}
-    for name, value in (("FORMAT", 99), ("OPT_LEVEL", 0), ("PASSES", ("sroa",)),
+            engine.object_key(text, ["x", "y"]), engine.object_key(text, ["xy"]), engine.object_key(text, level=0)}
+    for name, value in (("FORMAT", 99), ("PASSES", ("sroa",)),
                         ("llvm_version", lambda: "1.2.3"),
                         ("host", lambda: engine.Host("t", "c", "f", 128)),
                         ("host", lambda: engine.Host(*engine.Host("t", "c", "", 128)))):

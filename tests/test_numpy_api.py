@@ -269,14 +269,13 @@ INTEGER_CALLS = [
 def test_integer_calls(d):
     x = (K % 7).astype(d)
     for fn in INTEGER_CALLS:
-        if d is np.bool_ and "average" in fn.__code__.co_names:
-            continue  # NumPy's own fails when it stores the mean of booleans
         try:
             with np.errstate(all="ignore"):
                 fn(x)
-        except (TypeError, ValueError, OverflowError):
-            with pytest.raises(FlowcError):
-                run(fn, x)
+        except (TypeError, ValueError, OverflowError) as e:
+            if "output from" not in str(e):  # NumPy fails to store what it has computed from booleans
+                with pytest.raises(FlowcError):
+                    run(fn, x)
             continue
         tolerance = 5e-3 if d in (np.int8, np.uint8, np.bool_) else 1e-12
         check(fn, x, rtol=tolerance, dynamic=False)

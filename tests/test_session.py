@@ -40,6 +40,8 @@ def refused(code: str, *words: str):
 
         def __exit__(self, *error):
             done = self.inner.__exit__(*error)
+            if not done:
+                return done
             e = self.info.value
             assert e.code == code, str(e)
             assert e.cure

@@ -12,6 +12,7 @@ addresses are in the record of the program or in the ``@api`` table, which is fi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 from flowc.backends import buffers
@@ -515,6 +516,7 @@ end:
 """
 
 
+@functools.cache
 def call_ir() -> str:
     """LLVM text of the native call, the same for every program."""
     module = Module()

@@ -130,7 +130,7 @@ class Code(Function):
         self.entry: list[Any] = []
         self.lines.append(self.entry)  # type: ignore[arg-type]
         self.scopes = [Scope([], False)]
-        self.level: dict[str, int] = {n: 0 for n in _NAMES.findall(args)}
+        self.level: dict[str, int] = dict.fromkeys(_NAMES.findall(args), 0)
         self.lanes = 1
         self.lane_base: dict[str, str | int] = {}
         self.env: dict[str, Val] = {}

@@ -27,7 +27,8 @@ from flowc.diag import FlowcError, UnsupportedError
 if TYPE_CHECKING:
     import llvmlite.binding as llvm
 
-OPT_LEVEL = 2         # code generator level; level 0 makes kernels more than twice as slow
+OPT_LEVEL = 2         # of the code generator; level 0 makes kernels more than twice as slow
+QUICK = 0             # for code that runs rarely: compiles some six times faster
 FORMAT = 1            # part of every key: raise it when the meaning of cached objects changes
 RECYCLE = 256         # libraries per JIT session; a session's table of names is freed with the session only
 PASSES = ("sroa", "instruction_combine", "simplify_cfg", "new_gvn", "aggressive_dce")
@@ -77,11 +78,11 @@ def host() -> Host:
 
 
 @functools.cache
-def _machine() -> llvm.TargetMachine:
+def _machine(level: int = OPT_LEVEL) -> llvm.TargetMachine:
     triple, cpu, features, _ = host()
     target = _llvm().Target.from_triple(triple)
     # small + pic: constants are read relative to the instruction pointer, and the object loads anywhere
-    return target.create_target_machine(cpu=cpu, features=features, opt=OPT_LEVEL, reloc="pic", codemodel="small",
+    return target.create_target_machine(cpu=cpu, features=features, opt=level, reloc="pic", codemodel="small",
                                         jit=True)
 
 
@@ -183,10 +184,10 @@ def foreign(ir_text: str) -> list[str]:
     return [n for n in names if not n.startswith("llvm.")]
 
 
-def object_key(ir_text: str, extra: Sequence[object] = ()) -> str:
+def object_key(ir_text: str, extra: Sequence[object] = (), level: int = OPT_LEVEL) -> str:
     """The key of compiled code: everything that the object bytes depend on."""
     flowc_version = getattr(sys.modules.get("flowc"), "__version__", "")
-    parts = (FORMAT, flowc_version, llvm_version(), *host()[:3], OPT_LEVEL, "pic small", *PASSES, *extra, ir_text)
+    parts = (FORMAT, flowc_version, llvm_version(), *host()[:3], level, "pic small", *PASSES, *extra, ir_text)
     digest = hashlib.sha256()
     for part in parts:
         data = str(part).encode()
@@ -243,16 +244,17 @@ def _excerpt(ir_text: str, message: str) -> list[str]:
 
 
 def compile_module(ir_text: str, *, store: Store | None = None, key_extra: Sequence[object] = (),
-                   imports: Mapping[str, int] | None = None, keep: Sequence[Any] = ()) -> Code:
+                   imports: Mapping[str, int] | None = None, keep: Sequence[Any] = (), level: int = OPT_LEVEL) -> Code:
     """Machine code of a module for this machine.
 
     store: asked for the object first and given it when new.  key_extra: more for the key, in text form.
     imports: addresses of symbols that the module declares and others define; they are no part of the object.
     keep: what must live as long as the code, such as the Code behind ``imports``.
+    level: of the code generator; QUICK for code that hardly runs.
     Symbols of the process itself (libc) resolve by themselves.  One text compiled twice is loaded once while the
     first is in use.  Raises FlowcError C101 (not LLVM IR), C102 (not compilable), C103 (a symbol nobody defines).
     """
-    key = object_key(ir_text, key_extra)
+    key = object_key(ir_text, key_extra, level)
     live = key + repr(sorted(imports.items())) if imports else key
     with _LOCK:
         code = _LIVE.get(live)
@@ -260,7 +262,7 @@ def compile_module(ir_text: str, *, store: Store | None = None, key_extra: Seque
             obj = store.get(key) if store is not None else None
             code = _load(ir_text, key, obj, imports or {}, keep) if obj else None
         if code is None:
-            obj = _translate(ir_text, _machine, _object)
+            obj = _translate(ir_text, lambda: _machine(level), _object)
             code = Code(ir_text, key, obj, imports or {}, keep)
             if store is not None:
                 store.put(key, obj)

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from flowc.backends.llvm.builder import Function, Module
-from flowc.backends.llvm.engine import Code, Store, compile_module
+from flowc.backends.llvm.engine import QUICK, Code, Store, compile_module
 from flowc.backends.llvm.pool import PARALLEL_FOR, THREADS
 from flowc.dims import Call, Dim, DimLike, prod, substitute, sym, symbols
 from flowc.kernel import Kernel, Loop
@@ -356,7 +356,7 @@ def span_code(store: Store | None = None) -> Code:
     f.br(done)
     f.begin(done)
     f.finish()
-    return compile_module(module.text(), store=store)
+    return compile_module(module.text(), store=store, level=QUICK)
 
 
 # ---- sizes ----------------------------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flowc.backends.llvm import mathlib_f32, mathlib_parts
+from flowc.backends.llvm import mathlib_f32, mathlib_f64, mathlib_parts
 from flowc.kernel import Expr
 
 EXPAND: dict[tuple[str, str], Callable[..., Expr]] = {
     **{(name, "f32"): fn for name, fn in mathlib_f32.FUNCTIONS.items()},
+    **{(name, "f64"): fn for name, fn in mathlib_f64.FUNCTIONS.items()},
     **{("ldexp", d): mathlib_parts.ldexp for d in ("f32", "f64")},
     **{("scale", d): mathlib_parts.two_factors for d in ("f32", "f64")},
 }

@@ -11,20 +11,23 @@ Waite, Software Manual for the Elementary Functions (1980); Payne and Hanek (198
 from __future__ import annotations
 
 from flowc.backends.llvm.mathlib_parts import (
+    INF,
     MAGIC,
     bits,
+    clamp,
     exponent_split,
+    log_special,
     nan_like,
     poly,
+    power_signs,
     power_of_two,
     quarter_turns_f32,
     rarely,
     scale,
 )
 from flowc.kernel import Builder, Expr
-from flowc.types import bool_, f32, f64, i32, i64
+from flowc.types import f32, f64, i32, i64
 
-INF = float("inf")
 LN2, LN2_LOW = 0.6931471824645996, -1.9046542121259336e-09
 LOG2_E, LOG2_E_LOW = 1.4426950216293335, 1.925963033500011e-08
 PI_2, PI_2_LOW, PI_2_LAST = 1.5707963705062866, -4.371138828673793e-08, -1.7151245100058819e-15
@@ -56,12 +59,6 @@ ATAN = (-0.0017875476, 0.0108873611, -0.0311270021, 0.0579065457, -0.0840047523,
 ASIN = (0.0376968421, 0.0143148107, 0.0318390988, 0.0445133746, 0.0750052184, 0.166666597)
 
 
-def clamp(b: Builder, x: Expr, lo: float, hi: float) -> Expr:
-    """``x`` between lo and hi; NaN stays."""
-    x = b.select(b.gt(x, hi), hi, x)
-    return b.select(b.lt(x, lo), lo, x)
-
-
 def to_integer(b: Builder, x: Expr, factor: float) -> tuple[Expr, Expr]:
     """rint(x * factor) as f32 and as i32, for small results."""
     k = b.fma(x, factor, MAGIC[f32])
@@ -73,8 +70,8 @@ def to_integer(b: Builder, x: Expr, factor: float) -> tuple[Expr, Expr]:
 def exp_parts(b: Builder, x: Expr) -> tuple[Expr, Expr]:
     """(p, n) with exp(x) = p * 2**n and p about 0.7 to 1.42; ``x`` within +-20000."""
     j, n = to_integer(b, x, 1.4426950408889634)
-    r = b.fma(j, -1.428606765330187e-06, b.fma(j, -0.693145751953125, x))
-    return b.fma(b.mul(r, r), poly(b, r, EXP), b.add(r, 1.0)), n
+    r = b.fma(j, -LN2_LOW, b.fma(j, -LN2, x))
+    return b.fma(r, b.fma(r, poly(b, r, EXP), 1.0), 1.0), n
 
 
 def exp(b: Builder, x: Expr) -> Expr:
@@ -143,13 +140,6 @@ def log_near(b: Builder, f: Expr) -> Expr:
     return b.fma(b.mul(f, f), b.fma(f, poly(b, f, LOG), -0.5), f)
 
 
-def log_special(b: Builder, x: Expr, value: Expr) -> Expr:
-    """The results of a logarithm where x is not positive and finite."""
-    value = b.select(b.lt(x, INF), value, x)
-    value = b.select(b.eq(x, 0.0), -INF, value)
-    return b.select(b.ge(x, 0.0), value, nan_like(b, x))
-
-
 def log(b: Builder, x: Expr) -> Expr:
     e, f = log_split(b, x)
     return log_special(b, x, b.fma(e, LN2, log_near(b, f)))
@@ -187,7 +177,7 @@ def log1p(b: Builder, x: Expr) -> Expr:
 
 def asinh(b: Builder, x: Expr) -> Expr:
     a = b.abs(x)
-    far = b.gt(a, 8192.0)  # there sqrt(a*a + 1) is a
+    far = b.gt(a, 2.0**30)  # there asinh(a) is log(2*a), and log(1 + a) is log(a)
     t = b.add(a, b.div(b.mul(a, a), b.add(b.sqrt(b.fma(a, a, 1.0)), 1.0)))
     t = b.select(far, a, t)
     value = b.add(_log1p_value(b, t), b.select(far, b.const(LN2, f32), 0.0))
@@ -196,7 +186,7 @@ def asinh(b: Builder, x: Expr) -> Expr:
 
 
 def acosh(b: Builder, x: Expr) -> Expr:
-    far = b.gt(x, 8192.0)
+    far = b.gt(x, 2.0**30)
     u = b.sub(x, 1.0)
     t = b.select(far, x, b.add(u, b.sqrt(b.fma(u, u, b.add(u, u)))))
     value = b.add(_log1p_value(b, t), b.select(far, b.const(LN2, f32), 0.0))
@@ -223,27 +213,28 @@ def _reduce(b: Builder, x: Expr) -> tuple[Expr, Expr]:
     return bits(b, k), r
 
 
-def _reduce_far(b: Builder, x: Expr) -> tuple[Expr, Expr]:
-    """The same for any finite angle beyond TURN; NaN for infinities."""
+def _reduce_far(b: Builder, x: Expr) -> tuple[Expr, Expr, Expr]:
+    """The same for any finite angle beyond TURN, with what rounding takes from the remainder; NaN for infinities."""
     q, r = quarter_turns_f32(b, b.abs(x))
     negative = b.lt(x, 0.0)
-    r = b.add(r, b.sub(x, x))  # NaN for an infinity
-    return b.select(negative, b.neg(q), q), b.select(negative, b.neg(r), r)
+    r = b.add(r, b.cast(b.sub(x, x), f64))  # NaN for an infinity
+    r = b.select(negative, b.neg(r), r)
+    near = b.cast(r, f32)
+    return b.select(negative, b.neg(q), q), near, b.cast(b.sub(r, b.cast(near, f64)), f32)
 
 
-def _sin_near(b: Builder, r: Expr, z: Expr) -> Expr:
-    return b.fma(b.mul(r, z), poly(b, z, SIN), r)
-
-
-def _cos_near(b: Builder, z: Expr) -> Expr:
-    return b.fma(b.mul(z, z), poly(b, z, COS), b.fma(z, -0.5, 1.0))
-
-
-def _wave(b: Builder, q: Expr, r: Expr) -> Expr:
-    """sin(q * pi/2 + r) for -pi/4 <= r <= pi/4."""
+def _wave(b: Builder, q: Expr, r: Expr, low: Expr | None = None) -> Expr:
+    """sin(q * pi/2 + r + low) for -pi/4 <= r <= pi/4 and what r lacks, if known."""
     z = b.mul(r, r)
     odd = b.ne(b.and_(q, 1), 0)
-    v = b.select(odd, _cos_near(b, z), _sin_near(b, r, z))
+    cubic, fourth = b.mul(r, z), b.mul(z, z)
+    if low is None:
+        sine = b.fma(cubic, poly(b, z, SIN), r)
+        cosine = b.fma(fourth, poly(b, z, COS), b.fma(z, -0.5, 1.0))
+    else:
+        sine = b.add(r, b.fma(cubic, poly(b, z, SIN), low))
+        cosine = b.fma(fourth, poly(b, z, COS), b.fma(z, -0.5, b.fma(r, b.neg(low), 1.0)))
+    v = b.select(odd, cosine, sine)
     return b.bitcast(b.xor(bits(b, v), b.shl(b.and_(q, 2), 30)), f32)
 
 
@@ -254,8 +245,8 @@ def sin(b: Builder, x: Expr) -> Expr:
 
 def cos(b: Builder, x: Expr) -> Expr:
     q, r = _reduce(b, x)
-    far_q, far_r = _reduce_far(b, x)
-    return rarely(b, b.gt(b.abs(x), TURN), _wave(b, b.add(far_q, 1), far_r), _wave(b, b.add(q, 1), r))
+    far_q, *far = _reduce_far(b, x)
+    return rarely(b, b.gt(b.abs(x), TURN), _wave(b, b.add(far_q, 1), *far), _wave(b, b.add(q, 1), r))
 
 
 def _slope(b: Builder, q: Expr, r: Expr) -> Expr:
@@ -266,7 +257,7 @@ def _slope(b: Builder, q: Expr, r: Expr) -> Expr:
 
 
 def tan(b: Builder, x: Expr) -> Expr:
-    v = rarely(b, b.gt(b.abs(x), TURN), _slope(b, *_reduce_far(b, x)), _slope(b, *_reduce(b, x)))
+    v = rarely(b, b.gt(b.abs(x), TURN), _slope(b, *_reduce_far(b, x)[:2]), _slope(b, *_reduce(b, x)))
     return b.select(b.eq(x, 0.0), x, v)
 
 
@@ -308,9 +299,11 @@ def asin(b: Builder, x: Expr) -> Expr:
     far = b.gt(a, 0.5)
     z = b.select(far, b.fma(a, -0.5, 0.5), b.mul(a, a))
     s = b.select(far, b.sqrt(z), a)
-    p = _asin_near(b, s, z)
-    v = b.select(far, b.sub(PI_2, b.fma(p, 2.0, -PI_2_LOW)), p)
-    return b.copysign(v, x)
+    p = b.mul(b.mul(s, z), poly(b, z, ASIN))  # asin(s) - s
+    high = b.fma(s, -2.0, PI_2)
+    rest = b.fma(s, -2.0, b.sub(PI_2, high))  # what rounding took from high
+    high = b.add(high, b.fma(p, -2.0, b.add(rest, PI_2_LOW)))
+    return b.copysign(b.select(far, high, b.add(s, p)), x)
 
 
 def acos(b: Builder, x: Expr) -> Expr:
@@ -337,10 +330,15 @@ def erfc(b: Builder, x: Expr) -> Expr:
     a, z = b.abs(x), b.mul(x, x)
     near = b.sub(1.0, b.fma(x, poly(b, z, ERF), x))
     t = clamp(b, a, 0.0, 10.3)
-    g = poly(b, b.div(b.sub(t, 2.0), b.add(t, 2.0)), ERFC)
+    inverse = b.div(1.0, b.add(t, 2.0))
+    q = b.fma(inverse, -4.0, 1.0)  # (t - 2) / (t + 2)
+    q = b.fma(inverse, b.fma(b.neg(t), q, b.fma(b.add(q, 1.0), -2.0, t)), q)
     square = b.mul(t, t)
     low = b.fma(t, t, b.neg(square))
-    g = b.div(g, b.fma(t, 2.0, 1.0))
+    g = poly(b, q, ERFC)
+    inverse = b.div(1.0, b.fma(t, 2.0, 1.0))
+    h = b.mul(g, inverse)
+    g = b.fma(b.fma(b.mul(h, t), -2.0, b.sub(g, h)), inverse, h)
     p, n = exp_parts(b, b.neg(square))
     far = scale(b, b.mul(b.fma(p, b.neg(low), p), g), n)
     far = b.select(b.lt(x, 0.0), b.sub(2.0, far), far)
@@ -354,8 +352,9 @@ def cbrt(b: Builder, x: Expr) -> Expr:
     tiny = b.lt(a, 2.0**-126)
     y = b.select(tiny, b.mul(a, 2.0**24), a)
     t = b.bitcast(b.add(b.idiv(bits(b, y), 3), 0x2A512CE3), f32)
-    cube = b.mul(b.mul(t, t), t)
-    t = b.mul(t, b.div(b.add(cube, b.add(y, y)), b.add(b.add(cube, cube), y)))  # Halley: cubic convergence
+    quarter = b.mul(y, 0.25)  # 3*y may overflow
+    cube = b.mul(b.mul(b.mul(t, t), 0.25), t)
+    t = b.mul(t, b.div(b.fma(quarter, 2.0, cube), b.fma(cube, 2.0, quarter)))  # Halley: cubic convergence
     square = b.mul(t, t)
     rest = b.fma(b.neg(square), t, y)
     rest = b.fma(b.neg(b.fma(t, t, b.neg(square))), t, rest)
@@ -377,21 +376,6 @@ def pow(b: Builder, x: Expr, y: Expr) -> Expr:
     r = b.cast(b.sub(t, b.sub(k, MAGIC[f64])), f32)
     value = scale(b, exp2_near(b, r), b.cast(b.bitcast(k, i64), i32))
     return power_signs(b, x, y, value)
-
-
-def power_signs(b: Builder, x: Expr, y: Expr, value: Expr) -> Expr:
-    """``|x| ** y`` made into ``x ** y``: signs and special values of C99."""
-    d, a = x.dtype, b.abs(x)
-    value = b.select(b.eq(a, 1.0), b.const(1.0, d), value)
-    whole = b.eq(b.rint(y), y)
-    half = b.mul(y, 0.5)
-    odd = b.and_(whole, b.ne(b.trunc(half), half))
-    below = b.lt(bits(b, x), 0)
-    value = b.select(b.and_(below, odd), b.neg(value), value)
-    undefined = b.and_(b.and_(b.lt(x, 0.0), b.gt(x, -INF)), b.not_(whole))
-    value = b.select(undefined, nan_like(b, x), value)
-    value = b.select(b.or_(b.ne(x, x), b.ne(y, y)), b.add(x, y), value)
-    return b.select(b.or_(b.eq(y, 0.0), b.eq(x, 1.0)), b.const(1.0, d), value)
 
 
 FUNCTIONS = {f.__name__: f for f in (

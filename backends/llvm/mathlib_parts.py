@@ -24,6 +24,7 @@ TWO_OVER_PI = (
 INT_OF = {f32: i32, f64: i64}
 MANTISSA = {f32: 23, f64: 52}
 BIAS = {f32: 127, f64: 1023}
+INF = float("inf")
 MAGIC = {f32: 1.5 * 2.0**23, f64: 1.5 * 2.0**52}  # adding it rounds to an integer, in the low bits of the sum
 
 
@@ -90,16 +91,12 @@ def exponent_split(b: Builder, x: Expr, low: int) -> tuple[Expr, Expr]:
     return e, b.bitcast(b.sub(i, b.shl(e, MANTISSA[d])), d)
 
 
-def to_float(b: Builder, n: Expr, d: DType) -> Expr:
-    return b.cast(n, d)
-
-
 def nan_like(b: Builder, x: Expr) -> Expr:
     return b.const(float("nan"), x.dtype)
 
 
 def two_sum(b: Builder, x: Expr, y: Expr) -> tuple[Expr, Expr]:
-    """x + y and its rounding error, for |x| >= |y| or x == 0 (Dekker)."""
+    """x + y and its rounding error, for |x| >= |y| or x == 0 (Dekker 1971)."""
     s = b.add(x, y)
     return s, b.sub(y, b.sub(s, x))
 
@@ -110,26 +107,100 @@ def two_product(b: Builder, x: Expr, y: Expr) -> tuple[Expr, Expr]:
     return p, b.fma(x, y, b.neg(p))
 
 
-def pick(b: Builder, at: Expr, table: Sequence[int], lo: int, hi: int) -> Expr:
-    """``table[at]`` for lo <= at < hi by a tree of selects; ``at`` is u32, entries are u32."""
-    if hi - lo == 1:
-        return b.const(table[lo], u32)
-    mid = (lo + hi) // 2
-    return b.select(b.lt(at, mid), pick(b, at, table, lo, mid), pick(b, at, table, mid, hi))
+def clamp(b: Builder, x: Expr, lo: float, hi: float) -> Expr:
+    """``x`` between lo and hi; NaN stays."""
+    x = b.select(b.gt(x, hi), hi, x)
+    return b.select(b.lt(x, lo), lo, x)
+
+
+def log_special(b: Builder, x: Expr, value: Expr) -> Expr:
+    """The results of a logarithm where x is not positive and finite."""
+    value = b.select(b.lt(x, INF), value, x)
+    value = b.select(b.eq(x, 0.0), -INF, value)
+    return b.select(b.ge(x, 0.0), value, nan_like(b, x))
+
+
+def power_signs(b: Builder, x: Expr, y: Expr, value: Expr) -> Expr:
+    """``|x| ** y`` made into ``x ** y``: signs and special values of C99."""
+    d, a = x.dtype, b.abs(x)
+    value = b.select(b.eq(a, 1.0), b.const(1.0, d), value)
+    whole = b.eq(b.rint(y), y)
+    half = b.mul(y, 0.5)
+    odd = b.and_(whole, b.ne(b.trunc(half), half))
+    below = b.lt(bits(b, x), 0)
+    value = b.select(b.and_(below, odd), b.neg(value), value)
+    undefined = b.and_(b.and_(b.lt(x, 0.0), b.gt(x, -INF)), b.not_(whole))
+    value = b.select(undefined, nan_like(b, x), value)
+    value = b.select(b.or_(b.ne(x, x), b.ne(y, y)), b.add(x, y), value)
+    return b.select(b.or_(b.eq(y, 0.0), b.eq(x, 1.0)), b.const(1.0, d), value)
+
+
+# ---- large angles ---------------------------------------------------------------------------------------------------
+
+def window(b: Builder, at: Expr, count: int, last: int) -> list[Expr]:
+    """``count`` words of 2/pi from word ``at``, a u32 of at most ``last``: the table is moved by the bits of ``at``."""
+    words = [b.const(w, u32) for w in TWO_OVER_PI[:last + count]]
+    for k in reversed(range(last.bit_length())):
+        move = b.ne(b.and_(at, 1 << k), 0)
+        need = count + (1 << k) - 1
+        words = [b.select(move, words[i + (1 << k)], words[i]) if i + (1 << k) < len(words) else words[i]
+                 for i in range(min(need, len(words)))]
+    return words
+
+
+def shifted(b: Builder, words: Sequence[Expr], by: Expr) -> list[Expr]:
+    """Neighbouring u32 words moved left by 0 to 31 bits, as u64 values below 2**32; one less than were given."""
+    wide = [b.cast(w, u64) for w in words]
+    back = b.sub(32, by)
+    return [b.and_(b.shr(b.or_(b.shl(x, 32), y), back), 0xFFFFFFFF) for x, y in zip(wide, wide[1:], strict=False)]
 
 
 def quarter_turns_f32(b: Builder, a: Expr) -> tuple[Expr, Expr]:
-    """(quadrant as i32, remainder in radians) of a finite f32 ``a`` > 2**16, after Payne and Hanek (1983).
+    """(quadrant as i32, remainder in radians as f64) of a finite f32 ``a`` > 2**16, after Payne and Hanek (1983).
 
     a = m * 2**E with 24-bit m.  The bits of 2/pi that matter begin where their product with a falls below 4."""
     i = b.bitcast(a, u32)
     m = b.cast(b.or_(b.and_(i, 0x7FFFFF), 0x800000), u64)
     at = b.sub(b.shr(i, 23), 150 - 30)  # E + 30
-    word, by = b.shr(at, 5), b.cast(b.and_(at, 31), u64)
-    w = [b.cast(pick(b, b.add(word, k), TWO_OVER_PI, k, k + 6), u64) for k in range(4)]
-    p = [b.and_(b.shr(b.or_(b.shl(w[k], 32), w[k + 1]), b.sub(32, by)), 0xFFFFFFFF) for k in range(3)]
-    turns = b.add(b.add(b.shl(b.mul(m, p[0]), 32), b.mul(m, p[1])), b.shr(b.mul(m, p[2]), 32))  # 2**62 is a quadrant
+    p = shifted(b, window(b, b.shr(at, 5), 4, 4), b.cast(b.and_(at, 31), u64))
+    turns = b.add(b.add(b.shl(b.mul(m, p[0]), 32), b.mul(m, p[1])), b.shr(b.mul(m, p[2]), 32))  # 2**62: a quadrant
     q = b.shr(b.add(turns, 1 << 61), 62)
     rest = b.bitcast(b.sub(turns, b.shl(q, 62)), i64)
-    r = b.mul(b.cast(rest, f64), 1.5707963267948966 * 2.0**-62)
-    return b.cast(q, i32), b.cast(r, f32)
+    return b.cast(q, i32), b.mul(b.cast(rest, f64), 1.5707963267948966 * 2.0**-62)
+
+
+def quarter_turns_f64(b: Builder, a: Expr) -> tuple[Expr, Expr, Expr]:
+    """(quadrant as i32, remainder in radians, what its rounding took) of a finite f64 ``a`` > 2**27.
+
+    As for f32 with a 53-bit m in digits of 32 bits; the product keeps its top 128 of 160 bits."""
+    i = b.bitcast(a, u64)
+    m0 = b.and_(i, 0xFFFFFFFF)
+    m1 = b.or_(b.and_(b.shr(i, 32), 0xFFFFF), 0x100000)
+    at = b.cast(b.sub(b.shr(i, 52), 1075 - 30), u32)
+    p = shifted(b, window(b, b.shr(at, 5), 6, 31), b.cast(b.and_(at, 31), u64))
+    columns: list[list[Expr]] = [[] for _ in range(6)]
+    for k in range(5):  # p[4] is the lowest digit
+        for m, high in ((m0, 0), (m1, 1)):
+            column = 4 - k + high
+            if column < 5:
+                product = b.mul(m, p[k])
+                columns[column].append(b.and_(product, 0xFFFFFFFF))
+                columns[column + 1].append(b.shr(product, 32))
+    digits, carry = [], None
+    for column in columns[:5]:
+        total = column[0]
+        for x in column[1:] + ([] if carry is None else [carry]):
+            total = b.add(total, x)
+        digits.append(b.and_(total, 0xFFFFFFFF))
+        carry = b.shr(total, 32)
+    top = b.or_(b.shl(digits[4], 32), digits[3])  # 2**62 is a quadrant
+    q = b.shr(b.add(top, 1 << 61), 62)
+    rest = b.bitcast(b.sub(top, b.shl(q, 62)), i64)
+    high = b.mul(b.cast(b.shr(rest, 32), f64), 2.0**64)
+    middle = b.mul(b.cast(b.and_(rest, 0xFFFFFFFF), f64), 2.0**32)
+    s, e = two_sum(b, middle, b.cast(digits[2], f64))
+    h, l = two_sum(b, high, s)
+    l = b.add(l, e)
+    r, low = two_product(b, h, b.const(1.5707963267948966 * 2.0**-94, f64))
+    low = b.fma(h, 6.123233995736766e-17 * 2.0**-94, b.fma(l, 1.5707963267948966 * 2.0**-94, low))
+    return b.cast(q, i32), *two_sum(b, r, low)

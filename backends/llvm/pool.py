@@ -449,7 +449,7 @@ class Pool:
         self.kind = native_kind() if kind is None else kind
         if self.kind == "none":
             raise OSError("this system has no thread pool")
-        self._code = engine.compile_module(pool_ir(self.kind), store=store)
+        self._code = engine.compile_module(pool_ir(self.kind), store=store, level=engine.QUICK)
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._raw = ctypes.create_string_buffer(SIZE + 64)
         self.address = -(-ctypes.addressof(self._raw) // 64) * 64

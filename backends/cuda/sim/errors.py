@@ -13,7 +13,7 @@ from flowc.diag import FlowcError
 class SimulatorError(FlowcError):
     """Base of the faults below."""
 
-    CODE, CURE = "C300", "look at the kernel with as_text('ptx')"
+    CODE, CURE = "C330", "look at the kernel with as_text('ptx')"
 
     def __init__(self, text: str, notes: Sequence[str] = ()):
         super().__init__(self.CODE, text, notes=notes, cure=self.CURE)
@@ -22,28 +22,28 @@ class SimulatorError(FlowcError):
 class PtxError(SimulatorError):
     """Text outside the grammar, or an instruction the interpreter does not know."""
 
-    CODE, CURE = "C301", "use instructions of the interpreter's table, or add a row to it"
+    CODE, CURE = "C331", "use instructions of the interpreter's table, or add a row to it"
 
 
 class LaunchError(SimulatorError):
     """A launch that a device would refuse."""
 
-    CODE, CURE = "C302", "launch with the sizes and arguments that the kernel declares"
+    CODE, CURE = "C332", "launch with the sizes and arguments that the kernel declares"
 
 
 class MemoryFault(SimulatorError):
     """An access outside every allocation, or a misaligned one."""
 
-    CODE, CURE = "C303", "check the index and the size of the buffer"
+    CODE, CURE = "C333", "check the index and the size of the buffer"
 
 
 class RaceFault(SimulatorError):
     """Two threads of a block touch one place of shared memory, one of them writing, without a barrier in between."""
 
-    CODE, CURE = "C304", "put a barrier between the two accesses"
+    CODE, CURE = "C334", "put a barrier between the two accesses"
 
 
 class BarrierFault(SimulatorError):
     """Threads that wait for others which never come, or a barrier that only part of a block reaches."""
 
-    CODE, CURE = "C305", "let all threads of a block reach the same barriers"
+    CODE, CURE = "C335", "let all threads of a block reach the same barriers"

@@ -56,7 +56,7 @@ class GlobalMemory:
     def __init__(self, nbytes: int):
         pages = -(-nbytes // PAGE) + 2 * GAP
         self.bytes = Bytes(pages * PAGE, 0)
-        self.owner = np.full(pages, -1, np.int32)  # allocation of each page
+        self.owner = np.zeros(pages, np.int32)  # 1 + allocation of each page, 0: none
         self.starts: list[int] = []
         self.ends: list[int] = []
         self.names: list[str] = []
@@ -80,7 +80,7 @@ class GlobalMemory:
                 raise MemoryError(f"the interpreted device has no room for {nbytes} bytes")
             self._top += pages + GAP
         start = first * PAGE
-        self.owner[first:first + pages] = len(self.starts)
+        self.owner[first:first + pages] = len(self.starts) + 1
         self._of[GLOBAL + start] = len(self.starts)
         self.starts.append(start)
         self.ends.append(start + nbytes)
@@ -96,7 +96,7 @@ class GlobalMemory:
             raise LaunchError(f"{address:#x} is not the address of an allocation")
         first = self.starts[k] // PAGE
         pages = -(-max(self.ends[k] - self.starts[k], 1) // PAGE)
-        self.owner[first:first + pages] = -1
+        self.owner[first:first + pages] = 0
         self._free.append((first, pages))
 
     def window(self, address: int, nbytes: int) -> np.ndarray:
@@ -112,11 +112,11 @@ class GlobalMemory:
         lo, hi = int(at.min()), int(at.max())
         limit = self.owner.size * PAGE
         if 0 <= lo and hi + size <= limit:
-            k = self.owner[lo // PAGE]
+            k = self.owner[lo // PAGE] - 1
             if k >= 0 and hi + size <= self.ends[k]:
                 return None
         inside = (at >= 0) & (at < limit)
-        k = np.where(inside, self.owner[np.where(inside, at, 0) // PAGE], -1)
+        k = np.where(inside, self.owner[np.where(inside, at, 0) // PAGE] - 1, -1)
         bad = (k < 0) | (at + size > self._bounds[1, np.maximum(k, 0)]) if self.starts else np.ones(at.shape, bool)
         return bad if bad.any() else None
 

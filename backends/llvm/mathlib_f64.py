@@ -1,0 +1,458 @@
+"""Functions of f64 as primitive expressions, without tables, loads or branches.
+
+Here: one function per instruction.  Not here: f32 (mathlib_f32.py), the table and the bounds of the errors
+(mathlib.py).
+
+Structure as for f32, with more terms; where one rounding too many would show, values are pairs (high, low) whose sum
+is meant.  The logarithm uses s = f / (2 + f) and log(1 + f) = 2*atanh(s), as most libraries do; coefficients are
+minimax fits of our own.
+"""
+
+from __future__ import annotations
+
+from flowc.backends.llvm.mathlib_parts import (
+    INF,
+    MAGIC,
+    bits,
+    clamp,
+    exponent_split,
+    log_special,
+    nan_like,
+    poly,
+    power_of_two,
+    power_signs,
+    quarter_turns_f64,
+    rarely,
+    scale,
+    two_product,
+    two_sum,
+)
+from flowc.kernel import Builder, Expr
+from flowc.types import f64, i32, i64
+
+LN2, LN2_LOW = 0.6931471805599453, 2.3190468138462996e-17
+LOG2_E, LOG2_E_LOW = 1.4426950408889634, 2.0355273740931033e-17
+LOG10_E, LOG10_E_LOW = 0.4342944819032518, 1.098319650216765e-17
+LOG10_2, LOG10_2_LOW = 0.3010299956639812, -2.8037281277851704e-18
+PI_2, PI_2_LOW, PI_2_LAST = 1.5707963267948966, 6.123233995736766e-17, -1.4973849048591698e-33
+PI_4, PI_4_LOW = 0.7853981633974483, 3.061616997868383e-17
+PI, PI_LOW = 3.141592653589793, 1.2246467991473532e-16
+THIRDS = 0x3FE5555555555555
+TURN = 2.0**28   # largest angle that three parts of pi/2 reduce
+
+EXP = (2.5000198525032462e-08, 2.763023395548138e-07, 2.7557585839347506e-06, 2.4801493137814944e-05,
+       0.00019841269507298544, 0.0013888888943594524, 0.0083333333334940675, 0.04166666666653028, 0.16666666666666413,
+       0.50000000000000111)
+EXP2 = (2.5625358950423462e-11, 4.4565698183403011e-10, 7.0549745349433395e-09, 1.0178051946963349e-07,
+        1.3215486594711667e-06, 1.5252733854305011e-05, 0.00015403530393641048, 0.0013333558146392706,
+        0.0096181291076283294, 0.055504108664821687, 0.24022650695910072, 0.69314718055994529)
+LOG = (0.13849256547847053, 0.13172677994748896, 0.15391166946464319, 0.18181664184925853, 0.22222224324816711,
+       0.28571428555576439, 0.40000000000057728, 0.66666666666666596)
+LOG_TAIL = (0.12581625672591162, 0.11590708802431081, 0.13341253899324557, 0.15384402823287077, 0.18181821601440956,
+            0.22222222190422003, 0.28571428571581881, 0.39999999999999714)
+SIN = (1.5896214780911588e-10, -2.5050747492107666e-08, 2.755731361964205e-06, -0.00019841269829584622,
+       0.008333333333322113, -0.1666666666666663)
+COS = (-1.135853361468997e-11, 2.0875700787710131e-09, -2.7557314178920784e-07, 2.4801587288850572e-05,
+       -0.0013888888888873056, 0.041666666666666595)
+SINH = (7.7587403395922038e-13, 1.6057260083287458e-10, 2.5052123132186404e-08, 2.7557319157103705e-06,
+        0.00019841269841431761, 0.0083333333333331476, 0.16666666666666669)
+TANH = (5.9109474376162424e-06, -2.9889265968719679e-05, 9.1263864303400331e-05, -0.00023684496804303578,
+        0.00058939214276151333, -0.0014557119155580271, 0.0035921118106238717, -0.0088632340894940261,
+        0.021869488454469819, -0.053968253965532426, 0.13333333333328776, -0.33333333333333309)
+ATAN = (0.015192129742949558, -0.033470921279092278, 0.045033717059647989, -0.052183538171967012,
+        0.058770127883269511, -0.066662257096890956, 0.076922826783437356, -0.090909081405266753,
+        0.11111111088053326, -0.14285714285385773, 0.1999999999999765, -0.33333333333333326)
+ASIN = (0.032628768553225738, -0.020999236244758031, 0.021707532137188425, 0.0037063871762906416,
+        0.010780255816095456, 0.011398911934728357, 0.013980820589787817, 0.017351612005895235, 0.02237221498850692,
+        0.030381942707734335, 0.044642857174613117, 0.074999999999707995, 0.1666666666666676)
+ERF = (5.9451498010567372e-11, -1.1365597377212516e-09, 1.4657861441444799e-08, -1.6350022385089705e-07,
+       1.6460972539602005e-06, -1.4925593489007986e-05, 0.00012055331036134426, -0.00085483269787208882,
+       0.0052239776247804993, -0.026866170645072861, 0.11283791670954857, -0.37612638903183748, 0.12837916709551259)
+ERFC = (7.044752188068986e-08, -2.8849712420052014e-08, -6.4125976756508899e-07, 2.6954067408285271e-07,
+        3.5172706275747191e-06, -7.0154916582472011e-07, -2.0123381348077858e-05, 4.9445969194072056e-06,
+        0.00012510518744690286, -0.0001051595305886625, -0.00077983311510473993, 0.0018886903828690754,
+        0.0025293918856787922, -0.023770514922570714, 0.068308027340878846, -0.11927366341513272, 0.129645158702824,
+        -0.047562294353453258, -0.13562110612458156, 1.2530080582697296)
+
+
+def to_integer(b: Builder, x: Expr, factor: float) -> tuple[Expr, Expr]:
+    """rint(x * factor) as f64 and as i32, for small results."""
+    k = b.fma(x, factor, MAGIC[f64])
+    return b.sub(k, MAGIC[f64]), b.cast(bits(b, k), i32)  # the low half of the bits of MAGIC is 0
+
+
+# ---- exponentials ---------------------------------------------------------------------------------------------------
+
+def exp_parts(b: Builder, x: Expr) -> tuple[Expr, Expr]:
+    """(p, n) with exp(x) = p * 2**n and p about 0.7 to 1.42."""
+    j, n = to_integer(b, x, LOG2_E)
+    r = b.fma(j, -LN2_LOW, b.fma(j, -LN2, x))
+    return b.fma(r, b.fma(r, poly(b, r, EXP), 1.0), 1.0), n
+
+
+def exp(b: Builder, x: Expr) -> Expr:
+    return scale(b, *exp_parts(b, clamp(b, x, -746.0, 710.0)))
+
+
+def exp2_near(b: Builder, r: Expr) -> Expr:
+    """2**r for -1/2 <= r <= 1/2."""
+    return b.fma(r, poly(b, r, EXP2), 1.0)
+
+
+def exp2(b: Builder, x: Expr) -> Expr:
+    x = clamp(b, x, -1076.0, 1025.0)
+    j, n = to_integer(b, x, 1.0)
+    return scale(b, exp2_near(b, b.sub(x, j)), n)
+
+
+def expm1(b: Builder, x: Expr) -> Expr:
+    y = clamp(b, x, -40.0, 710.0)
+    j, n = to_integer(b, y, LOG2_E)
+    r = b.fma(j, -LN2_LOW, b.fma(j, -LN2, y))
+    p = b.fma(b.mul(r, r), poly(b, r, EXP), r)
+    half = power_of_two(b, b.cast(b.sub(n, 1), i64), f64)  # 2**n would overflow before the result does
+    out = b.fma(p, half, b.sub(half, 0.5))
+    return b.select(b.lt(b.abs(x), 2.0**-54), x, b.add(out, out))
+
+
+def _exp_half(b: Builder, a: Expr) -> Expr:
+    """exp(a) / 2 for a >= 0, right up to where sinh overflows."""
+    p, n = exp_parts(b, clamp(b, a, 0.0, 711.0))
+    return scale(b, p, b.sub(n, 1))
+
+
+def sinh(b: Builder, x: Expr) -> Expr:
+    a, z = b.abs(x), b.mul(x, x)
+    e = _exp_half(b, a)
+    near = b.fma(b.mul(x, z), poly(b, z, SINH), x)
+    return b.copysign(b.select(b.lt(a, 1.0), near, b.sub(e, b.div(0.25, e))), x)
+
+
+def cosh(b: Builder, x: Expr) -> Expr:
+    e = _exp_half(b, b.abs(x))
+    return b.add(e, b.div(0.25, e))
+
+
+def tanh(b: Builder, x: Expr) -> Expr:
+    a, z = b.abs(x), b.mul(x, x)
+    near = b.fma(b.mul(x, z), poly(b, z, TANH), x)
+    p, n = exp_parts(b, clamp(b, b.add(a, a), 0.0, 80.0))
+    far = b.sub(1.0, b.div(2.0, b.add(scale(b, p, n), 1.0)))
+    return b.copysign(b.select(b.lt(a, 0.625), near, far), x)
+
+
+# ---- logarithms -----------------------------------------------------------------------------------------------------
+
+def log_split(b: Builder, x: Expr) -> tuple[Expr, Expr]:
+    """(e, f) with x = (1 + f) * 2**e for positive x, also subnormal; -1/3 <= f < 1/3."""
+    tiny = b.lt(x, 2.0**-1022)
+    e, m = exponent_split(b, b.select(tiny, b.mul(x, 2.0**54), x), THIRDS)
+    return b.add(b.cast(e, f64), b.select(tiny, b.const(-54.0, f64), 0.0)), b.sub(m, 1.0)
+
+
+def log_near(b: Builder, f: Expr) -> tuple[Expr, Expr]:
+    """log(1 + f) as a pair: f - f*f/2 and the rest, about 60 bits together."""
+    s = b.div(f, b.add(f, 2.0))
+    z = b.mul(s, s)
+    half = b.mul(f, b.mul(f, 0.5))
+    tail = b.mul(s, b.fma(z, poly(b, z, LOG), half))
+    high = b.sub(f, half)
+    low = b.sub(b.sub(f, high), half)
+    return high, b.add(tail, b.sub(low, b.fma(f, b.mul(f, 0.5), b.neg(half))))
+
+
+def log(b: Builder, x: Expr) -> Expr:
+    e, f = log_split(b, x)
+    high, low = log_near(b, f)
+    whole = b.mul(e, LN2)
+    s, rest = two_sum(b, whole, high)
+    rest = b.add(rest, b.add(b.fma(e, LN2_LOW, b.fma(e, LN2, b.neg(whole))), low))
+    return log_special(b, x, b.add(s, rest))
+
+
+def _log_base(b: Builder, x: Expr, unit: float, unit_low: float, two: float, two_low: float) -> Expr:
+    """log(x) * (unit + unit_low), where two + two_low is the logarithm of 2."""
+    e, f = log_split(b, x)
+    high, low = log_near(b, f)
+    p, q = two_product(b, high, b.const(unit, f64))
+    q = b.fma(low, unit, b.fma(high, unit_low, q))
+    whole = b.mul(e, two)
+    s, rest = two_sum(b, whole, p)
+    rest = b.add(rest, b.add(b.fma(e, two_low, b.fma(e, two, b.neg(whole))), q))
+    return log_special(b, x, b.add(s, rest))
+
+
+def log2(b: Builder, x: Expr) -> Expr:
+    return _log_base(b, x, LOG2_E, LOG2_E_LOW, 1.0, 0.0)
+
+
+def log10(b: Builder, x: Expr) -> Expr:
+    return _log_base(b, x, LOG10_E, LOG10_E_LOW, LOG10_2, LOG10_2_LOW)
+
+
+def _log1p_value(b: Builder, x: Expr) -> Expr:
+    """log(1 + x) for x > -1 and below infinity."""
+    u = b.add(x, 1.0)
+    e, _ = exponent_split(b, u, THIRDS)
+    s = power_of_two(b, b.sub(2, e), f64)  # 4 * 2**-e: the smallest 2**-e is no normal number
+    f = b.mul(b.fma(x, s, b.sub(s, 4.0)), 0.25)
+    high, low = log_near(b, f)
+    k = b.cast(e, f64)
+    whole, rest = two_sum(b, b.mul(k, LN2), high)
+    return b.add(whole, b.add(rest, b.fma(k, LN2_LOW, low)))
+
+
+def log1p(b: Builder, x: Expr) -> Expr:
+    value = b.select(b.lt(x, INF), _log1p_value(b, x), x)
+    value = b.select(b.eq(x, -1.0), -INF, value)
+    value = b.select(b.ge(x, -1.0), value, nan_like(b, x))
+    return b.select(b.lt(b.abs(x), 2.0**-54), x, value)
+
+
+def asinh(b: Builder, x: Expr) -> Expr:
+    a = b.abs(x)
+    far = b.gt(a, 2.0**60)  # there asinh(a) is log(2*a), and log(1 + a) is log(a)
+    t = b.add(a, b.div(b.mul(a, a), b.add(b.sqrt(b.fma(a, a, 1.0)), 1.0)))
+    value = b.add(_log1p_value(b, b.select(far, a, t)), b.select(far, b.const(LN2, f64), 0.0))
+    value = b.select(b.lt(a, 2.0**-26), b.fma(b.mul(a, a), b.mul(a, -1.0 / 6.0), a), value)
+    return b.copysign(b.select(b.lt(a, INF), value, a), x)
+
+
+def acosh(b: Builder, x: Expr) -> Expr:
+    far = b.gt(x, 2.0**60)
+    u = b.sub(x, 1.0)
+    t = b.select(far, x, b.add(u, b.sqrt(b.fma(u, u, b.add(u, u)))))
+    value = b.add(_log1p_value(b, t), b.select(far, b.const(LN2, f64), 0.0))
+    value = b.select(b.lt(x, INF), value, x)
+    return b.select(b.ge(x, 1.0), value, nan_like(b, x))
+
+
+def atanh(b: Builder, x: Expr) -> Expr:
+    a = b.abs(x)
+    t = b.div(b.add(a, a), b.sub(1.0, a))
+    value = b.mul(_log1p_value(b, t), 0.5)
+    value = b.select(b.lt(a, 2.0**-26), b.fma(b.mul(a, a), b.mul(a, 1.0 / 3.0), a), value)
+    value = b.select(b.eq(a, 1.0), INF, value)
+    return b.copysign(b.select(b.le(a, 1.0), value, nan_like(b, x)), x)
+
+
+# ---- angles ---------------------------------------------------------------------------------------------------------
+
+def _reduce(b: Builder, x: Expr) -> tuple[Expr, Expr, Expr]:
+    """(quadrant as i32, remainder, what its rounding took) for angles up to TURN."""
+    k = b.fma(x, 0.6366197723675814, MAGIC[f64])
+    j = b.sub(k, MAGIC[f64])
+    first = b.fma(j, -PI_2, x)  # exact
+    p, q = two_product(b, j, b.const(PI_2_LOW, f64))
+    r = b.sub(first, p)
+    low = b.sub(b.sub(b.sub(first, r), p), b.fma(j, PI_2_LAST, q))
+    return b.cast(bits(b, k), i32), *two_sum(b, r, low)
+
+
+def _reduce_far(b: Builder, x: Expr) -> tuple[Expr, Expr, Expr]:
+    """The same for any finite angle beyond TURN; NaN for infinities."""
+    q, r, low = quarter_turns_f64(b, b.abs(x))
+    negative = b.lt(x, 0.0)
+    r = b.add(r, b.sub(x, x))
+    return tuple(b.select(negative, b.neg(v), v) for v in (q, r, low))  # type: ignore[return-value]
+
+
+def _both(b: Builder, r: Expr, low: Expr) -> tuple[Expr, Expr]:
+    """(sine, cosine) of r + low for -pi/4 <= r <= pi/4."""
+    z = b.mul(r, r)
+    half = b.mul(z, 0.5)
+    sine = b.add(r, b.fma(b.mul(r, z), poly(b, z, SIN), b.fma(b.neg(half), low, low)))
+    w = b.sub(1.0, half)
+    rest = b.sub(b.sub(1.0, w), half)
+    return sine, b.add(w, b.fma(b.mul(z, z), poly(b, z, COS), b.fma(b.neg(r), low, rest)))
+
+
+def _wave(b: Builder, q: Expr, r: Expr, low: Expr) -> Expr:
+    """sin(q * pi/2 + r + low)."""
+    sine, cosine = _both(b, r, low)
+    v = b.select(b.ne(b.and_(q, 1), 0), cosine, sine)
+    return b.bitcast(b.xor(bits(b, v), b.shl(b.cast(b.and_(q, 2), i64), 62)), f64)
+
+
+def sin(b: Builder, x: Expr) -> Expr:
+    v = rarely(b, b.gt(b.abs(x), TURN), _wave(b, *_reduce_far(b, x)), _wave(b, *_reduce(b, x)))
+    return b.select(b.eq(x, 0.0), x, v)
+
+
+def cos(b: Builder, x: Expr) -> Expr:
+    q, *rest = _reduce(b, x)
+    far_q, *far = _reduce_far(b, x)
+    return rarely(b, b.gt(b.abs(x), TURN), _wave(b, b.add(far_q, 1), *far), _wave(b, b.add(q, 1), *rest))
+
+
+def _slope(b: Builder, q: Expr, r: Expr, low: Expr) -> Expr:
+    """tan(q * pi/2 + r + low)."""
+    sine, cosine = _both(b, r, low)
+    odd = b.ne(b.and_(q, 1), 0)
+    return b.div(b.select(odd, cosine, sine), b.select(odd, b.neg(sine), cosine))
+
+
+def tan(b: Builder, x: Expr) -> Expr:
+    v = rarely(b, b.gt(b.abs(x), TURN), _slope(b, *_reduce_far(b, x)), _slope(b, *_reduce(b, x)))
+    return b.select(b.eq(x, 0.0), x, v)
+
+
+def _angle(b: Builder, top: Expr, bottom: Expr) -> Expr:
+    """atan(top / bottom) for 0 <= top <= bottom: around 1 the angle from pi/4."""
+    far = b.gt(top, b.mul(bottom, 0.41421356237309503))
+    t = b.div(b.select(far, b.sub(top, bottom), top), b.select(far, b.add(top, bottom), bottom))
+    z = b.mul(t, t)
+    p = b.mul(b.mul(t, z), poly(b, z, ATAN))
+    return b.select(far, b.add(b.add(t, b.add(p, PI_4_LOW)), PI_4), b.add(t, p))
+
+
+def atan(b: Builder, x: Expr) -> Expr:
+    a = b.abs(x)
+    far = b.gt(a, 1.0)
+    inverse = b.div(1.0, a)
+    v = _angle(b, b.select(far, inverse, a), b.const(1.0, f64))
+    return b.copysign(b.select(far, b.sub(PI_2, b.sub(v, PI_2_LOW)), v), x)
+
+
+def atan2(b: Builder, y: Expr, x: Expr) -> Expr:
+    ax, ay = b.abs(x), b.abs(y)
+    steep = b.gt(ay, ax)
+    top, bottom = b.select(steep, ax, ay), b.select(steep, ay, ax)
+    t = b.div(top, bottom)
+    t = b.select(b.eq(top, bottom), 1.0, t)      # also infinities
+    t = b.select(b.eq(bottom, 0.0), 0.0, t)
+    v = _angle(b, t, b.const(1.0, f64))
+    v = b.select(steep, b.sub(PI_2, b.sub(v, PI_2_LOW)), v)
+    v = b.select(b.lt(bits(b, x), 0), b.sub(PI, b.sub(v, PI_LOW)), v)
+    v = b.copysign(v, y)
+    return b.select(b.or_(b.ne(x, x), b.ne(y, y)), b.add(x, y), v)
+
+
+def _asin_parts(b: Builder, x: Expr) -> tuple[Expr, Expr, Expr, Expr]:
+    """(whether |x| > 1/2, s, what rounding took from s, asin(s) - s) where s is |x| or sqrt((1 - |x|) / 2)."""
+    a = b.abs(x)
+    far = b.gt(a, 0.5)
+    z = b.select(far, b.fma(a, -0.5, 0.5), b.mul(a, a))
+    root = b.sqrt(z)
+    s = b.select(far, root, a)
+    lost = b.div(b.fma(b.neg(root), root, z), b.add(root, root))
+    lost = b.select(b.and_(far, b.gt(z, 0.0)), lost, 0.0)
+    return far, s, lost, b.fma(b.mul(s, z), poly(b, z, ASIN), lost)
+
+
+def asin(b: Builder, x: Expr) -> Expr:
+    far, s, _, p = _asin_parts(b, x)
+    high = b.fma(s, -2.0, PI_2)
+    rest = b.fma(s, -2.0, b.sub(PI_2, high))  # what rounding took from high
+    high = b.add(high, b.fma(p, -2.0, b.add(rest, PI_2_LOW)))
+    return b.copysign(b.select(far, high, b.add(s, p)), x)
+
+
+def acos(b: Builder, x: Expr) -> Expr:
+    far, s, _, p = _asin_parts(b, x)
+    twice = b.add(s, s)
+    right = b.fma(p, 2.0, twice)
+    high = b.sub(PI, twice)
+    left = b.add(high, b.fma(p, -2.0, b.add(b.sub(b.sub(PI, high), twice), PI_LOW)))
+    signed, tail = b.copysign(s, x), b.copysign(p, x)
+    middle = b.sub(PI_2, signed)
+    rest = b.sub(b.sub(PI_2, middle), signed)
+    middle = b.add(middle, b.add(b.sub(rest, tail), PI_2_LOW))
+    return b.select(far, b.select(b.lt(x, 0.0), left, right), middle)
+
+
+# ---- error functions ------------------------------------------------------------------------------------------------
+
+def _erfc_far(b: Builder, a: Expr) -> Expr:
+    """erfc(a) for a >= 1: exp(-a*a) times a polynomial in (a - 3) / (a + 3), over 1 + 2*a."""
+    t = clamp(b, a, 0.5, 28.0)
+    inverse = b.div(1.0, b.add(t, 3.0))
+    q = b.fma(inverse, -6.0, 1.0)
+    q = b.fma(inverse, b.fma(b.neg(t), q, b.fma(b.add(q, 1.0), -3.0, t)), q)
+    g = poly(b, q, ERFC)
+    inverse = b.div(1.0, b.fma(t, 2.0, 1.0))
+    h = b.mul(g, inverse)
+    g = b.fma(b.fma(b.mul(h, t), -2.0, b.sub(g, h)), inverse, h)
+    square, low = two_product(b, t, t)
+    p, n = exp_parts(b, b.neg(square))
+    return scale(b, b.mul(b.fma(p, b.neg(low), p), g), n)
+
+
+def erf(b: Builder, x: Expr) -> Expr:
+    a, z = b.abs(x), b.mul(x, x)
+    near = b.fma(x, poly(b, z, ERF), x)
+    return b.copysign(b.select(b.lt(a, 1.0), near, b.sub(1.0, _erfc_far(b, a))), x)
+
+
+def erfc(b: Builder, x: Expr) -> Expr:
+    a, z = b.abs(x), b.mul(x, x)
+    near = b.sub(1.0, b.fma(x, poly(b, z, ERF), x))
+    far = _erfc_far(b, a)
+    far = b.select(b.lt(x, 0.0), b.sub(2.0, far), far)
+    return b.select(b.or_(b.lt(a, 0.5), b.and_(b.lt(x, 0.0), b.lt(a, 1.0))), near, far)
+
+
+# ---- roots and powers -----------------------------------------------------------------------------------------------
+
+def cbrt(b: Builder, x: Expr) -> Expr:
+    a = b.abs(x)
+    tiny = b.lt(a, 2.0**-1022)
+    y = b.select(tiny, b.mul(a, 2.0**54), a)
+    start = b.idiv(b.cast(b.shr(bits(b, y), 32), i32), 3)  # the upper half is enough for the first digits
+    t = b.bitcast(b.shl(b.cast(b.add(start, 0x2A9F7893), i64), 32), f64)
+    quarter = b.mul(y, 0.25)  # 3*y may overflow
+    for _ in range(2):  # Halley: cubic convergence
+        cube = b.mul(b.mul(b.mul(t, t), 0.25), t)
+        t = b.mul(t, b.div(b.fma(quarter, 2.0, cube), b.fma(cube, 2.0, quarter)))
+    square = b.mul(t, t)
+    rest = b.fma(b.neg(square), t, y)
+    rest = b.fma(b.neg(b.fma(t, t, b.neg(square))), t, rest)
+    t = b.add(t, b.div(rest, b.mul(square, 3.0)))
+    t = b.copysign(b.select(tiny, b.mul(t, 2.0**-18), t), x)
+    return b.select(b.and_(b.gt(a, 0.0), b.lt(a, INF)), t, x)
+
+
+def _log2_pair(b: Builder, a: Expr) -> tuple[Expr, Expr]:
+    """log2(a) of a positive finite number as a pair, with about 64 bits."""
+    e, f = log_split(b, a)
+    d = b.add(f, 2.0)
+    d_low = b.sub(f, b.sub(d, 2.0))
+    inverse = b.div(1.0, d)
+    s = b.mul(f, inverse)
+    s_low = b.mul(b.fma(b.neg(s), d_low, b.fma(b.neg(s), d, f)), inverse)
+    z, z_low = two_product(b, s, s)
+    z_low = b.fma(b.add(s, s), s_low, z_low)
+    c, c_low = two_product(b, z, s)
+    c_low = b.fma(z, s_low, b.fma(z_low, s, c_low))
+    t, t_low = two_product(b, c, b.const(0.6666666666666666, f64))
+    t_low = b.fma(c, 3.700743415417188e-17, b.fma(c_low, 0.6666666666666666, t_low))
+    t_low = b.add(t_low, b.mul(b.mul(c, z), poly(b, z, LOG_TAIL)))
+    high, low = two_sum(b, b.add(s, s), t)
+    low = b.add(low, b.fma(s_low, 2.0, t_low))
+    high, low = two_sum(b, high, low)
+    p, q = two_product(b, high, b.const(LOG2_E, f64))
+    q = b.fma(low, LOG2_E, b.fma(high, LOG2_E_LOW, q))
+    whole, rest = two_sum(b, e, p)
+    return two_sum(b, whole, b.add(rest, q))
+
+
+def pow(b: Builder, x: Expr, y: Expr) -> Expr:
+    """x ** y as 2 ** (y * log2|x|), the product as a pair."""
+    a = b.abs(x)
+    high, low = _log2_pair(b, a)
+    exponent = clamp(b, y, -(2.0**66), 2.0**66)
+    p, q = two_product(b, high, exponent)
+    q = b.fma(low, exponent, q)
+    inside = b.lt(b.abs(p), 1100.0)
+    p, q = b.select(inside, p, b.copysign(1100.0, p)), b.select(inside, q, 0.0)
+    j, n = to_integer(b, p, 1.0)
+    value = scale(b, exp2_near(b, b.add(b.sub(p, j), q)), n)
+    grows = b.eq(b.gt(y, 0.0), b.gt(a, 1.0))
+    edge = b.or_(b.eq(a, 0.0), b.eq(a, INF))
+    value = b.select(edge, b.select(grows, b.const(INF, f64), 0.0), value)
+    return power_signs(b, x, y, value)
+
+
+FUNCTIONS = {f.__name__: f for f in (
+    exp, exp2, expm1, log, log2, log10, log1p, sin, cos, tan, asin, acos, atan, sinh, cosh, tanh, asinh, acosh, atanh,
+    erf, erfc, cbrt, pow, atan2)}

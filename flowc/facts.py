@@ -1,0 +1,329 @@
+"""What is known about sizes at one place of a kernel: ranges of symbols, conditions that hold, and what follows.
+
+Here: ``Facts`` (proofs of inequalities under conditions), counterexamples by trying values, and the proof that two
+iterations of a loop never touch the same place.  Not here: ranges alone (dims.py), which statements exist
+(verify_kernel.py).  Read next: verify_kernel.py.
+
+Proofs are sound and not complete: what is not proved may still be true.  A counterexample is an assignment of values
+that breaks the claim for every choice of sizes that was tried, and so is no matter of unusual sizes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from flowc.dims import (
+    Call,
+    Dim,
+    DimLike,
+    Range,
+    ceildiv,
+    dmax,
+    dmin,
+    evaluate,
+    floordiv,
+    known_le,
+    linear,
+    substitute,
+    sym,
+    symbols,
+)
+from flowc.kernel import Expr
+
+TRIED = 6      # conditions that a proof may use one at a time, latest first
+POINTS = 192   # iterations tried per choice of sizes
+SIZES = ((1, 2, 3, 5), (2, 1, 1, 4), (7, 5, 64, 3), (64, 65, 16, 100), (3, 100, 8, 1), (5000, 37, 130, 9000))
+I64: Range = (-(1 << 63), (1 << 63) - 1)
+
+_FLIPPED = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le", "eq": "ne", "ne": "eq"}
+
+
+@dataclass
+class Facts:
+    """ranges: of every symbol in sight, in the order of definition.  known: sizes that are >= 0 by conditions.
+    opaque: some condition depends on data, so the place may never be reached."""
+
+    ranges: dict[str, Range] = field(default_factory=dict)
+    known: list[DimLike] = field(default_factory=list)
+    opaque: bool = False
+
+    def copy(self) -> Facts:
+        return Facts(dict(self.ranges), list(self.known), self.opaque)
+
+    def define(self, name: str, range_: Range) -> None:
+        self.ranges.pop(name, None)  # defined last, also if the name was used before
+        self.ranges[name] = range_
+
+    # -- conditions
+
+    def assume(self, cond: Expr, holds: bool = True) -> None:
+        """Take in what a bool expression says about sizes."""
+        stack = [(cond, holds)]
+        while stack:
+            e, yes = stack.pop()
+            if e.op == "not":
+                stack.append((e.args[0], not yes))
+            elif e.op == ("and" if yes else "or"):
+                stack += [(a, yes) for a in e.args]
+            elif e.op in _FLIPPED and all(_size(a) is not None for a in e.args):
+                a, b = (_size(x) for x in e.args)
+                self._compare(e.op if yes else _FLIPPED[e.op], a, b)  # type: ignore[arg-type]
+            elif not (e.op == "const" and bool(e.attr) == yes):
+                self.opaque = True
+
+    def _compare(self, op: str, a: DimLike, b: DimLike) -> None:
+        if op in ("lt", "le", "eq"):
+            self.add(b - a - (op == "lt"))
+        if op in ("gt", "ge", "eq"):
+            self.add(a - b - (op == "gt"))
+        if op == "ne":  # at an end of the range it cuts one value off
+            for low, high in ((a, b), (b, a)):
+                if self.le(low, high):
+                    self.add(high - low - 1)
+        if op == "ne" or op == "eq":
+            self.opaque = self.opaque or op == "ne"
+
+    def add(self, fact: DimLike) -> None:
+        """``fact >= 0`` holds.  Also narrows the range of the symbol in it that is defined last."""
+        if isinstance(fact, int):
+            return
+        self.known.append(fact)
+        inside = symbols(fact)
+        last = next((n for n in reversed(self.ranges) if n in inside), None)
+        split = linear(fact, last) if last is not None else None
+        if last is None or split is None or not isinstance(split[0], int) or inside - self.ranges.keys():
+            return
+        c, rest = split
+        lo, hi = self.ranges[last]
+        if c > 0:
+            self.ranges[last] = (dmax(lo, ceildiv(-rest, c)), hi)
+        else:
+            top = floordiv(rest, -c)
+            self.ranges[last] = (lo, top if hi is None else dmin(hi, top))
+
+    # -- proofs
+
+    def le(self, a: DimLike, b: DimLike) -> bool:
+        """Is ``a <= b`` proved?"""
+        return self.nonnegative(b - a)
+
+    def nonnegative(self, d: DimLike) -> bool:
+        if known_le(0, d, self.ranges):
+            return True
+        if isinstance(d, int):
+            return False
+        for f in self.known[:-TRIED - 1:-1]:
+            for k in _multiples(d, f):
+                if known_le(0, d - f * k, self.ranges):
+                    return True
+        return False
+
+    def positive(self, d: DimLike) -> bool:
+        return self.nonnegative(d - 1)
+
+    def greatest(self, d: DimLike, inner: Iterable[str]) -> DimLike | None:
+        """An upper bound of ``d`` without the symbols ``inner`` (defined last, in order), or None."""
+        for name in reversed(list(inner)):
+            if name not in symbols(d):
+                continue
+            split = linear(d, name)
+            if split is None:
+                return None
+            lo, hi = self.ranges[name]
+            if self.nonnegative(split[0]):
+                if hi is None:
+                    return None
+                d = split[0] * hi + split[1]
+            elif self.nonnegative(-split[0]):
+                d = split[0] * lo + split[1]
+            else:
+                return None
+        return d
+
+    # -- counterexamples
+
+    def refuted(self, claims: Sequence[DimLike], inside: frozenset[str] = frozenset()) -> dict[str, int] | None:
+        """Values under which some claim ``>= 0`` is false, if that happens for every choice of sizes tried that reaches
+        this place at all; None otherwise.  ``inside``: symbols of loops and bindings, the others are sizes."""
+        if self.opaque:
+            return None
+        example: dict[str, int] | None = None
+        for row, choice in enumerate(SIZES):
+            env: dict[str, np.ndarray] = {}
+            reached = np.ones(POINTS, bool)
+            rng = np.random.default_rng(row)
+            for i, (name, (lo, hi)) in enumerate(self.ranges.items()):
+                low = np.broadcast_to(evaluate(lo, env), (POINTS,))
+                if name in inside:
+                    high = low + 3 if hi is None else np.broadcast_to(evaluate(hi, env), (POINTS,))
+                    reached &= low <= high
+                    span = np.maximum(high - low, 0)
+                    pick = rng.integers(0, 4, POINTS)
+                    between = (rng.random(POINTS) * (np.minimum(span, 1 << 40) + 1)).astype(np.int64)
+                    env[name] = low + np.where(pick == 0, 0, np.where(pick == 1, span, np.minimum(between, span)))
+                else:
+                    value = np.maximum(low, choice[i % len(choice)])
+                    env[name] = value if hi is None else np.minimum(value, evaluate(hi, env))
+                    reached &= env[name] >= low
+            try:
+                for f in self.known:
+                    reached &= np.asarray(evaluate(f, env)) >= 0
+                broken = np.zeros(POINTS, bool)
+                for d in claims:
+                    broken |= np.asarray(evaluate(d, env)) < 0
+            except (KeyError, ZeroDivisionError, OverflowError):
+                return None
+            if not reached.any():
+                continue
+            broken &= reached
+            if not broken.any():
+                return None
+            at = int(np.argmax(broken))
+            example = {n: int(v[at]) for n, v in env.items()}
+        return example
+
+
+def _size(e: Expr) -> DimLike | None:
+    return e.attr if e.op in ("index", "const") and e.dtype.kind in "iu" and not isinstance(e.attr, bool) else None
+
+
+def _multiples(d: Dim, f: DimLike) -> list[DimLike]:
+    """Factors k for which ``d - k*f`` loses a term: quotients of coefficients, and of whole terms."""
+    out: dict[DimLike, None] = {1: None}
+    if isinstance(f, Dim):
+        have = dict(d.terms)
+        for mono, c in f.terms:
+            k = have.get(mono, 0)
+            if mono and k and k % c == 0 and k // c > 0:
+                out[k // c] = None
+        for name in symbols(f):
+            a, b = linear(f, name), linear(d, name)
+            if a and b and isinstance(a[0], int) and abs(a[0]) == 1 and isinstance(b[0], Dim):
+                out[b[0] * a[0]] = None  # a symbolic stride; whether it is positive is checked by the proof's user
+    return [k for k in out if not isinstance(k, Dim) or known_le(0, k)]
+
+
+# ---- two iterations, one place --------------------------------------------------------------------------------------
+
+@dataclass
+class Access:
+    """One read or write: the index (one size per axis), and the facts where it stands.  ``names``: loop variables and
+    bindings that are defined inside the loop in question, the loop's own variable first."""
+
+    index: tuple[DimLike, ...]
+    facts: Facts
+    names: tuple[str, ...]
+
+
+def separate(a: Access, b: Access, shared: Sequence[str]) -> bool:
+    """Is it proved that iterations with different values of the loop variable ``shared[0]`` never give ``a`` and ``b``
+    the same index?  ``shared``: names that both have from the same statement, that variable first.
+
+    Both are taken at independent values of everything inside the loop.  From ``c*v + r == c*v' + r'`` with
+    ``|r - r'| < c`` follows ``v == v'`` and ``r == r'``: what holds for the digits of a number, largest first.
+    """
+    prime = {n: sym(n + "'") for n in b.names}
+    both = Facts({n: r for n, r in a.facts.ranges.items()}, list(a.facts.known))
+    for n in b.names:
+        lo, hi = b.facts.ranges[n]
+        both.define(n + "'", (substitute(lo, prime), None if hi is None else substitute(hi, prime)))
+    both.known += [substitute(f, prime) for f in b.facts.known]
+    pairs = [(x, substitute(y, prime)) for x, y in zip(a.index, b.index, strict=True)]
+    return _Digits(both, pairs, list(shared), frozenset(a.names)).run()
+
+
+class _Digits:
+    def __init__(self, facts: Facts, pairs: list[tuple[DimLike, DimLike]], shared: list[str], inner: frozenset[str]):
+        self.facts, self.pairs, self.shared, self.inner = facts, pairs, shared, inner
+        self.wanted = shared[0]
+        self.parts: dict[str, tuple[DimLike, DimLike, DimLike]] = {}  # digit -> dividend, its copy, divisor
+
+    def run(self) -> bool:
+        self._split_divisions()
+        while self.wanted in self.shared:
+            if not any(self._peel(i, v) for i in range(len(self.pairs)) for v in list(self.shared)):
+                return False
+        return True
+
+    def _peel(self, i: int, v: str) -> bool:
+        """Show ``v == v'`` from pair ``i`` and take it out of everything."""
+        x, y = self.pairs[i]
+        a, b = linear(x, v), linear(y, v + "'")
+        if a is None or b is None or a[0] != b[0] or isinstance(a[0], int) and a[0] == 0:
+            return False
+        c, gap = a[0], a[1] - b[1]
+        if not self.facts.positive(c):
+            c, gap = -c, -gap
+            if not self.facts.positive(c):
+                return False
+        if symbols(c) & self.inner or not (self.facts.le(gap, c - 1) and self.facts.le(-gap, c - 1)):
+            return False
+        self.pairs[i] = a[1], b[1]
+        self._equal(v)
+        return True
+
+    def _equal(self, v: str) -> None:
+        self.shared.remove(v)
+        same = {v + "'": sym(v)}
+        self.pairs = [(x, substitute(y, same)) for x, y in self.pairs]
+        facts = self.facts
+        facts.known = [substitute(f, same) for f in facts.known]
+        facts.ranges = {n: (substitute(lo, same), None if hi is None else substitute(hi, same))
+                        for n, (lo, hi) in facts.ranges.items() if n != v + "'"}
+        part = self.parts.pop(v, None)
+        if part is not None and not any(p == part for p in self.parts.values()):
+            self.pairs.append((part[0], substitute(part[1], same)))  # quotient and remainder agree: so does the whole
+
+    def _split_divisions(self) -> None:
+        """Quotients and remainders of one dividend become digits of their own."""
+        for i, (x, y) in enumerate(self.pairs):
+            for atom in _divisions(x):
+                if not symbols(atom.args[0]) & self.inner or symbols(atom.args[1]) & self.inner:
+                    continue
+                prime = {n: sym(n + "'") for n in self.inner}
+                other = Call(atom.fn, tuple(substitute(t, prime) for t in atom.args))
+                name = f"{atom}"
+                if name not in self.parts and not self._digit(name, atom, other):
+                    continue
+                x, y = _replace(x, atom, sym(name)), _replace(y, other, sym(name + "'"))
+            self.pairs[i] = x, y
+
+    def _digit(self, name: str, atom: Call, other: Call) -> bool:
+        a, m = atom.args
+        if not self.facts.positive(m) or not self.facts.nonnegative(a):
+            return False
+        top = self.facts.greatest(a, [n for n in self.facts.ranges if n in self.inner])
+        if atom.fn == "floordiv" and top is None:
+            return False
+        range_: Range = (0, m - 1) if atom.fn == "mod" else (0, floordiv(top, m))  # type: ignore[arg-type]
+        self.facts.define(name, range_)
+        self.facts.define(name + "'", range_)
+        self.shared.append(name)
+        self.inner |= {name}
+        self.parts[name] = a, other.args[0], m
+        return True
+
+
+def _divisions(d: DimLike) -> list[Call]:
+    if isinstance(d, int):
+        return []
+    return [atom for mono, _ in d.terms for atom, _ in mono if isinstance(atom, Call) and atom.fn in ("floordiv", "mod")]
+
+
+def _replace(d: DimLike, old: Call, new: DimLike) -> DimLike:
+    """``d`` with an atom of its terms replaced."""
+    if isinstance(d, int):
+        return d
+    total: DimLike = 0
+    for mono, c in d.terms:
+        term: DimLike = c
+        for atom, p in mono:
+            factor = new if atom == old else Dim(((((atom, 1),), 1),))
+            for _ in range(p):
+                term = term * factor
+        total = total + term
+    return total

@@ -1,0 +1,429 @@
+"""Lowering of reductions: rows, columns, and those too large for one thread.
+
+Here: lanes and their folding, one kernel per group of rows or columns, splitting.  Not here: which reductions share a
+kernel (fuse.py), what a reduction computes (op.Reduction).  Read next: contract.py.
+
+The reduced elements of one result are dealt to LANES accumulators (element j goes to lane j mod LANES); floating sums
+are collected in chunks of CHUNK elements first, so that the error grows like that of pairwise summation; a fixed tree
+folds the lanes.  A reduction without enough rows to share is split: fixed pieces of SPLIT elements give partial
+states, a second kernel combines them.  All of this is part of the meaning of the kernel, so the bits do not depend on
+the machine or on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from flowc.dims import DimLike, ceildiv, dmin, prod
+from flowc.graph import Node
+from flowc.kernel import CHUNK, LANES, Expr, Fold, Kernel
+from flowc.op import Pointwise, Reduction
+from flowc.passes.fuse import EXPENSIVE, Group
+from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
+from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, emit_outputs, inliner, nest
+from flowc.passes.schedule import Machine, collapse
+from flowc.types import DType, Type
+
+SPLIT = 1 << 16        # elements of one piece of a split reduction
+SPLIT_ROWS = 1 << 10   # rows of one piece of a split column reduction
+EXACT = frozenset({"reduce_max", "reduce_min", "reduce_and", "reduce_or", "argmax", "argmin"})
+
+
+class Accumulators:
+    """The lanes of one reduction: declaring, feeding, folding."""
+
+    def __init__(self, k: KernelBuilder, node: Node, lanes: int):
+        self.k, self.node, self.lanes = k, node, lanes
+        self.lower: Reduction = node.op.lower  # type: ignore[assignment]
+        dt = node.inputs[0].dtype
+        self.dtypes: tuple[DType, ...] = self.lower.state(dt)
+        self.units = self.lower.unit(dt)
+        self.names = self.fresh()
+
+    def fresh(self) -> list[str]:
+        k = self.k
+        return [k.acc(d, k.b.const(u, d), (self.lanes,)) for d, u in zip(self.dtypes, self.units, strict=True)]
+
+    def feed(self, names: Sequence[str], lane: DimLike, state: Sequence[Expr], where: Expr | None) -> None:
+        k = self.k
+        old = [k.get(n, lane) for n in names]
+        new = self.lower.combine(k.b, tuple(old), tuple(state))
+        if len(new) > 1:  # all of the new state is computed from all of the old
+            new = tuple(k.let(v) for v in new)
+        for n, v, o in zip(names, new, old, strict=True):
+            k.set(n, v if where is None else k.b.select(where, v, o), lane)
+
+    def fold(self) -> tuple[Expr, ...]:
+        """Bind and return the folded state."""
+        k = self.k
+        left = tuple(k.fresh("x") for _ in self.names)
+        right = tuple(k.fresh("y") for _ in self.names)
+        a = tuple(k.b.ref(n, d) for n, d in zip(left, self.dtypes, strict=True))
+        b = tuple(k.b.ref(n, d) for n, d in zip(right, self.dtypes, strict=True))
+        out = tuple(k.fresh("r") for _ in self.names)
+        k.add(Fold(out, tuple(self.names), self.lanes, left, right, tuple(self.lower.combine(k.b, a, b))))
+        for n in out:
+            k.scopes[-1].names.add(n)
+        return tuple(k.b.ref(n, d) for n, d in zip(out, self.dtypes, strict=True))
+
+
+def pow2(n: int) -> int:
+    return 1 << max(0, (n - 1).bit_length())
+
+
+def lane_count(extent: DimLike) -> int:
+    return min(LANES, max(1, pow2(extent))) if isinstance(extent, int) else LANES
+
+
+def lane_width(machine: Machine, accs: Sequence[Accumulators], lanes: int) -> int:
+    widest = max((d.bits for a in accs for d in a.dtypes), default=32)
+    return min(lanes, max(1, machine.vector_bits // max(32, widest)))
+
+
+def accumulate(k: KernelBuilder, accs: Sequence[Accumulators], extent: DimLike, width: int,
+               element: Callable[[DimLike, Expr | None], Sequence[Sequence[Expr]]], blocked: bool) -> None:
+    """Deal elements 0 .. extent-1 to the lanes: ``element(j, where)`` gives the states of element j."""
+    lanes = accs[0].lanes
+
+    def lanes_at(base: DimLike, left: DimLike | None, names: Sequence[Sequence[str]]) -> None:
+        with k.loop(lanes, "vector", "l", width) as lane:
+            where = None if left is None else k.b.lt(k.b.index(lane), k.b.index(left))
+            for a, n, s in zip(accs, names, element(base + lane, where), strict=True):
+                a.feed(n, lane, s, where)
+
+    totals = [a.names for a in accs]
+    blocks, left = extent // lanes, extent % lanes
+    if isinstance(blocks, int) and blocks == 0:
+        pass
+    elif not blocked or (isinstance(extent, int) and extent <= CHUNK):
+        with k.loop(blocks, "seq", "j") as j:
+            lanes_at(lanes * j, None, totals)
+    else:
+        per = CHUNK // lanes
+        with k.loop(ceildiv(blocks, per), "seq", "c") as c:
+            part = [a.fresh() for a in accs]
+            with k.loop(dmin(per, blocks - per * c), "seq", "j") as j:
+                lanes_at(lanes * (per * c + j), None, part)
+            with k.loop(lanes, "vector", "l", width) as lane:
+                for a, p in zip(accs, part, strict=True):
+                    a.feed(a.names, lane, [k.get(n, lane) for n in p], None)
+    if not (isinstance(left, int) and left == 0):
+        lanes_at(extent - left if isinstance(extent, int) else lanes * blocks, left, totals)
+
+
+def reduced_index(node: Node, o: Idx, r: Idx) -> Idx:
+    """Index into the operand of a reduction from kept and reduced indices."""
+    kept, gone = iter(o), iter(r)
+    axes = node.attrs["axes"]
+    return tuple(next(gone) if a in axes else next(kept) for a in range(node.inputs[0].rank))
+
+
+def reduced_extents(node: Node) -> tuple[DimLike, ...]:
+    return tuple(node.inputs[0].shape[a] for a in node.attrs["axes"])
+
+
+def flat_ok(g: Group) -> bool:
+    """May the reduced axes be walked as one?  Only if nothing in between looks at a single axis of them."""
+    return all(not n.op.lower.movement or all(x.rank == 0 for x in n.inputs)
+               for n in g.members if isinstance(n.op.lower, Pointwise))
+
+
+def reduce_batch(k: KernelBuilder, inl: Inliner, nodes: Sequence[Node], o: Idx, machine: Machine, flat: bool,
+                 also: Callable[[Idx, Expr | None], None] = lambda idx, where: None) -> list[tuple[Expr, ...]]:
+    """Reduce over the same axes for every node; returns folded states.  ``also(r, where)`` runs per element."""
+    extents = reduced_extents(nodes[0])
+    flat = flat or not extents
+    walked: tuple[DimLike, ...] = (prod(extents),) if flat else extents
+    lanes = lane_count(walked[-1])
+    accs = [Accumulators(k, n, lanes) for n in nodes]
+    width = lane_width(machine, accs, lanes)
+    with nest(k, walked[:-1], "seq", "q") as outer:
+        def element(j: DimLike, where: Expr | None):
+            r = unravel(j, extents) if flat else (*outer, j)
+            pos = k.b.index(linear_index((*outer, j), walked))
+            out = [a.lower.enter(k.b, inl.value(n.inputs[0], reduced_index(n, o, r), where), pos)
+                   for a, n in zip(accs, nodes, strict=True)]
+            also(r, where)
+            return out
+        accumulate(k, accs, walked[-1], width, element, blocked=any(n.op.name not in EXACT for n in nodes))
+    return [a.fold() for a in accs]
+
+
+def lower_rows(g: Group, ctx: Context) -> Lowered:
+    """Rows in parallel; per row, reductions level by level, then what needs all of the row."""
+    k = ctx.builder()
+    inl = inliner(k, g, ctx)
+    outer, inside = g.space[:g.outer], g.space[g.outer:]
+    flat = flat_ok(g)
+    caches = row_caches(g)
+    with nest(k, outer, "parallel") as o:
+        where_cached = {n: k.alloc(n.dtype, prod(n.shape[g.outer:])) for n in caches}
+        filled: set[Node] = set()
+        for batch in phases(g):
+            now = [n for n in caches if n not in filled and any(_feeds(n, r, g) for r in batch)]
+
+            def also(r: Idx, where: Expr | None, now=now) -> None:
+                for n in now:
+                    at = linear_index(r, n.shape[g.outer:])
+                    k.write(where_cached[n], at, inl.value(n, (*o, *r), where), where)
+            states = reduce_batch(k, inl, batch, o, ctx.machine, flat, also)
+            for n, s in zip(batch, states, strict=True):
+                v = k.let(n.op.lower.leave(k.b, s))  # type: ignore[union-attr]
+                inl.bound[n] = _row_value(n, o, v)
+            for n in now:
+                filled.add(n)
+                inl.bound[n] = _cached(k, n, where_cached[n], o, g.outer)
+        emit_outputs(k, inl, [n for n in g.outputs if n.rank == g.outer], o, ctx)
+        full = [n for n in g.outputs if n.rank > g.outer]
+        if full:
+            with (nest(k, inside[:-1], "seq", "q") as q,
+                  k.loop(inside[-1], "vector", "j", ctx.machine.lanes(full[0].dtype)) as j):
+                emit_outputs(k, inl, full, (*o, *q, j), ctx)
+    declare_outputs(k, g, ctx)
+    kernel = k.finish(ctx.dims, describe(g))
+    kernel = replace(kernel, body=collapse(kernel.body, ("parallel", "seq")))
+    work = max((n.inputs[0].type.size for n in g.reductions), key=lambda d: (not isinstance(d, int), str(d)))
+    return Lowered([kernel], {}, [work * cost(g)])
+
+
+def _row_value(node: Node, o: Idx, v: Expr):
+    def at(idx: Idx, where: Expr | None) -> Expr:
+        assert idx == o, f"{node} asked for at {idx} in a row {o}"
+        return v
+    return at
+
+
+def _cached(k: KernelBuilder, node: Node, buffer: str, o: Idx, outer: int):
+    def at(idx: Idx, where: Expr | None) -> Expr | None:
+        if idx[:outer] != o:
+            return None
+        return k.b.load(buffer, k.tidy(linear_index(idx[outer:], node.shape[outer:])), node.dtype, where)
+    return at
+
+
+def phases(g: Group) -> list[list[Node]]:
+    """Reductions in batches that share one walk over the row: same level, same axes, same extents."""
+    level: dict[Node, int] = {}
+    batches: dict[tuple, list[Node]] = {}
+    for n in g.members:
+        level[n] = max((level.get(x, 0) for x in n.inputs), default=0)
+        if isinstance(n.op.lower, Reduction):
+            level[n] += 1
+            batches.setdefault((level[n], n.attrs["axes"], reduced_extents(n)), []).append(n)
+    return [batches[key] for key in sorted(batches, key=lambda t: t[0])]
+
+
+def _feeds(node: Node, root: Node, g: Group) -> bool:
+    """Is ``node`` evaluated for every element while ``root`` is reduced?"""
+    members = set(g.members)
+    stack, seen = list(root.inputs), set()
+    while stack:
+        n = stack.pop()
+        if n is node:
+            return True
+        if n in seen or n not in members or isinstance(n.op.lower, Reduction):
+            continue
+        seen.add(n)
+        stack.extend(n.inputs)
+    return False
+
+
+def row_caches(g: Group) -> list[Node]:
+    """Costly values of the whole row that several walks need: computed once, kept beside the row."""
+    full = [n for n in g.outputs if n.rank > g.outer]
+    batches = phases(g)
+    prefix = tuple(range(g.outer))
+    out = []
+    for n in g.members:
+        if n.op.name not in EXPENSIVE or n.rank <= g.outer:
+            continue
+        if not all(d is not None and d[:g.outer] == prefix for d in g.demands[n]):
+            continue
+        walks = sum(any(_feeds(n, r, g) for r in b) for b in batches)
+        last = any(n is f or _feeds(n, f, g) for f in full)
+        if walks and walks + last > 1:
+            out.append(n)
+    return out
+
+
+class Columns:
+    """Blocks of neighbouring columns as lanes.  The last block is a second copy of the code, with a mask, unless the
+    columns come out even.
+
+    o: indices of the kept axes before the columns.  piece: (first, count) along the first reduced axis; the whole of
+    it by default.
+    """
+
+    def __init__(self, k: KernelBuilder, inl: Inliner, nodes: Sequence[Node], o: Idx, ctx: Context,
+                 piece: tuple[DimLike, DimLike] | None = None):
+        self.k, self.inl, self.nodes, self.o = k, inl, nodes, o
+        self.columns = nodes[0].shape[-1]
+        self.extents = reduced_extents(nodes[0])
+        self.start, count = piece or (0, self.extents[0])
+        self.walked = (count, *self.extents[1:])
+        self.lanes = LANES
+        if isinstance(self.columns, int):
+            self.lanes = min(LANES, pow2(self.columns) if self.columns <= 8 else -(-self.columns // 16) * 16)
+        self.width = min(self.lanes, ctx.machine.lanes(nodes[0].dtype))
+        while self.lanes % self.width:
+            self.width //= 2
+
+    def emit(self, leave: Callable[[Node, tuple[Expr, ...], DimLike, Expr | None], None]) -> None:
+        """The loops over blocks; ``leave(node, state, column, where)`` takes each result."""
+        k, columns, lanes = self.k, self.columns, self.lanes
+        even = isinstance(columns, int) and columns % lanes == 0
+        if isinstance(columns, int) and columns <= lanes:
+            with k.region():
+                self._block(0, None if even else columns, leave)
+            return
+        with k.loop(ceildiv(columns, lanes), "parallel", "b") as c:
+            first = lanes * c
+            if even:
+                self._block(first, None, leave)
+                return
+            full = k.b.le(k.b.index(first + lanes), k.b.index(columns))
+            with k.if_(full):
+                self._block(first, None, leave)
+            with k.if_(k.b.not_(full)):
+                self._block(first, columns - first, leave)
+
+    @contextmanager
+    def _lane(self, left: DimLike | None) -> Iterator[tuple[DimLike, Expr | None]]:
+        """A loop over the lanes, and which of them exist."""
+        k = self.k
+        with k.loop(self.lanes, "vector", "l", self.width) as lane:
+            yield lane, None if left is None else k.b.lt(k.b.index(lane), k.b.index(left))
+
+    def _row(self, accs: Sequence[Accumulators], names: Sequence[Sequence[str]], r: Idx, first: DimLike,
+             left: DimLike | None) -> None:
+        """Feed the elements of one row of the block."""
+        k, full = self.k, (r[0] + self.start, *r[1:])
+        pos = k.b.index(linear_index(full, self.extents))
+        with self._lane(left) as (lane, where):
+            for a, n, own in zip(accs, self.nodes, names, strict=True):
+                x = self.inl.value(n.inputs[0], reduced_index(n, (*self.o, first + lane), full), where)
+                a.feed(own, lane, a.lower.enter(k.b, x, pos), where)
+
+    def _block(self, first: DimLike, left: DimLike | None, leave: Callable[..., None]) -> None:
+        k, walked = self.k, self.walked
+        accs = [Accumulators(k, n, self.lanes) for n in self.nodes]
+        totals = [a.names for a in accs]
+        short = isinstance(walked[-1], int) and walked[-1] <= LANES
+        if short or all(n.op.name in EXACT for n in self.nodes):
+            with nest(k, walked, "seq", "r") as r:
+                self._row(accs, totals, r, first, left)
+        else:
+            with nest(k, walked[:-1], "seq", "r") as r0, k.loop(ceildiv(walked[-1], LANES), "seq", "c") as c:
+                part = [a.fresh() for a in accs]
+                with k.loop(dmin(LANES, walked[-1] - LANES * c), "seq", "r") as r1:
+                    self._row(accs, part, (*r0, LANES * c + r1), first, left)
+                with self._lane(None) as (lane, _):
+                    for a, p in zip(accs, part, strict=True):
+                        a.feed(a.names, lane, [k.get(n, lane) for n in p], None)
+        with self._lane(left) as (lane, where):
+            for a, n in zip(accs, self.nodes, strict=True):
+                leave(n, tuple(k.get(name, lane) for name in a.names), first + lane, where)
+
+
+def lower_columns(g: Group, ctx: Context) -> Lowered:
+    """Reductions that keep the innermost axis: neighbouring columns are the lanes, rows are walked in order."""
+    k = ctx.builder()
+    inl = inliner(k, g, ctx)
+    with nest(k, g.root.shape[:-1], "parallel") as o:
+        def leave(n: Node, state: tuple[Expr, ...], column: DimLike, where: Expr | None) -> None:
+            value = n.op.lower.leave(k.b, state)  # type: ignore[union-attr]
+            k.write(ctx.name_of(n), linear_index((*o, column), n.shape), value, where)
+        Columns(k, inl, g.reductions, o, ctx).emit(leave)
+    declare_outputs(k, g, ctx)
+    return Lowered([k.finish(ctx.dims, describe(g))], {}, [g.root.inputs[0].type.size * cost(g)])
+
+
+# ---- split reductions -----------------------------------------------------------------------------------------------
+
+def splits(g: Group) -> bool:
+    """Too few results to share between threads, and too many elements for one."""
+    root = g.root
+    if len(g.reductions) != 1 or not isinstance(root.op.lower, Reduction) or g.outputs != [root]:
+        return False
+    rows, extents = prod(root.shape), reduced_extents(root)
+    elements = prod(extents)
+    if g.kind == "column":
+        blocks = rows if not isinstance(rows, int) else rows // LANES
+        return isinstance(blocks, int) and blocks < 16 and not (isinstance(elements, int) and elements <= SPLIT_ROWS)
+    return isinstance(rows, int) and rows < 16 and not (isinstance(elements, int) and elements <= SPLIT)
+
+
+def lower_split(g: Group, ctx: Context) -> Lowered:
+    """Two kernels: partial states of fixed pieces, then their combination."""
+    node = g.root
+    lower: Reduction = node.op.lower  # type: ignore[assignment]
+    dtypes = lower.state(node.inputs[0].dtype)
+    extents = reduced_extents(node)
+    flat = g.kind == "row" and flat_ok(g)
+    size, total = (SPLIT, prod(extents)) if flat else (SPLIT_ROWS if g.kind == "column" else 1, extents[0])
+    pieces = ceildiv(total, size)
+    temps = {f"{ctx.name}.part{i}": Type(d, (*node.shape, pieces) if g.kind == "row" else
+                                              (*node.shape[:-1], pieces, node.shape[-1]))
+             for i, d in enumerate(dtypes)}
+    names = list(temps)
+    k = ctx.builder("a")
+    inl = inliner(k, g, ctx)
+
+    def put(at: Idx, state: Sequence[Expr], where: Expr | None = None) -> None:
+        for n, s in zip(names, state, strict=True):
+            k.write(n, linear_index(at, temps[n].shape), s, where)
+
+    if g.kind == "column":
+        with nest(k, node.shape[:-1], "parallel") as o, k.loop(pieces, "parallel", "p") as p:
+            Columns(k, inl, [node], o, ctx, (size * p, dmin(size, total - size * p))).emit(
+                lambda n, state, column, where: put((*o, p, column), state, where))
+    else:
+        with nest(k, node.shape, "parallel") as o, k.loop(pieces, "parallel", "p") as p:
+            put((*o, p), _piece(k, inl, node, o, p, size, total, flat, ctx))
+    for n, t in temps.items():
+        k.buffer(n, t.dtype, t.shape, "out")
+    first = k.finish(ctx.dims, describe(g))
+    second = _combine_pieces(node, temps, g.kind, pieces, ctx)
+    work = node.inputs[0].type.size * cost(g)
+    return Lowered([first, second], temps, [work, pieces * 4])
+
+
+def _piece(k: KernelBuilder, inl: Inliner, node: Node, o: Idx, p: DimLike, size: int, total: DimLike, flat: bool,
+           ctx: Context) -> tuple[Expr, ...]:
+    extents = reduced_extents(node)
+    inner: DimLike = dmin(size, total - size * p) if flat else extents[-1] if len(extents) > 1 else 1
+    walked = () if flat else extents[1:-1]
+    lanes = LANES if flat else lane_count(inner)
+    acc = Accumulators(k, node, lanes)
+    with nest(k, walked, "seq", "q") as q:
+        def element(j: DimLike, where: Expr | None):
+            if flat:
+                r, pos = unravel(size * p + j, extents), size * p + j
+            else:
+                r = (p, *q, j) if len(extents) > 1 else (p,)
+                pos = linear_index(r, extents)
+            return [acc.lower.enter(k.b, inl.value(node.inputs[0], reduced_index(node, o, r), where), k.b.index(pos))]
+        accumulate(k, [acc], inner, lane_width(ctx.machine, [acc], lanes), element,
+                   blocked=node.op.name not in EXACT)
+    return acc.fold()
+
+
+def _combine_pieces(node: Node, temps: dict[str, Type], kind: str, pieces: DimLike, ctx: Context) -> Kernel:
+    k = ctx.builder("b")
+    lower: Reduction = node.op.lower  # type: ignore[assignment]
+    for n, t in temps.items():
+        k.buffer(n, t.dtype, t.shape)
+    with nest(k, node.shape, "parallel") as o:
+        lanes = lane_count(pieces)
+        acc = Accumulators(k, node, lanes)
+
+        def element(j: DimLike, where: Expr | None):
+            at = (*o, j) if kind == "row" else (*o[:-1], j, o[-1])
+            return [tuple(k.b.load(n, linear_index(at, t.shape), t.dtype, where) for n, t in temps.items())]
+        accumulate(k, [acc], pieces, lane_width(ctx.machine, [acc], lanes), element,
+                   blocked=node.op.name not in EXACT)
+        k.write(ctx.name_of(node), linear_index(o, node.shape), lower.leave(k.b, acc.fold()))
+    k.buffer(ctx.name_of(node), node.dtype, node.shape, "out")
+    return k.finish(ctx.dims, [f"combine the pieces of {node.op.name}"])
