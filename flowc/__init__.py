@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# public name -> room; where the room calls it otherwise: name -> "room:its name"; "room:" is the room itself
+# room -> names it gives to the public; below: names that are called otherwise there, and rooms as a whole
 _ROOMS: dict[str, tuple[str, ...]] = {
     "flowc.api": ("grad", "interpret", "jit", "value_and_grad", "verify"),
     "flowc.function": ("spec",),
@@ -29,7 +29,9 @@ _ROOMS: dict[str, tuple[str, ...]] = {
 }
 _PUBLIC: dict[str, tuple[str, str]] = {name: (room, name) for room, names in _ROOMS.items() for name in names} | {
     "Graph": ("flowc.symbolic", "SessionGraph"),
+    "nn": ("flowc.nn", ""),
     "numpy": ("flowc.numpy", ""),
+    "random": ("flowc.random", ""),
     "train": ("flowc.optim", ""),
 }
 
@@ -43,8 +45,8 @@ def _load(name: str) -> Any:
 
 
 class _Hall(ModuleType):
-    """This package's own type.  Importing a submodule sets it as an attribute of the package, and two rooms carry the
-    name of the function that everyone wants of them: here the function wins, whatever was imported before."""
+    """This package's own type.  Importing a submodule sets it as an attribute of the package, and one room carries the
+    name of a public function: here the function wins, whatever was imported before."""
 
     verify = property(lambda self: _load("verify"), lambda self, module: None)
 
@@ -64,8 +66,10 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:  # the same names for type checkers; tests compare
+    from flowc import nn as nn
     from flowc import numpy as numpy
     from flowc import optim as train  # noqa: F401
+    from flowc import random as random
     from flowc.config import options as options
     from flowc.config import set_option as set_option
     from flowc.diag import FileFormatError as FileFormatError

@@ -1,7 +1,7 @@
 """The commands: run, opt, verify, bisect, reduce, ops, doctor, cache.
 
 Here: arguments, help from the tables (commands, passes, settings, ops), what is printed.  Not here: the work itself
-(jit.py, passes/, backends/), looking at this machine (doctor.py).  Read next: cases.py.
+(api.py, passes/, backends/), looking at this machine (doctor.py).  Read next: cases.py.
 
 Results go to standard output, everything else to standard error.  Exit codes: 0 fine, 1 a difference or failed check,
 2 usage or bad input.

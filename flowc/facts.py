@@ -10,9 +10,9 @@ that breaks the claim for every choice of sizes that was tried, and so is no mat
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -71,33 +71,31 @@ class Facts:
                 stack += [(a, yes) for a in e.args]
             elif e.op in _FLIPPED and all(_size(a) is not None for a in e.args):
                 a, b = (_size(x) for x in e.args)
-                self._compare(e.op if yes else _FLIPPED[e.op], a, b)  # type: ignore[arg-type]
+                self._compare(e.op if yes else _FLIPPED[e.op], a, b)
             elif not (e.op == "const" and bool(e.attr) == yes):
                 self.opaque = True
 
-    def _compare(self, op: str, a: DimLike, b: DimLike) -> None:
+    def _compare(self, op: str, a: Any, b: Any) -> None:
         if op in ("lt", "le", "eq"):
             self.add(b - a - (op == "lt"))
         if op in ("gt", "ge", "eq"):
             self.add(a - b - (op == "gt"))
-        if op == "ne":  # at an end of the range it cuts one value off
-            for low, high in ((a, b), (b, a)):
-                if self.le(low, high):
-                    self.add(high - low - 1)
-        if op == "ne" or op == "eq":
-            self.opaque = self.opaque or op == "ne"
+        self.opaque |= op == "ne"  # says too little to hold on to
 
     def add(self, fact: DimLike) -> None:
         """``fact >= 0`` holds.  Also narrows the range of the symbol in it that is defined last."""
         if isinstance(fact, int):
+            self.known += [fact] if fact < 0 else []  # nothing gets here
             return
         self.known.append(fact)
         inside = symbols(fact)
         last = next((n for n in reversed(self.ranges) if n in inside), None)
         split = linear(fact, last) if last is not None else None
-        if last is None or split is None or not isinstance(split[0], int) or inside - self.ranges.keys():
+        if last is None or split is None or inside - self.ranges.keys():
             return
         c, rest = split
+        if not isinstance(c, int):
+            return
         lo, hi = self.ranges[last]
         if c > 0:
             self.ranges[last] = (dmax(lo, ceildiv(-rest, c)), hi)
@@ -117,9 +115,8 @@ class Facts:
         if isinstance(d, int):
             return False
         for f in self.known[:-TRIED - 1:-1]:
-            for k in _multiples(d, f):
-                if known_le(0, d - f * k, self.ranges):
-                    return True
+            if any(known_le(0, k, self.ranges) and known_le(0, d - f * k, self.ranges) for k in _multiples(d, f)):
+                return True
         return False
 
     def positive(self, d: DimLike) -> bool:
@@ -149,42 +146,48 @@ class Facts:
     def refuted(self, claims: Sequence[DimLike], inside: frozenset[str] = frozenset()) -> dict[str, int] | None:
         """Values under which some claim ``>= 0`` is false, if that happens for every choice of sizes tried that reaches
         this place at all; None otherwise.  ``inside``: symbols of loops and bindings, the others are sizes."""
-        if self.opaque:
+        free = frozenset().union(*(symbols(d) for d in claims))
+        if self.opaque or any(self.ranges.get(n) == I64 for n in free):
             return None
         example: dict[str, int] | None = None
         for row, choice in enumerate(SIZES):
-            env: dict[str, np.ndarray] = {}
-            reached = np.ones(POINTS, bool)
-            rng = np.random.default_rng(row)
-            for i, (name, (lo, hi)) in enumerate(self.ranges.items()):
-                low = np.broadcast_to(evaluate(lo, env), (POINTS,))
-                if name in inside:
-                    high = low + 3 if hi is None else np.broadcast_to(evaluate(hi, env), (POINTS,))
-                    reached &= low <= high
-                    span = np.maximum(high - low, 0)
-                    pick = rng.integers(0, 4, POINTS)
-                    between = (rng.random(POINTS) * (np.minimum(span, 1 << 40) + 1)).astype(np.int64)
-                    env[name] = low + np.where(pick == 0, 0, np.where(pick == 1, span, np.minimum(between, span)))
-                else:
-                    value = np.maximum(low, choice[i % len(choice)])
-                    env[name] = value if hi is None else np.minimum(value, evaluate(hi, env))
-                    reached &= env[name] >= low
-            try:
-                for f in self.known:
-                    reached &= np.asarray(evaluate(f, env)) >= 0
-                broken = np.zeros(POINTS, bool)
-                for d in claims:
-                    broken |= np.asarray(evaluate(d, env)) < 0
-            except (KeyError, ZeroDivisionError, OverflowError):
-                return None
+            with np.errstate(all="ignore"):
+                try:
+                    env, reached = self._points(row, choice, inside)
+                    broken = reached & np.any([np.broadcast_to(evaluate(d, env), (POINTS,)) < 0 for d in claims], 0)
+                except (KeyError, ZeroDivisionError, OverflowError):
+                    return None
             if not reached.any():
                 continue
-            broken &= reached
             if not broken.any():
                 return None
             at = int(np.argmax(broken))
             example = {n: int(v[at]) for n, v in env.items()}
         return example
+
+    def _points(self, row: int, choice: Sequence[int],
+                inside: frozenset[str]) -> tuple[dict[str, Any], np.ndarray]:
+        """POINTS assignments for one choice of sizes, and which of them get to this place."""
+        env: dict[str, Any] = {}
+        reached = np.ones(POINTS, bool)
+        rng = np.random.default_rng(row)
+        for i, (name, (lo, hi)) in enumerate(self.ranges.items()):
+            low = np.broadcast_to(np.asarray(evaluate(lo, env)), (POINTS,))
+            if name not in inside:
+                value = np.maximum(low, choice[i % len(choice)])
+                env[name] = value if hi is None else np.minimum(value, evaluate(hi, env))
+                reached &= env[name] >= low
+                continue
+            low = np.maximum(low, -(1 << 31))
+            high = low + 3 if hi is None else np.minimum(np.broadcast_to(evaluate(hi, env), (POINTS,)), 1 << 31)
+            reached &= low <= high
+            span = np.maximum(high - low, 0)
+            pick = rng.integers(0, 4, POINTS)  # an end of the range, or something between
+            between = (rng.random(POINTS) * (span + 1)).astype(np.int64)
+            env[name] = low + np.where(pick == 0, 0, np.where(pick == 1, span, np.minimum(between, span)))
+        for f in self.known:
+            reached &= np.asarray(evaluate(f, env)) >= 0
+        return env, reached
 
 
 def _size(e: Expr) -> DimLike | None:
@@ -203,8 +206,8 @@ def _multiples(d: Dim, f: DimLike) -> list[DimLike]:
         for name in symbols(f):
             a, b = linear(f, name), linear(d, name)
             if a and b and isinstance(a[0], int) and abs(a[0]) == 1 and isinstance(b[0], Dim):
-                out[b[0] * a[0]] = None  # a symbolic stride; whether it is positive is checked by the proof's user
-    return [k for k in out if not isinstance(k, Dim) or known_le(0, k)]
+                out[b[0] * a[0]] = None  # a symbolic stride
+    return list(out)
 
 
 # ---- two iterations, one place --------------------------------------------------------------------------------------
@@ -227,7 +230,7 @@ def separate(a: Access, b: Access, shared: Sequence[str]) -> bool:
     ``|r - r'| < c`` follows ``v == v'`` and ``r == r'``: what holds for the digits of a number, largest first.
     """
     prime = {n: sym(n + "'") for n in b.names}
-    both = Facts({n: r for n, r in a.facts.ranges.items()}, list(a.facts.known))
+    both = Facts(dict(a.facts.ranges), list(a.facts.known))
     for n in b.names:
         lo, hi = b.facts.ranges[n]
         both.define(n + "'", (substitute(lo, prime), None if hi is None else substitute(hi, prime)))
@@ -268,6 +271,7 @@ class _Digits:
 
     def _equal(self, v: str) -> None:
         self.shared.remove(v)
+        self.inner -= {v}
         same = {v + "'": sym(v)}
         self.pairs = [(x, substitute(y, same)) for x, y in self.pairs]
         facts = self.facts
@@ -311,7 +315,7 @@ class _Digits:
 def _divisions(d: DimLike) -> list[Call]:
     if isinstance(d, int):
         return []
-    return [atom for mono, _ in d.terms for atom, _ in mono if isinstance(atom, Call) and atom.fn in ("floordiv", "mod")]
+    return [x for mono, _ in d.terms for x, _ in mono if isinstance(x, Call) and x.fn in ("floordiv", "mod")]
 
 
 def _replace(d: DimLike, old: Call, new: DimLike) -> DimLike:

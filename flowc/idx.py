@@ -90,8 +90,8 @@ def read_idx(path: str | os.PathLike) -> np.ndarray:
         sizes = " x ".join(map(str, shape)) or "1"
         raise _bad("F007", name, f"{want} bytes for {sizes} elements of {element.itemsize}",
                    f"{len(data) - head} after the header")
-    if rank > 32:
-        raise _bad("F007", name, "at most 32 axes", f"{rank}")
+    if rank > 32 or math.prod(max(n, 1) for n in shape) * element.itemsize >= 2 ** 63:  # what NumPy can hold
+        raise _bad("F007", name, "at most 32 axes and 2^63 bytes", " x ".join(map(str, shape)))
     return np.frombuffer(data, element, offset=head).reshape(shape).astype(element.newbyteorder("="))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from flowc.diag import FlowcError, FlowcIndexError, FlowcTypeError, FlowcValueError, caller_loc
 from flowc.dims import Dim, DimLike, known_eq, prod
-from flowc.graph import Node, constant, is_scalar_constant, make
+from flowc.graph import CONSTANT, Node, constant, is_scalar_constant, make
 from flowc.op import get as get_op
 from flowc.size import SizeUnknownError, plain, ranges_now, rooms, stack
 from flowc.tensor import Tensor, describe, outside, read, wrap
@@ -40,8 +40,24 @@ def emit(op: str, *inputs: Node, **attrs: Any) -> Node:
         raise SizeUnknownError(e.text, sizes, e.cure, code="T001", notes=e.notes) from None
 
 
+def _once(key: Any, build: Callable[[], Node]) -> Node:
+    """A node of the current trace that depends on ``key`` only."""
+    traces = stack.get()
+    if not traces:
+        return build()
+    known = traces[-1].scalars
+    node = known.get(key)
+    if node is None:
+        node = known[key] = build()
+    return node
+
+
 def scalar(value: Any, d: DType) -> Node:
     """A constant without axes; Python integers must fit (T004)."""
+    return _once((type(value), repr(value), d), lambda: _scalar(value, d))
+
+
+def _scalar(value: Any, d: DType) -> Node:
     if type(value) is int and d.integer:
         info = np.iinfo(d.numpy)
         if not info.min <= value <= info.max:
@@ -52,8 +68,7 @@ def scalar(value: Any, d: DType) -> Node:
 
 def fill(value: Any, d: DType, shape: Sequence[DimLike]) -> Node:
     """A tensor of one Python number."""
-    node = scalar(value, d)
-    return emit("broadcast", node, shape=tuple(shape), axes=()) if shape else node
+    return spread(scalar(value, d), tuple(shape))
 
 
 def size_node(d: DimLike, dtype: DType = i64) -> Node:
@@ -83,6 +98,8 @@ def spread(node: Node, shape: tuple[DimLike, ...]) -> Node:
     have = node.type.shape
     if have == shape:
         return node
+    if not have and node.op is CONSTANT:
+        return _once((node, shape), lambda: emit("broadcast", node, shape=shape, axes=()))
     lead = len(shape) - len(have)
     axes = tuple(lead + k for k, n in enumerate(have) if n == shape[lead + k])
     if len(axes) < len(have):

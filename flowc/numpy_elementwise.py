@@ -206,8 +206,9 @@ UFUNCS: dict[np.ufunc, Builder] = {
     np.modf: _modf,
 }
 
-_COMPARISONS: dict[np.ufunc, tuple[bool, bool]] = {np.equal: (False, False), np.not_equal: (True, True), np.less: (False, True),
-                np.less_equal: (False, True), np.greater: (True, False), np.greater_equal: (True, False)}
+_COMPARISONS: dict[np.ufunc, tuple[bool, bool]] = {
+    np.equal: (False, False), np.not_equal: (True, True), np.less: (False, True), np.less_equal: (False, True),
+    np.greater: (True, False), np.greater_equal: (True, False)}
 
 
 # ---- calls ----------------------------------------------------------------------------------------------------------
@@ -436,9 +437,10 @@ class Selection:
 
 
 def _selection_operators() -> None:
-    names: dict[str, np.ufunc] = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.true_divide, "pow": np.power,
-             "floordiv": np.floor_divide, "mod": np.remainder, "and": np.bitwise_and, "or": np.bitwise_or,
-             "xor": np.bitwise_xor}
+    names: dict[str, np.ufunc] = {
+        "add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.true_divide, "pow": np.power,
+        "floordiv": np.floor_divide, "mod": np.remainder, "and": np.bitwise_and, "or": np.bitwise_or,
+        "xor": np.bitwise_xor}
     for name, ufunc in names.items():
         setattr(Selection, f"__{name}__", lambda a, b, u=ufunc: python_operator(u, a, b))
         setattr(Selection, f"__i{name}__", lambda a, b, u=ufunc: python_operator(u, a, b))

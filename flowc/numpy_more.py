@@ -43,7 +43,7 @@ from flowc.numpy_reduce import all_, any_, given, mean, sum_
 from flowc.numpy_shape import astype, broadcast_to, flip, moveaxis
 from flowc.size import SizeUnknownError, ranges_now, rooms
 from flowc.tensor import Tensor, read, wrap
-from flowc.types import DType, bool_, i64
+from flowc.types import DType, bool_, i32, i64
 
 # ---- choosing -------------------------------------------------------------------------------------------------------
 
@@ -210,7 +210,8 @@ def isin(element: Any, test_elements: Any, assume_unique: bool = False, invert: 
 def angle(z: Any, deg: bool = False) -> Tensor:
     """The argument of complex numbers."""
     x = tensor(z)
-    result = ufunc_call(np.arctan2, wrap(read(x.imag)), wrap(read(x.real)))  # type: ignore[attr-defined]
+    parts = [wrap(emit(p, read(x))) for p in ("imag", "real")] if x.type.dtype.kind == "c" else [0, x]
+    result = ufunc_call(np.arctan2, *parts)
     return ufunc_call(np.degrees, result) if deg else result
 
 
@@ -373,7 +374,8 @@ def _sliding(a: Any, v: Any, mode: str, turn: bool) -> Tensor:
     swapped = ordered is False
     if swapped:
         x, w, m, n = w, x, n, m
-    d = common_dtype(x, w)
+    given_dtype = common_dtype(x, w)
+    d = i32 if given_dtype is bool_ else given_dtype
     kernel = node_of(w, d)
     if turn:
         kernel = emit("flip", kernel, axes=(0,))
@@ -386,7 +388,7 @@ def _sliding(a: Any, v: Any, mode: str, turn: bool) -> Tensor:
         raise argument_error(f"convolve has no mode {mode!r}", "use full, same or valid")
     node = emit("conv", reshape(node_of(x, d), (1, 1, m)), reshape(kernel, (1, 1, n)), strides=(1,),
                 padding=(pads[mode],), lhs_dilation=(1,), rhs_dilation=(1,), groups=1)
-    result = wrap(reshape(node, (node.type.shape[2],)))
+    result = wrap(cast(reshape(node, (node.type.shape[2],)), given_dtype))
     return flip(result, 0) if swapped and not turn else result
 
 

@@ -24,6 +24,7 @@ from flowc.numpy_core import (
     axis_of,
     broadcast_shape,
     cast,
+    dtype_error,
     emit,
     fill,
     into,
@@ -31,6 +32,7 @@ from flowc.numpy_core import (
     operand,
     reshape,
     size_node,
+    spec,
     spread,
     tensor,
     to_dtype,
@@ -346,6 +348,8 @@ def _sorted_last(a: Any, axis: Any) -> tuple[Tensor, tuple[DimLike, ...]]:
 def quantile(a: Any, q: Any, axis: Any = None, out: Any = None, overwrite_input: bool = False, method: str = "linear",
              keepdims: Any = False) -> Tensor:
     """Values below which a share ``q`` of the elements lies; method: linear, lower, higher, midpoint, nearest."""
+    if spec(operand(a)) is bool_:
+        raise dtype_error("interpolate between", [operand(a)], "booleans have no differences")
     row, kept = _sorted_last(a, axis)
     n = row.shape[-1]
     share = ufunc_call(np.multiply, ufunc_call(np.multiply, tensor(q), 1.0), n - 1)

@@ -50,6 +50,7 @@ class Trace:
         self.params: list[Node] = []
         self.names: dict[Node, str] = {}
         self.captures: dict[Node, Node] = {}
+        self.scalars: dict[Any, Node] = {}  # constants by value, and broadcast to a shape: made once
         self.writes = 0  # counts in-place writes: a view is fresh while it has not moved
 
     @contextmanager

@@ -21,6 +21,7 @@ from dataclasses import replace
 from flowc.dims import ceildiv, dmin, prod, sym, symbols
 from flowc.kernel import Alloc, Buffer, Builder, Fold, If, Kernel, Let, Loop, Stmt, walk
 from flowc.passes.gpu_contract import lower_contraction
+from flowc.passes.gpu_remainder import expand_remainders
 from flowc.passes.gpu_rows import bind_rows
 from flowc.passes.gpu_space import (SCRATCH_BLOCKS, STACK_BYTES, Bound, Names, Space, Unsuitable, decode, guarded,
                                     move_out, small)
@@ -31,7 +32,13 @@ THREADS = 256  # of a block in maps and tasks
 def bind(kernel: Kernel) -> Bound:
     """``kernel`` for a GPU.  A kernel with block or thread loops is returned as it is."""
     if any(isinstance(s, Loop) and s.kind in ("block", "thread") for s in walk(kernel.body)):
-        return Bound(kernel)
+        return Bound(expand_remainders(kernel))
+    bound = _choose(kernel)
+    return replace(bound, kernel=expand_remainders(bound.kernel))
+
+
+def _choose(kernel: Kernel) -> Bound:
+    """The first strategy that fits; why others did not is noted."""
     space = Space.of(kernel)
     reasons = []
     for strategy in (bind_map, bind_rows):

@@ -105,7 +105,7 @@ class PassContext:
 
 def _text(ir: Any) -> str:
     from flowc.text import to_text
-    return to_text(ir)
+    return ir if isinstance(ir, str) else to_text(ir)
 
 
 def _replayed(text: str, path: str, ir: T) -> T:

@@ -69,6 +69,12 @@ class Accumulators:
         return tuple(k.b.ref(n, d) for n, d in zip(out, self.dtypes, strict=True))
 
 
+def result(k: KernelBuilder, node: Node, state: tuple[Expr, ...]) -> Expr:
+    """The value of a reduction from its folded state; small floats were summed in f32."""
+    lower: Reduction = node.op.lower  # type: ignore[assignment]
+    return k.b.cast(lower.leave(k.b, state), node.dtype)
+
+
 def pow2(n: int) -> int:
     return 1 << max(0, (n - 1).bit_length())
 
@@ -170,7 +176,7 @@ def lower_rows(g: Group, ctx: Context) -> Lowered:
                     k.write(where_cached[n], at, inl.value(n, (*o, *r), where), where)
             states = reduce_batch(k, inl, batch, o, ctx.machine, flat, also)
             for n, s in zip(batch, states, strict=True):
-                v = k.let(n.op.lower.leave(k.b, s))  # type: ignore[union-attr]
+                v = k.let(result(k, n, s))
                 inl.bound[n] = _row_value(n, o, v)
             for n in now:
                 filled.add(n)
@@ -333,8 +339,7 @@ def lower_columns(g: Group, ctx: Context) -> Lowered:
     inl = inliner(k, g, ctx)
     with nest(k, g.root.shape[:-1], "parallel") as o:
         def leave(n: Node, state: tuple[Expr, ...], column: DimLike, where: Expr | None) -> None:
-            value = n.op.lower.leave(k.b, state)  # type: ignore[union-attr]
-            k.write(ctx.name_of(n), linear_index((*o, column), n.shape), value, where)
+            k.write(ctx.name_of(n), linear_index((*o, column), n.shape), result(k, n, state), where)
         Columns(k, inl, g.reductions, o, ctx).emit(leave)
     declare_outputs(k, g, ctx)
     return Lowered([k.finish(ctx.dims, describe(g))], {}, [g.root.inputs[0].type.size * cost(g)])
@@ -412,7 +417,6 @@ def _piece(k: KernelBuilder, inl: Inliner, node: Node, o: Idx, p: DimLike, size:
 
 def _combine_pieces(node: Node, temps: dict[str, Type], kind: str, pieces: DimLike, ctx: Context) -> Kernel:
     k = ctx.builder("b")
-    lower: Reduction = node.op.lower  # type: ignore[assignment]
     for n, t in temps.items():
         k.buffer(n, t.dtype, t.shape)
     with nest(k, node.shape, "parallel") as o:
@@ -424,6 +428,6 @@ def _combine_pieces(node: Node, temps: dict[str, Type], kind: str, pieces: DimLi
             return [tuple(k.b.load(n, linear_index(at, t.shape), t.dtype, where) for n, t in temps.items())]
         accumulate(k, [acc], pieces, lane_width(ctx.machine, [acc], lanes), element,
                    blocked=node.op.name not in EXACT)
-        k.write(ctx.name_of(node), linear_index(o, node.shape), lower.leave(k.b, acc.fold()))
+        k.write(ctx.name_of(node), linear_index(o, node.shape), result(k, node, acc.fold()))
     k.buffer(ctx.name_of(node), node.dtype, node.shape, "out")
     return k.finish(ctx.dims, [f"combine the pieces of {node.op.name}"])

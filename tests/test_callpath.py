@@ -494,8 +494,13 @@ def test_first_callables_are_compiled_quickly(monkeypatch):
 
 def test_object_code_is_the_same_in_every_process():
     """Nothing of a process is in the text, so that its object is found on disk again."""
-    code = ("import sys; sys.path.insert(0, {!r}); import hashlib; from flowc.backends.llvm import callpath_ir, pool; "
-            "print(hashlib.sha256((callpath_ir.call_ir() + pool.pool_ir(pool.native_kind())).encode()).hexdigest())")
+    code = """
+import hashlib, sys
+sys.path.insert(0, {!r})
+from flowc.backends.llvm import callpath_ir, pool_ir, share
+text = callpath_ir.call_ir() + pool_ir.pool_ir(pool_ir.native_kind()) + share.share_ir()
+print(hashlib.sha256(text.encode()).hexdigest())
+"""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     runs = {subprocess.run([sys.executable, "-c", code.format(root)], capture_output=True, text=True, check=True).stdout
             for _ in range(2)}

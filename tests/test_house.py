@@ -23,13 +23,14 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ("ground", ("flowc.diag", "flowc.config", "flowc.cache")),
     ("numbers", ("flowc.dims", "flowc.types", "flowc.tree")),
     ("nouns", ("flowc.op", "flowc.graph", "flowc.kernel", "flowc.plan")),
-    ("faculties", ("flowc.text", "flowc.lex", "flowc.parse", "flowc.verify", "flowc.rewrite")),
+    ("faculties", ("flowc.text", "flowc.lex", "flowc.parse", "flowc.facts", "flowc.verify*",
+                   "flowc.rewrite")),
     ("ops", ("flowc.ops",)),
     ("makers", ("flowc.size", "flowc.tensor", "flowc.trace", "flowc.numpy_*", "flowc.passes")),
     ("machines", ("flowc.backends",)),
-    ("driver", ("flowc.compiled", "flowc.function", "flowc.fastpath", "flowc.api", "flowc.symbolic", "flowc.session", "flowc.optim",
-                "flowc.idx")),
-    ("hall", ("flowc", "flowc.numpy", "flowc.__main__", "flowc.cli", "flowc.cases", "flowc.doctor")),
+    ("driver", ("flowc.compiled", "flowc.function", "flowc.fastpath", "flowc.api", "flowc.symbolic", "flowc.session",
+                "flowc.optim", "flowc.idx")),
+    ("hall", ("flowc", "flowc.numpy", "flowc.nn", "flowc.random", "flowc.__main__", "flowc.cli", "flowc.cases", "flowc.doctor")),
 ]
 
 FRONT = ("flowc.size", "flowc.tensor", "flowc.trace", "flowc.numpy_*")

@@ -92,6 +92,8 @@ def test_declared_sizes_are_checked_before_memory_is_taken(tmp_path):
     refused(path, "F007", "4294967295 x 4294967295", "4 after the header")
     path.write_bytes(b"\0\0\x08\xff" + b"\0\0\0\1" * 255 + b"1")
     refused(path, "F007", "32 axes")
+    path.write_bytes(b"\0\0\x0b\x03" + struct.pack(">3I", 0, 2 ** 31, 2 ** 31))  # empty, yet beyond NumPy's sizes
+    refused(path, "F007", "2147483648")
 
 
 def test_a_compressed_bomb_stops_at_the_limit(tmp_path, monkeypatch):

@@ -186,10 +186,12 @@ CALLS = [
     lambda x: x.sum(), lambda x: x.sum(0), lambda x: np.sum(x, (0, 1), keepdims=True), lambda x: np.prod(x, -1),
     lambda x: x.mean(), lambda x: x.mean(1, keepdims=True), lambda x: np.var(x, 0), lambda x: np.std(x, ddof=1),
     lambda x: x.max(), lambda x: np.min(x, 1), lambda x: np.amax(x, (0, 1)), lambda x: x.argmax(),
-    lambda x: np.argmin(x, 1), lambda x: np.argmax(x, 0, keepdims=True), lambda x: np.all(x > -3), lambda x: np.ptp(x, 0),
+    lambda x: np.argmin(x, 1), lambda x: np.argmax(x, 0, keepdims=True), lambda x: np.all(x > -3),
+    lambda x: np.ptp(x, 0),
     lambda x: (x > 0).any(1), lambda x: np.count_nonzero(x > 0, 0), lambda x: np.average(x, 1, V),
     lambda x: np.average(x, weights=x * x), lambda x: np.sum(x, initial=2.5), lambda x: np.max(x, initial=0.75),
-    lambda x: np.sum(x, where=x > 0), lambda x: np.mean(x, 1, where=x > -0.5), lambda x: np.max(x, initial=-9, where=x < 0),
+    lambda x: np.sum(x, where=x > 0), lambda x: np.mean(x, 1, where=x > -0.5),
+    lambda x: np.max(x, initial=-9, where=x < 0),
     lambda x: np.add.reduce(x), lambda x: np.maximum.reduce(x, axis=1), lambda x: np.add.accumulate(x),
     lambda x: np.multiply.outer(x[0], x), lambda x: np.logical_and.reduce(x > 0), lambda x: np.sum(x, dtype=np.float32),
     lambda x: x.cumsum(), lambda x: np.cumsum(x, 1), lambda x: np.cumprod(x, 0), lambda x: np.cumulative_sum(x, axis=1),
@@ -201,9 +203,12 @@ CALLS = [
     lambda x: np.inner(x, V), lambda x: np.vdot(x, x), lambda x: np.outer(x, V), lambda x: np.tensordot(x, B, 1),
     lambda x: np.tensordot(x, x, ([0, 1], [0, 1])), lambda x: np.matmul(x[None], B), lambda x: np.vecdot(x, x),
     lambda x: np.kron(x, B), lambda x: np.cross(x[:, :3], x[:, 1:]), lambda x: np.linalg.norm(x),
-    lambda x: [np.linalg.norm(x, o, 1) for o in (1, 2, 3, np.inf, -np.inf, 0)], lambda x: np.linalg.norm(x, axis=(0, 1)),
-    lambda x: [np.linalg.norm(x, o) for o in ("fro", 1, -1, np.inf, -np.inf)], lambda x: np.linalg.vector_norm(x, axis=0),
-    lambda x: np.linalg.matrix_power(x @ x.T, 5), lambda x: np.linalg.multi_dot([x, B, B.T]), lambda x: np.linalg.trace(x),
+    lambda x: [np.linalg.norm(x, o, 1) for o in (1, 2, 3, np.inf, -np.inf, 0)],
+    lambda x: np.linalg.norm(x, axis=(0, 1)),
+    lambda x: [np.linalg.norm(x, o) for o in ("fro", 1, -1, np.inf, -np.inf)],
+    lambda x: np.linalg.vector_norm(x, axis=0),
+    lambda x: np.linalg.matrix_power(x @ x.T, 5), lambda x: np.linalg.multi_dot([x, B, B.T]),
+    lambda x: np.linalg.trace(x),
     lambda x: np.linalg.matrix_norm(x), lambda x: np.linalg.outer(V, V) * x[0, 0],
     # choosing, rounding, comparing
     lambda x: np.where(x > 0, x, -x), lambda x: np.where(x > 0, 1, 0.5) + x, lambda x: np.clip(x, -0.5, 0.5),
@@ -215,29 +220,35 @@ CALLS = [
     # sorting and searching
     lambda x: np.sort(x), lambda x: np.sort(x, None), lambda x: np.argsort(x, 0), lambda x: np.sort(x, 0)[::-1],
     lambda x: np.searchsorted(np.sort(x[0]), x), lambda x: np.searchsorted(np.sort(x[0]), x[0], "right"),
-    lambda x: np.digitize(x, np.array([-1.0, 0, 1])), lambda x: np.interp(x, np.array([-1.0, 0, 2]), np.array([3.0, 1, 2])),
+    lambda x: np.digitize(x, np.array([-1.0, 0, 1])), lambda x: np.interp(x, np.array([-1.0, 0, 2]), np.array([3.0, 1,
+    2])),
     lambda x: np.take(x, [0, 2], axis=1), lambda x: x.take([5, -1]), lambda x: np.take(x, [7, -9], mode="wrap"),
     lambda x: np.take(x, [99, -9], mode="clip"), lambda x: np.take_along_axis(x, np.argsort(x, 1), 1),
     lambda x: np.take_along_axis(x, np.argmax(x, 0, keepdims=True), 0),
     # differences
     lambda x: np.diff(x), lambda x: np.diff(x, 2, 0), lambda x: np.diff(x, prepend=0.0), lambda x: np.gradient(x[0]),
-    lambda x: np.gradient(x, 0.5), lambda x: np.gradient(x, 2.0, axis=1), lambda x: np.trapezoid(x), lambda x: np.cov(x),
+    lambda x: np.gradient(x, 0.5), lambda x: np.gradient(x, 2.0, axis=1), lambda x: np.trapezoid(x),
+    lambda x: np.cov(x),
     lambda x: np.trapezoid(x, V), lambda x: np.polyval(x[0], 2.0), lambda x: np.polyval(V, x), lambda x: np.cov(x[0]),
     lambda x: [np.convolve(x[0], V[:3], m) for m in ("full", "same", "valid")],
     lambda x: [np.correlate(x[0], V[:3], m) for m in ("full", "same", "valid")],
     lambda x: [np.convolve(x[0][:2], V, m) for m in ("full", "same", "valid")],
     # creation
-    lambda x: np.zeros_like(x), lambda x: np.ones_like(x, dtype=int), lambda x: np.full_like(x, 3), lambda x: np.copy(x),
+    lambda x: np.zeros_like(x), lambda x: np.ones_like(x, dtype=int), lambda x: np.full_like(x, 3),
+    lambda x: np.copy(x),
     lambda x: np.full_like(x, x[0], shape=(2, 4)), lambda x: np.linspace(x[0], x[1], 5), lambda x: x.astype(np.float32),
     lambda x: np.linspace(0, x[0], 4, axis=1), lambda x: np.linspace(x[0, 0], 1, 3, endpoint=False), lambda x: x.real,
-    lambda x: np.meshgrid(x[0], x[:, 0]), lambda x: np.meshgrid(x[0], x[:, 0], indexing="ij", sparse=True), lambda x: x.imag,
+    lambda x: np.meshgrid(x[0], x[:, 0]), lambda x: np.meshgrid(x[0], x[:, 0], indexing="ij", sparse=True),
+    lambda x: x.imag,
     lambda x: np.vander(x[0], 3), lambda x: [np.shape(x)[1], np.ndim(x), np.size(x)][1:2], lambda x: np.real(x),
     # methods and operators
     lambda x: -x, lambda x: +x, lambda x: abs(x), lambda x: x // 0.5, lambda x: x % 0.5, lambda x: divmod(x, 0.5),
     lambda x: 1 - x, lambda x: 2 / x, lambda x: 2 ** x, lambda x: (x > 0) & (x < 1) | ~(x > 2) ^ (x == x[0]),
-    lambda x: x.std(0), lambda x: x.var(), lambda x: x.prod(), lambda x: x.all(), lambda x: x.repeat(2, 0), lambda x: x != V,
+    lambda x: x.std(0), lambda x: x.var(), lambda x: x.prod(), lambda x: x.all(), lambda x: x.repeat(2, 0),
+    lambda x: x != V,
     lambda x: x.diagonal(), lambda x: x.trace(), lambda x: x.dot(B), lambda x: x.ravel()[::-1], lambda x: x.conj(),
-    lambda x: x.swapaxes(0, 1), lambda x: x.squeeze(), lambda x: x.cumprod(1), lambda x: x.searchsorted, lambda x: x.min(0),
+    lambda x: x.swapaxes(0, 1), lambda x: x.squeeze(), lambda x: x.cumprod(1), lambda x: x.searchsorted,
+    lambda x: x.min(0),
 ]
 CALLS = [c for c in CALLS if "searchsorted" not in c.__code__.co_names or len(c.__code__.co_names) > 1]
 SIZES_NEEDED = ("T003", "T010")
@@ -255,13 +266,16 @@ def test_calls(k):
 
 
 INTEGER_CALLS = [
-    lambda x: x.sum(), lambda x: x.mean(0), lambda x: np.var(x), lambda x: np.prod(x, 1), lambda x: x / 2, lambda x: x // 3,
+    lambda x: x.sum(), lambda x: x.mean(0), lambda x: np.var(x), lambda x: np.prod(x, 1), lambda x: x / 2,
+    lambda x: x // 3,
     lambda x: x % 3, lambda x: np.sqrt(abs(x)), lambda x: np.max(x, 0), lambda x: np.median(x, 1), lambda x: x @ x.T,
-    lambda x: np.cumsum(x), lambda x: np.average(x), lambda x: np.round(x, -1), lambda x: np.round(x, 2), lambda x: x ** 2,
+    lambda x: np.cumsum(x), lambda x: np.average(x), lambda x: np.round(x, -1), lambda x: np.round(x, 2),
+    lambda x: x ** 2,
     lambda x: np.linalg.norm(x), lambda x: np.isclose(x, x), lambda x: np.std(x, 1), lambda x: x >> 1, lambda x: x << 2,
     lambda x: ~x, lambda x: x & 3, lambda x: np.clip(x, -1, 1), lambda x: np.where(x > 0, x, 0), lambda x: np.diff(x),
     lambda x: np.quantile(x, 0.5), lambda x: np.gradient(x[0]), lambda x: np.nan_to_num(x), lambda x: np.trace(x),
-    lambda x: np.linspace(x[0], x[1], 3), lambda x: np.angle(x), lambda x: np.floor(x), lambda x: np.convolve(x[0], x[0]),
+    lambda x: np.linspace(x[0], x[1], 3), lambda x: np.angle(x), lambda x: np.floor(x),
+    lambda x: np.convolve(x[0], x[0]),
 ]
 
 
@@ -284,7 +298,8 @@ def test_integer_calls(d):
 COMPLEX_CALLS = [
     lambda x: x.real, lambda x: x.imag, lambda x: np.conj(x), lambda x: abs(x), lambda x: x.sum(), lambda x: x.mean(0),
     lambda x: np.var(x), lambda x: np.std(x, 0), lambda x: np.vdot(x, x), lambda x: x @ x.T, lambda x: np.exp(x),
-    lambda x: np.angle(x), lambda x: x + 1, lambda x: x * 2j, lambda x: np.linalg.norm(x), lambda x: np.linalg.norm(x, axis=0),
+    lambda x: np.angle(x), lambda x: x + 1, lambda x: x * 2j, lambda x: np.linalg.norm(x),
+    lambda x: np.linalg.norm(x, axis=0),
     lambda x: np.isfinite(x), lambda x: np.round(x, 1), lambda x: np.nan_to_num(x), lambda x: np.vecdot(x, x),
     lambda x: np.iscomplex(x), lambda x: np.iscomplexobj(x) * 1 + x.real, lambda x: np.square(x),
 ]
@@ -317,8 +332,10 @@ REDUCTIONS = ["sum", "prod", "max", "min", "mean", "var", "std", "any", "all", "
 def test_random_reductions(seed):
     rnd = random.Random(seed)
     shape = tuple(rnd.randint(1, 4) for _ in range(rnd.randint(0, 4)))
-    x = np.random.default_rng(seed).integers(-4, 5, shape).astype(rnd.choice([np.float64, np.int32, np.float32, np.int8]))
-    axes = rnd.choice([None, *range(-len(shape), len(shape)), tuple(rnd.sample(range(len(shape)), rnd.randint(0, len(shape))))])
+    x = np.random.default_rng(seed).integers(-4, 5, shape).astype(rnd.choice([np.float64, np.int32, np.float32,
+        np.int8]))
+    axes = rnd.choice([None, *range(-len(shape), len(shape)), tuple(rnd.sample(range(len(shape)), rnd.randint(0,
+        len(shape))))])
     name, keep = rnd.choice(REDUCTIONS), rnd.random() < 0.5
     if name == "median" and axes == ():
         return
@@ -332,7 +349,8 @@ def test_empty_reductions():
         run(lambda x: x.max(), x)
 
 
-EINSUMS = [("ij,jk->ik", "ab", "bc"), ("ij,jk", "ab", "bc"), ("ii->i", "aa"), ("ii", "aa"), ("ij->ji", "ab"), ("ij->", "ab"),
+EINSUMS = [("ij,jk->ik", "ab", "bc"), ("ij,jk", "ab", "bc"), ("ii->i", "aa"), ("ii", "aa"), ("ij->ji", "ab"), ("ij->",
+    "ab"),
            ("i,j->ij", "a", "b"), ("bij,bjk->bik", "cab", "cbd"), ("...ij,...jk->...ik", "cab", "cbd"),
            ("...ij,jk->...ik", "cab", "bd"), ("ij,ij->ij", "ab", "ab"), ("ij,ij", "ab", "ab"), ("i,i", "a", "a"),
            ("ijk,jil->kl", "abc", "bad"), ("ij,jk,kl->il", "ab", "bc", "cd"), ("iij->j", "aab"), ("iji->j", "aba"),
@@ -402,8 +420,10 @@ def test_namespace_makes_tensors_inside_a_trace():
         acc[0] = x
         acc[1] += fnp.arange(x.shape[0]) * 2
         acc += x
-        return acc, fnp.eye(3, k=1), fnp.full((2,), 7), fnp.arange(2, 11, 3), fnp.arange(0, 1, 0.25), fnp.ones((1, 2), bool)
-    want = (np.array([[2.0, 4, 6], [1, 4, 7]]), np.eye(3, k=1), np.full((2,), 7), np.arange(2, 11, 3), np.arange(0, 1, 0.25),
+        return acc, fnp.eye(3, k=1), fnp.full((2,), 7), fnp.arange(2, 11, 3), fnp.arange(0, 1, 0.25), fnp.ones((1, 2),
+            bool)
+    want = (np.array([[2.0, 4, 6], [1, 4, 7]]), np.eye(3, k=1), np.full((2,), 7), np.arange(2, 11, 3), np.arange(0, 1,
+        0.25),
             np.ones((1, 2), bool))
     for dynamic in (False, True):
         same(run(fn, np.array([1.0, 2, 3]), dynamic=dynamic), want)
@@ -424,7 +444,8 @@ def test_array_makes_copies_and_asarray_does_not():
 def test_creation_with_symbolic_sizes():
     def fn(x):
         n = x.shape[0]
-        return (fnp.arange(n), fnp.arange(n, 0, -1), fnp.arange(0, 2 * n, 2), fnp.eye(n), fnp.tri(n, k=-1), fnp.linspace(0, 1, n),
+        return (fnp.arange(n), fnp.arange(n, 0, -1), fnp.arange(0, 2 * n, 2), fnp.eye(n), fnp.tri(n, k=-1),
+            fnp.linspace(0, 1, n),
                 fnp.zeros((n, 2), np.int32), fnp.full(n, 2.5), fnp.arange(n, dtype=np.float32) / n, fnp.identity(n))
     n = 5
     want = (np.arange(n), np.arange(n, 0, -1), np.arange(0, 2 * n, 2), np.eye(n), np.tri(n, k=-1), np.linspace(0, 1, n),
@@ -443,7 +464,8 @@ def test_array_namespace():
     def fn(x):
         xp = x.__array_namespace__()
         assert xp is fnp
-        return xp.permute_dims(x, (1, 0)), xp.concat([x, x]), xp.matmul(x, xp.matrix_transpose(x)), xp.astype(x, xp.float32)
+        return xp.permute_dims(x, (1, 0)), xp.concat([x, x]), xp.matmul(x, xp.matrix_transpose(x)), xp.astype(x,
+            xp.float32)
     out = run(fn, A)
     same(out[0], A.T)
     same(out[3], A.astype(np.float32))
@@ -454,17 +476,18 @@ def test_array_namespace():
 
 
 def test_standard_names_are_there():
-    names = ("abs acos acosh add all any arange argmax argmin argsort asarray asin asinh astype atan atan2 atanh bitwise_and "
-             "bitwise_invert bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor bool broadcast_arrays broadcast_to "
-             "can_cast ceil clip complex128 complex64 concat conj copysign cos cosh cumulative_prod cumulative_sum diff divide "
-             "e empty empty_like equal exp expand_dims expm1 eye finfo flip float32 float64 floor floor_divide from_dlpack full "
-             "full_like greater greater_equal hypot iinfo imag inf int16 int32 int64 int8 isdtype isfinite isinf isnan less "
-             "less_equal linspace log log10 log1p log2 logaddexp logical_and logical_not logical_or logical_xor matmul "
-             "matrix_transpose max maximum mean meshgrid min minimum moveaxis multiply nan negative newaxis not_equal ones "
-             "ones_like permute_dims pi positive pow prod real reciprocal remainder repeat reshape result_type roll round "
-             "searchsorted sign signbit sin sinh sort sqrt square squeeze stack std subtract sum take take_along_axis tan tanh "
-             "tensordot tile tril triu trunc uint16 uint32 uint64 uint8 unstack var vecdot where zeros zeros_like "
-             "count_nonzero").split()
+    names = ("abs acos acosh add all any arange argmax argmin argsort asarray asin asinh astype atan atan2 atanh "
+             "bitwise_and bitwise_invert bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor bool "
+             "broadcast_arrays broadcast_to can_cast ceil clip complex128 complex64 concat conj copysign cos cosh "
+             "cumulative_prod cumulative_sum diff divide e empty empty_like equal exp expand_dims expm1 eye finfo "
+             "flip float32 float64 floor floor_divide from_dlpack full full_like greater greater_equal hypot iinfo "
+             "imag inf int16 int32 int64 int8 isdtype isfinite isinf isnan less less_equal linspace log log10 "
+             "log1p log2 logaddexp logical_and logical_not logical_or logical_xor matmul matrix_transpose max "
+             "maximum mean meshgrid min minimum moveaxis multiply nan negative newaxis not_equal ones ones_like "
+             "permute_dims pi positive pow prod real reciprocal remainder repeat reshape result_type roll round "
+             "searchsorted sign signbit sin sinh sort sqrt square squeeze stack std subtract sum take "
+             "take_along_axis tan tanh tensordot tile tril triu trunc uint16 uint32 uint64 uint8 unstack var "
+             "vecdot where zeros zeros_like count_nonzero").split()
     missing = [n for n in names if not hasattr(fnp, n)]
     assert not missing
     assert "bfloat16" in dir(fnp) and len(public()) > 250 and supported(np.tanh) and not supported(np.linalg.svd)
@@ -525,7 +548,8 @@ def naive_conv(x, w, stride, pad, dilation):
     out = np.zeros((n, o, oh, ow))
     for i in range(oh):
         for j in range(ow):
-            patch = x[:, :, i * stride:i * stride + kh * dilation:dilation, j * stride:j * stride + kw * dilation:dilation]
+            patch = x[:, :, i * stride:i * stride + kh * dilation:dilation,
+                j * stride:j * stride + kw * dilation:dilation]
             out[:, :, i, j] = np.einsum("ncij,ocij->no", patch[:, :, :kh, :kw], w)
     return out
 
@@ -534,14 +558,16 @@ def naive_conv(x, w, stride, pad, dilation):
 def test_conv(stride, pad, dilation):
     x, w, b = RNG.normal(size=(2, 3, 9, 8)), RNG.normal(size=(4, 3, 3, 2)), RNG.normal(size=4)
     want = naive_conv(x, w, stride, pad, dilation)
-    np.testing.assert_allclose(run(lambda x, w: nn.conv(x, w, stride=stride, padding=pad, dilation=dilation), x, w), want)
+    np.testing.assert_allclose(run(lambda x, w: nn.conv(x, w, stride=stride, padding=pad, dilation=dilation), x, w),
+    want)
     np.testing.assert_allclose(nn.conv(x, w, b, stride=stride, padding=pad, dilation=dilation), want + b[:, None, None])
 
 
 def test_conv_same_padding_keeps_the_size():
     x, w = np.ones((1, 2, 7)), np.ones((2, 1, 3))
     assert run(lambda x, w: nn.conv(x, w, padding="same", groups=2), x, w, dynamic=False).shape == (1, 2, 7)
-    traced = record(lambda x: nn.conv(x, w[:, :, :, None], padding="same", stride=(1, 2), groups=2), np.ones((1, 2, 7, 5)))
+    traced = record(lambda x: nn.conv(x, w[:, :, :, None], padding="same", stride=(1, 2), groups=2), np.ones((1, 2, 7,
+        5)))
     assert traced.graph.outputs[0].type.shape == (1, 2, 7, 3)
     dynamic = record(lambda x: nn.conv(x, w[:1, :, :, None], padding="same"), np.ones((1, 1, 7, 5)), dynamic=True)
     assert str(dynamic.graph.outputs[0].type) == "f64[1, 1, n7, n5]"
@@ -582,10 +608,14 @@ def test_random_streams():
     from flowc import random as fr
     key = fr.key(42)
     assert key.dtype == np.uint32 and key.shape == (2,) and isinstance(fr.uniform(key, (3,)), np.ndarray)
-    for draw in (lambda k: fr.uniform(k, (50,), dtype=np.float64), lambda k: fr.normal(k, (50,)), lambda k: fr.split(k, 3),
-                 lambda k: fr.randint(k, (50,), -3, 9), lambda k: fr.bernoulli(k, 0.3, (50,)), lambda k: fr.permutation(k, 20),
-                 lambda k: fr.uniform(k, (7,), -2, 5, np.float16), lambda k: fr.fold_in(k, 3), lambda k: fr.exponential(k, (9,)),
-                 lambda k: fr.truncated_normal(k, -1, 1, (40,)), lambda k: fr.categorical(k, np.log(np.array([0.2, 0.8])), (9,)),
+    for draw in (lambda k: fr.uniform(k, (50,), dtype=np.float64), lambda k: fr.normal(k, (50,)),
+        lambda k: fr.split(k, 3),
+                 lambda k: fr.randint(k, (50,), -3, 9), lambda k: fr.bernoulli(k, 0.3, (50,)),
+                 lambda k: fr.permutation(k, 20),
+                 lambda k: fr.uniform(k, (7,), -2, 5, np.float16), lambda k: fr.fold_in(k, 3),
+                 lambda k: fr.exponential(k, (9,)),
+                 lambda k: fr.truncated_normal(k, -1, 1, (40,)),
+                 lambda k: fr.categorical(k, np.log(np.array([0.2, 0.8])), (9,)),
                  lambda k: fr.choice(k, 9, (3,))):
         same(run(draw, key), draw(key), rtol=1e-6)
     a, b = fr.split(key)

@@ -105,7 +105,7 @@ def test_unknown_name_is_an_attribute_error():
 
 @pytest.mark.parametrize("name", ["verify"])
 def test_functions_win_over_rooms_of_their_name(name):
-    """``import flowc.jit`` must not replace the function ``flowc.jit``; the room stays importable."""
+    """Importing ``flowc.verify`` must not replace the function ``flowc.verify``; the room stays importable."""
     room = importlib.import_module(f"flowc.{name}")
     assert callable(getattr(flowc, name))
     assert getattr(flowc, name) is not room

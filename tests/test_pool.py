@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from flowc import config
-from flowc.backends.llvm import engine, pool
+from flowc.backends.llvm import engine, pool, pool_ir
 from flowc.diag import FlowcValueError
 
 pytestmark = pytest.mark.skipif(pool.native_kind() == "none", reason="no native threads here")
@@ -130,7 +130,7 @@ def test_count_changes(tasks, three):
 
 def test_nested_regions_run_inline(tasks, three):
     word = np.zeros(1, np.int64)
-    fork = ctypes.c_int64.from_address(three.address + pool.PARALLEL_FOR).value
+    fork = ctypes.c_int64.from_address(three.address + pool_ir.PARALLEL_FOR).value
     arg = (ctypes.c_int64 * 3)(three.address, fork, word.ctypes.data)
     for _ in range(20):
         word[0] = 0
@@ -172,7 +172,7 @@ SCRIPT = """
 import ctypes, os, sys, threading
 sys.path.insert(0, {root!r})
 import numpy as np
-from flowc.backends.llvm import engine, pool
+from flowc.backends.llvm import engine, pool, pool_ir
 tasks = engine.compile_module({tasks!r})
 def run(p):
     data = np.arange(34); data[17:] = 0
@@ -261,7 +261,13 @@ class TestCount:
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
         monkeypatch.setattr(pool, "cgroup_cpus", lambda: 2.5)
         monkeypatch.setenv("FLOWC_NUM_THREADS", "0")
-        assert pool.available_threads() == 3
+        assert pool.available_threads() == base, "looked up once"
+        pool.machine_threads.cache_clear()
+        try:
+            assert pool.available_threads() == 3
+        finally:
+            monkeypatch.undo()
+            pool.machine_threads.cache_clear()
 
     @pytest.mark.parametrize(("files", "own", "want"), [
         ({}, "0::/\n", math.inf),

@@ -28,7 +28,7 @@ def by_steps(c, arrays):
     for wave in c.program.plan.waves():
         for step in reversed(wave):
             c.executable.run_step(step, views, sizes)
-    return c.executable.finish(arrays, out, arena, sizes)
+    return c.executable.finish(arrays, out)
 
 
 @given(programs())

@@ -1,4 +1,4 @@
-"""Helpers of the tracing tests: trace a function on arrays and run what was recorded, node by node.
+"""Helpers of the tracing tests: trace a function on arrays and run what was recorded on the interpreter.
 
 ``run(fn, *args)`` compares nothing; ``check(fn, *args)`` compares with plain NumPy, also dtype and shape.  ``dynamic``
 traces with every axis of more than one element as a symbol; axes of equal size share it.
@@ -12,8 +12,10 @@ import numpy as np
 
 import flowc.numpy_api
 import flowc.ops  # noqa: F401
-from flowc.dims import Dim, evaluate, substitute, sym
-from flowc.graph import PARAM, Graph
+from flowc.backends import interp
+from flowc.backends.interp import bind_sizes
+from flowc.dims import sym
+from flowc.graph import Graph
 from flowc.trace import Leaf, Traced, trace
 from flowc.tree import flatten
 from flowc.types import Type, array_type, dtype
@@ -39,31 +41,14 @@ class OutOfRange(AssertionError):
     """The sizes are outside the ranges the traced function needs."""
 
 
-def concrete(value, env):
-    if isinstance(value, Dim):
-        return int(evaluate(substitute(value, {}), env))
-    return tuple(concrete(v, env) for v in value) if isinstance(value, tuple) else value
-
-
 def run_graph(graph: Graph, arrays) -> list[np.ndarray]:
-    """Node by node with the ops' NumPy meanings."""
-    env: dict[str, int] = {}
-    values = {}
-    for p, a in zip(graph.params, arrays):
-        values[p] = np.asarray(a, p.dtype.numpy)
-        env |= {str(d): int(n) for d, n in zip(p.shape, values[p].shape) if isinstance(d, Dim)}
+    """By the reference interpreter; OutOfRange where the sizes are none the graph is for."""
+    given = [np.asarray(a, p.dtype.numpy) for a, p in zip(arrays, graph.params)]
+    sizes = bind_sizes([p.type for p in graph.params], given)
     for name, (lo, hi) in graph.ranges.items():
-        if not (lo <= env[name] and (hi is None or env[name] <= hi)):
-            raise OutOfRange(name, lo, hi, env)
-    for node in graph.nodes:
-        if node.op is PARAM:
-            continue
-        attrs = {k: concrete(v, env) for k, v in node.attrs.items()}
-        out = node.op.numpy(*[values[x] for x in node.inputs], **attrs)
-        assert out.shape == concrete(node.shape, env), (node, out.shape)
-        assert out.dtype == node.dtype.numpy, (node, out.dtype)
-        values[node] = out
-    return [values[o] for o in graph.outputs]
+        if not (lo <= sizes[name] and (hi is None or sizes[name] <= hi)):
+            raise OutOfRange(name, lo, hi, sizes)
+    return interp.run_graph(graph, given)
 
 
 def run(fn, *args, dynamic: bool = False, **kwargs):

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 from flowc.backends import buffers
 from flowc.backends.llvm.builder import Function, Module
-from flowc.backends.llvm.entry import SERIAL_WORK, WORK_PER_US
+from flowc.backends.llvm.share import SERIAL_WORK, WORK_PER_US
 
 GIL_WORK = 10 * WORK_PER_US         # below this, letting other Python threads run costs more than it gives
 SLOW_WORK = 500_000 * WORK_PER_US   # from here on the fallback runs it, which looks for Ctrl-C now and then

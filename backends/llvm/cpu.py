@@ -18,16 +18,8 @@ from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.callpath import CallSpec, make_callable
 from flowc.backends.llvm.emit import emit_kernel
 from flowc.backends.llvm.engine import Code, Store, compile_module, content_name, host
-from flowc.backends.llvm.entry import (
-    CHUNK_WORK,
-    SERIAL_WORK,
-    WORK_PER_US,
-    emit_entry,
-    emit_sizes,
-    kernel_symbols,
-    parallel_extent,
-    span_code,
-)
+from flowc.backends.llvm.entry import emit_entry, emit_sizes, kernel_symbols, parallel_extent
+from flowc.backends.llvm.share import CHUNK_WORK, SERIAL_WORK, WORK_PER_US
 from flowc.backends.llvm.target import cpu_target
 from flowc.backends.runtime import Executable, normalise, run_host_step
 from flowc.dims import evaluate, substitute
@@ -38,9 +30,7 @@ PATIENCE = 500_000 * WORK_PER_US     # work (half a second) after which a run le
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 _RUN = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)
-_SPAN = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 3)
 _STAND_IN = "flowc_kernel_symbol"
-_spans: list[Code] = []  # the one module that runs parts of a kernel, once it was needed
 
 
 class CpuExecutable(Executable):
@@ -161,20 +151,22 @@ class CpuExecutable(Executable):
             _KERNEL(address)(ctypes.addressof(slots), 0, 1)
             return
         limit = evaluate(substitute(extent, dict(zip(kernel.dims, step.dims, strict=True))), sizes)
-        self._run_split(address, ctypes.addressof(slots), work, max(1, limit), pool.handle(self._store))
+        self._run_split(address, ctypes.addressof(slots), work, max(1, limit))
 
-    def _run_split(self, kernel: int, slots: int, work: int, limit: int, threads: int) -> None:
-        """Run a kernel in chunks: all in one region, or several regions if it takes long, so that Python can react to
+    def _run_split(self, kernel: int, slots: int, work: int, limit: int) -> None:
+        """Run a kernel in chunks: all in one region, or in several if it takes long, so that Python can react to
         signals in between."""
         regions = min(limit, -(-work // PATIENCE))
-        count = min(limit, max(1, work // CHUNK_WORK), max(64, 16 * regions)) if threads else regions
-        if not _spans:
-            _spans.append(span_code(self._store))
-        span = _SPAN(_spans[0].address("run_span"))
+        threads = pool.default(self._store) if pool.handle(self._store) else None
+        if threads is None:
+            for i in range(regions):
+                _KERNEL(kernel)(slots, i, regions)
+            return
+        count = min(limit, max(1, work // CHUNK_WORK), max(64, 16 * regions))
         for i in range(regions):
             first, last = count * i // regions, count * (i + 1) // regions
             if last > first:
-                span(threads, kernel, slots, first, last - first, count)
+                threads.span(kernel, slots, first, last - first, count)
 
     def native_callable(self, spec: CallSpec, fallback: Callable[..., object]) -> Callable[..., object]:
         if self._entry is None:

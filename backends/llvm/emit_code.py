@@ -304,7 +304,7 @@ class Code(Function):
             terms, const, strides, wide = [], 0, [], []
             for mono, c in d.terms if isinstance(d, Dim) else (((), d),):
                 if not mono:
-                    const = c
+                    const += c
                     continue
                 one = Dim(((mono, c),))
                 if not self.varying(one):

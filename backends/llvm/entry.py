@@ -1,7 +1,7 @@
 """The function that runs a whole plan: every wave, every kernel, in native code.
 
-Here: ``@run`` and ``@sizes`` of a program, how much work is worth a thread, how kernels share a parallel region.
-Not here: the kernels (emit.py), the pool (pool.py), arguments and results (callpath.py, runtime.py).
+Here: ``@run`` and ``@sizes`` of a program.
+Not here: the kernels (emit.py), what is split over threads (share.py), arguments and results (callpath.py, cpu.py).
 Read next: backends/runtime.py.
 
 ``void @run(ptr %buffers, ptr %dims, ptr %arena, ptr %pool)``
@@ -22,16 +22,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from flowc.backends.llvm.builder import Function, Module
-from flowc.backends.llvm.engine import QUICK, Code, Store, compile_module
-from flowc.backends.llvm.pool import PARALLEL_FOR, THREADS
+from flowc.backends.llvm.pool_ir import RUN_MANY, RUN_ONE
+from flowc.backends.llvm.share import ROW, SERIAL_WORK, field, field_at, put
 from flowc.dims import Call, Dim, DimLike, prod, substitute, sym, symbols
 from flowc.kernel import Kernel, Loop
 from flowc.plan import Place, Plan, Program, Step
 
-WORK_PER_US = 4000                  # work units (machine operations and bytes) that one core does in a microsecond
-SERIAL_WORK = 50 * WORK_PER_US      # a wave below this is not worth waking a thread
-CHUNK_WORK = 10 * WORK_PER_US       # no chunk is planned smaller than this
-CHUNKS_PER_THREAD = 4               # more chunks than threads: an interrupted thread holds up less
 PART = 48                           # steps per function: LLVM's time per function grows faster than its length
 
 KERNEL_SIGNATURE = "void (ptr, i64, i64)"
@@ -91,12 +87,6 @@ def emit_entry(program: Program, module: Module, kernels: Mapping[str, str] | No
         for i in range(len(parts)):
             f.raw(f"call void @{name}.part{i}({arguments})")
         f.finish()
-    calls = "\n".join(module.functions)
-    if f"@{name}.one(" in calls:
-        _emit_one(module, name)
-    if f"@{name}.many(" in calls:
-        _emit_many(module, name)
-        _emit_group(module, name)
 
 
 def _parts(waves: Sequence[Sequence[Step]]) -> Iterator[list[list[Step]]]:
@@ -126,7 +116,6 @@ class _Part:
         self.env: dict[str, str | int] = {}
         self.sizes: dict[DimLike, str | int] = {}
         self.pointers: dict[str, str] = {}
-        self.threads = ""
         self.frames: list[int] = []  # size of the argument array at each position of a wave
         self.table_rows = 0
 
@@ -135,7 +124,7 @@ class _Part:
             self._wave(wave)
         allocas = [f"  %frame{i} = alloca [{max(n, 1)} x i64], align 8" for i, n in enumerate(self.frames)]
         if self.table_rows:
-            allocas.append(f"  %group = alloca [{1 + 4 * self.table_rows} x i64], align 8")
+            allocas.append(f"  %group = alloca [{1 + ROW * self.table_rows} x i64], align 8")
         self.f.lines[2:2] = allocas
         self.f.finish()
 
@@ -146,7 +135,7 @@ class _Part:
             return d
         for s in sorted(symbols(d)):
             if s not in self.env:
-                self.env[s] = _field(self.f, "%dims", self.program.plan.symbols.index(s), "i64")
+                self.env[s] = field(self.f, "%dims", self.program.plan.symbols.index(s), "i64")
         if d not in self.sizes:
             self.sizes[d] = self.f.dim(d, self.env)
         return self.sizes[d]
@@ -157,7 +146,7 @@ class _Part:
             if place.kind == "arena":
                 self.pointers[name] = self.f.op(f"getelementptr i8, ptr %arena, i64 {self._size(place.offset)}")
             else:
-                self.pointers[name] = _field(self.f, "%buffers", self.slots[_slot_key(name, place)], "ptr")
+                self.pointers[name] = field(self.f, "%buffers", self.slots[_slot_key(name, place)], "ptr")
         return self.pointers[name]
 
     # -- steps
@@ -169,9 +158,9 @@ class _Part:
             self.frames.append(0)
         self.frames[position] = max(self.frames[position], len(step.buffers) + len(step.dims))
         for i, buffer in enumerate(step.buffers):
-            _put(self.f, frame, i, "ptr", self._pointer(buffer))
+            put(self.f, frame, i, "ptr", self._pointer(buffer))
         for i, d in enumerate(step.dims, len(step.buffers)):
-            _put(self.f, frame, i, "i64", self._size(d))
+            put(self.f, frame, i, "i64", self._size(d))
         return frame
 
     def _wave(self, steps: Sequence[Step]) -> None:
@@ -181,20 +170,36 @@ class _Part:
         works = [self._size(s.work) for s in steps]
         small = all(isinstance(w, int) for w in works) and sum(map(int, works)) < SERIAL_WORK
         if small or len(steps) == 1 and extents[0] == 1:
-            for step, frame in zip(steps, frames, strict=True):
-                f.raw(f"call void @{self.kernels[step.kernel]}(ptr {frame}, i64 0, i64 1)")
+            self._serial(steps, frames)
             return
-        if len(steps) == 1:
-            f.raw(f"call void @{self.name}.one(ptr %pool, ptr @{self.kernels[steps[0].kernel]}, ptr {frames[0]}, "
-                  f"i64 {works[0]}, i64 {extents[0]})")
-            return
-        self.table_rows = max(self.table_rows, len(steps))
-        for i, (step, frame) in enumerate(zip(steps, frames, strict=True)):
-            row = (("ptr", f"@{self.kernels[step.kernel]}"), ("ptr", frame), ("i64", works[i]), ("i64", extents[i]))
-            for j, (ty, value) in enumerate(row):
-                _put(f, "%group", 1 + 4 * i + j, ty, value)
-        _put(f, "%group", 0, "i64", len(steps))
-        f.raw(f"call void @{self.name}.many(ptr %pool, ptr %group)")
+        alone, shared, done = f.label("alone"), f.label("shared"), f.label("done")
+        f.cond_br(f.op("icmp eq ptr %pool, null"), alone, shared)
+        f.begin(alone)
+        self._serial(steps, frames)
+        f.br(done)
+        f.begin(shared)
+        rows = [(f"@{self.kernels[s.kernel]}", frame, w, e)
+                for s, frame, w, e in zip(steps, frames, works, extents, strict=True)]
+        self._one(*rows[0]) if len(rows) == 1 else self._many(rows)
+        f.br(done)
+        f.begin(done)
+
+    def _serial(self, steps: Sequence[Step], frames: Sequence[str]) -> None:
+        for step, frame in zip(steps, frames, strict=True):
+            self.f.raw(f"call void @{self.kernels[step.kernel]}(ptr {frame}, i64 0, i64 1)")
+
+    def _one(self, kernel: str, frame: str, work: str | int, extent: str | int) -> None:
+        run = field_at(self.f, "%pool", RUN_ONE, "ptr")
+        self.f.raw(f"call void {run}(ptr %pool, ptr {kernel}, ptr {frame}, i64 {work}, i64 {extent})")
+
+    def _many(self, rows: Sequence[tuple[str, str, str | int, str | int]]) -> None:
+        self.table_rows = max(self.table_rows, len(rows))
+        put(self.f, "%group", 0, "i64", len(rows))
+        for i, row in enumerate(rows):
+            for j, (ty, value) in enumerate(zip(("ptr", "ptr", "i64", "i64"), row, strict=True)):
+                put(self.f, "%group", 1 + ROW * i + j, ty, value)
+        run = field_at(self.f, "%pool", RUN_MANY, "ptr")
+        self.f.raw(f"call void {run}(ptr %pool, ptr %group)")
 
     def _extent(self, step: Step) -> str | int:
         kernel = self.program.kernels[step.kernel]
@@ -206,157 +211,6 @@ class _Part:
 
 def _slot_key(name: str, place: Place) -> tuple[str, object]:
     return ("constant", name) if place.kind == "constant" else (place.kind, place.index)
-
-
-def _field(f: Function, base: str, i: int, ty: str) -> str:
-    return _field_at(f, base, 8 * i, ty)
-
-
-def _field_at(f: Function, base: str, offset: int, ty: str) -> str:
-    return f.op(f"load {ty}, ptr " + f.op(f"getelementptr i8, ptr {base}, i64 {offset}"))
-
-
-def _put(f: Function, base: str, i: int, ty: str, value: str | int) -> None:
-    at = f.op(f"getelementptr i64, ptr {base}, i64 {i}")
-    f.raw(f"store {ty} {value}, ptr {at}")
-
-
-def _threads(f: Function, alone: str) -> str:
-    """The number of threads of ``%pool``; branches to ``alone`` if that is one."""
-    pooled, several = f.label("pooled"), f.label("several")
-    f.cond_br(f.op("icmp ne ptr %pool, null"), pooled, alone)
-    f.begin(pooled)
-    threads = f.op(f"load atomic i64, ptr {f.op(f'getelementptr i8, ptr %pool, i64 {THREADS}')} monotonic, align 8")
-    f.cond_br(f.op(f"icmp sgt i64 {threads}, 1"), several, alone)
-    f.begin(several)
-    return threads
-
-
-def _extreme(f: Function, fn: str, a: str | int, b: str | int) -> str:
-    return f.call(f"llvm.{fn}.i64", "i64 (i64, i64)", f"i64 {a}", f"i64 {b}")
-
-
-def _share(f: Function, total: str, threads: str) -> str:
-    """Work per chunk: CHUNKS_PER_THREAD chunks per thread over the whole wave, none below CHUNK_WORK."""
-    return _extreme(f, "smax", f.op(f"sdiv i64 {total}, {f.mul(threads, CHUNKS_PER_THREAD)}"), CHUNK_WORK)
-
-
-def _chunks(f: Function, work: str, extent: str, share: str) -> str:
-    return _extreme(f, "smax", _extreme(f, "smin", f.op(f"sdiv i64 {work}, {share}"), extent), 1)
-
-
-def _region(f: Function, fn: str, arg: str, count: str) -> None:
-    f.raw(f"call void {_field_at(f, '%pool', PARALLEL_FOR, 'ptr')}(ptr %pool, ptr {fn}, ptr {arg}, i64 {count})")
-
-
-def _emit_one(module: Module, name: str) -> None:
-    """Run one kernel, split if it is worth it."""
-    f = Function(module, f"{name}.one", "ptr %pool, ptr %kernel, ptr %frame, i64 %work, i64 %extent",
-                 linkage="internal")
-    ask, split, alone, done = f.label("ask"), f.label("split"), f.label("alone"), f.label("done")
-    f.cond_br(f.op(f"icmp sge i64 %work, {SERIAL_WORK}"), ask, alone)
-    f.begin(ask)
-    threads = _threads(f, alone)
-    f.br(split)
-    f.begin(split)
-    _region(f, "%kernel", "%frame", _chunks(f, "%work", "%extent", _share(f, "%work", threads)))
-    f.br(done)
-    f.begin(alone)
-    f.raw("call void %kernel(ptr %frame, i64 0, i64 1)")
-    f.br(done)
-    f.begin(done)
-    f.finish()
-
-
-def _emit_many(module: Module, name: str) -> None:
-    """Run the kernels of a table {count, (kernel, frame, work, parallel iterations)...}: one after the other, or in one
-    region.  For the region the last two of a row become its number of chunks and the end of its chunk numbers."""
-    f = Function(module, f"{name}.many", "ptr %pool, ptr %table", linkage="internal")
-    f.raw("%sums = alloca [2 x i64], align 8")
-    rows, first = f.op("load i64, ptr %table"), f.op("getelementptr i64, ptr %table, i64 1")
-
-    def sum_up(i: int, value: str) -> str:
-        total = f.op(f"add i64 {_field(f, '%sums', i, 'i64')}, {value}")
-        _put(f, "%sums", i, "i64", total)
-        return total
-
-    _put(f, "%sums", 0, "i64", 0)
-    _put(f, "%sums", 1, "i64", 0)
-    with f.loop(0, rows) as i:
-        sum_up(0, _field(f, f.op(f"getelementptr [4 x i64], ptr {first}, i64 {i}"), 2, "i64"))
-    total = _field(f, "%sums", 0, "i64")
-    ask, alone, done = f.label("ask"), f.label("alone"), f.label("done")
-    f.cond_br(f.op(f"icmp sge i64 {total}, {SERIAL_WORK}"), ask, alone)
-    f.begin(ask)
-    share = _share(f, total, _threads(f, alone))
-    with f.loop(0, rows) as i:
-        row = f.op(f"getelementptr [4 x i64], ptr {first}, i64 {i}")
-        count = _chunks(f, _field(f, row, 2, "i64"), _field(f, row, 3, "i64"), share)
-        _put(f, row, 2, "i64", count)
-        _put(f, row, 3, "i64", sum_up(1, count))
-    _region(f, f"@{name}.group", "%table", _field(f, "%sums", 1, "i64"))
-    f.br(done)
-    f.begin(alone)
-    with f.loop(0, rows) as i:
-        row = f.op(f"getelementptr [4 x i64], ptr {first}, i64 {i}")
-        f.raw(f"call void {_field(f, row, 0, 'ptr')}(ptr {_field(f, row, 1, 'ptr')}, i64 0, i64 1)")
-    f.br(done)
-    f.begin(done)
-    f.finish()
-
-
-def _emit_group(module: Module, name: str) -> None:
-    """The task of a shared region: finds the step whose chunk this is, by bisection over the ends."""
-    f = Function(module, f"{name}.group", "ptr %table, i64 %chunk, i64 %nchunks", linkage="internal")
-    rows = f.op("load i64, ptr %table")
-    first = f.op("getelementptr i64, ptr %table, i64 1")
-    f.br("search")
-    f.begin("search")
-    f.raw(f"%lo = phi i64 [ 0, %entry ], [ %lo2, %halve ]\n  %hi = phi i64 [ {rows}, %entry ], [ %hi2, %halve ]")
-    f.raw("%going = icmp slt i64 %lo, %hi")
-    f.raw("br i1 %going, label %halve, label %found")
-    f.begin("halve")
-    f.raw("%sum = add i64 %lo, %hi\n  %mid = lshr i64 %sum, 1\n  %up = add i64 %mid, 1")
-    middle = f.op(f"getelementptr [4 x i64], ptr {first}, i64 %mid")
-    end = _field(f, middle, 3, "i64")
-    f.raw(f"%past = icmp sge i64 %chunk, {end}")
-    f.raw("%lo2 = select i1 %past, i64 %up, i64 %lo\n  %hi2 = select i1 %past, i64 %hi, i64 %mid")
-    f.br("search")
-    f.begin("found")
-    row = f.op(f"getelementptr [4 x i64], ptr {first}, i64 %lo")
-    kernel, frame = _field(f, row, 0, "ptr"), _field(f, row, 1, "ptr")
-    count, stop = _field(f, row, 2, "i64"), _field(f, row, 3, "i64")
-    mine = f.op("sub i64 %chunk, " + f.op(f"sub i64 {stop}, {count}"))
-    f.raw(f"call void {kernel}(ptr {frame}, i64 {mine}, i64 {count})")
-    f.finish()
-
-
-def span_code(store: Store | None = None) -> Code:
-    """``void @run_span(pool, kernel, slots, first, count, total)``: chunks first .. first + count - 1 of ``total`` of
-    one kernel, in one region of the pool or, if it is null, here."""
-    module = Module()
-    task = Function(module, "span.task", "ptr %span, i64 %chunk, i64 %nchunks", linkage="internal")
-    kernel, slots = _field(task, "%span", 0, "ptr"), _field(task, "%span", 1, "ptr")
-    chunk = task.add("%chunk", _field(task, "%span", 2, "i64"))
-    task.raw(f"call void {kernel}(ptr {slots}, i64 {chunk}, i64 {_field(task, '%span', 3, 'i64')})")
-    task.finish()
-    f = Function(module, "run_span", "ptr %pool, ptr %kernel, ptr %slots, i64 %first, i64 %count, i64 %total")
-    f.raw("%span = alloca [4 x i64], align 8")
-    for i, (ty, value) in enumerate((("ptr", "%kernel"), ("ptr", "%slots"), ("i64", "%first"), ("i64", "%total"))):
-        _put(f, "%span", i, ty, value)
-    here, split, done = f.label("here"), f.label("split"), f.label("done")
-    f.cond_br(f.op("icmp eq ptr %pool, null"), here, split)
-    f.begin(split)
-    entry = _field_at(f, "%pool", PARALLEL_FOR, "ptr")
-    f.raw(f"call void {entry}(ptr %pool, ptr @span.task, ptr %span, i64 %count)")
-    f.br(done)
-    f.begin(here)
-    with f.loop(0, "%count") as each:
-        f.raw(f"call void @span.task(ptr %span, i64 {each}, i64 %count)")
-    f.br(done)
-    f.begin(done)
-    f.finish()
-    return compile_module(module.text(), store=store, level=QUICK)
 
 
 # ---- sizes ----------------------------------------------------------------------------------------------------------
@@ -383,7 +237,7 @@ def emit_sizes(program: Program, module: Module, name: str = "sizes") -> None:
     results += [plan.arena, _total(s.work for s in plan.steps)]
     equal = [*plan.constraints, *((sym(h), d) for d, h in hidden.items())]
     f = Function(module, name, "ptr %dims, ptr %out", ret="i32")
-    env: dict[str, str | int] = {s: _field(f, "%dims", i, "i64")
+    env: dict[str, str | int] = {s: field(f, "%dims", i, "i64")
                                  for i, s in enumerate([*plan.symbols, *hidden.values()])}
     fine: list[str] = []
     limit = safe_size([*results, *(x for pair in equal for x in pair)])
@@ -401,7 +255,7 @@ def emit_sizes(program: Program, module: Module, name: str = "sizes") -> None:
         value = f.dim(d, env)
         if i < outputs and not isinstance(value, int):
             fine.append(f.op(f"icmp sge i64 {value}, 0"))
-        _put(f, "%out", i, "i64", value)
+        put(f, "%out", i, "i64", value)
     verdict = "true"
     for c in fine:
         verdict = f.op(f"and i1 {verdict}, {c}")

@@ -24,6 +24,7 @@ from flowc.backends.llvm.mathlib_parts import (
     quarter_turns_f32,
     rarely,
     scale,
+    two_sum,
 )
 from flowc.kernel import Builder, Expr
 from flowc.types import f32, f64, i32, i64
@@ -67,10 +68,12 @@ def to_integer(b: Builder, x: Expr, factor: float) -> tuple[Expr, Expr]:
 
 # ---- exponentials ---------------------------------------------------------------------------------------------------
 
-def exp_parts(b: Builder, x: Expr) -> tuple[Expr, Expr]:
-    """(p, n) with exp(x) = p * 2**n and p about 0.7 to 1.42; ``x`` within +-20000."""
+def exp_parts(b: Builder, x: Expr, low: Expr | None = None) -> tuple[Expr, Expr]:
+    """(p, n) with exp(x + low) = p * 2**n and p about 0.7 to 1.42; ``x`` within +-20000."""
     j, n = to_integer(b, x, 1.4426950408889634)
     r = b.fma(j, -LN2_LOW, b.fma(j, -LN2, x))
+    if low is not None:
+        r = b.add(r, low)
     return b.fma(r, b.fma(r, poly(b, r, EXP), 1.0), 1.0), n
 
 
@@ -93,9 +96,9 @@ def expm1(b: Builder, x: Expr) -> Expr:
     y = clamp(b, x, -20.0, 89.0)
     j, n = to_integer(b, y, 1.4426950408889634)
     r = b.fma(j, -LN2_LOW, b.fma(j, -LN2, y))
-    p = b.fma(b.mul(r, r), poly(b, r, EXP), r)  # expm1(r)
+    p, lost = two_sum(b, r, b.mul(b.mul(r, r), poly(b, r, EXP)))  # expm1(r)
     half = power_of_two(b, b.sub(n, 1), f32)    # 2**n would overflow before the result does
-    out = b.fma(p, half, b.sub(half, 0.5))
+    out = b.fma(lost, half, b.fma(p, half, b.sub(half, 0.5)))
     return b.select(b.lt(b.abs(x), 2.0**-25), x, b.add(out, out))
 
 
@@ -233,7 +236,7 @@ def _wave(b: Builder, q: Expr, r: Expr, low: Expr | None = None) -> Expr:
         cosine = b.fma(fourth, poly(b, z, COS), b.fma(z, -0.5, 1.0))
     else:
         sine = b.add(r, b.fma(cubic, poly(b, z, SIN), low))
-        cosine = b.fma(fourth, poly(b, z, COS), b.fma(z, -0.5, b.fma(r, b.neg(low), 1.0)))
+        cosine = b.add(b.fma(z, -0.5, 1.0), b.fma(fourth, poly(b, z, COS), b.mul(r, b.neg(low))))
     v = b.select(odd, cosine, sine)
     return b.bitcast(b.xor(bits(b, v), b.shl(b.and_(q, 2), 30)), f32)
 
@@ -339,8 +342,8 @@ def erfc(b: Builder, x: Expr) -> Expr:
     inverse = b.div(1.0, b.fma(t, 2.0, 1.0))
     h = b.mul(g, inverse)
     g = b.fma(b.fma(b.mul(h, t), -2.0, b.sub(g, h)), inverse, h)
-    p, n = exp_parts(b, b.neg(square))
-    far = scale(b, b.mul(b.fma(p, b.neg(low), p), g), n)
+    p, n = exp_parts(b, b.neg(square), b.neg(low))
+    far = scale(b, b.mul(p, g), n)
     far = b.select(b.lt(x, 0.0), b.sub(2.0, far), far)
     return b.select(b.lt(a, 0.5), near, far)
 

@@ -68,11 +68,12 @@ ASIN = (0.032628768553225738, -0.020999236244758031, 0.021707532137188425, 0.003
 ERF = (5.9451498010567372e-11, -1.1365597377212516e-09, 1.4657861441444799e-08, -1.6350022385089705e-07,
        1.6460972539602005e-06, -1.4925593489007986e-05, 0.00012055331036134426, -0.00085483269787208882,
        0.0052239776247804993, -0.026866170645072861, 0.11283791670954857, -0.37612638903183748, 0.12837916709551259)
-ERFC = (7.044752188068986e-08, -2.8849712420052014e-08, -6.4125976756508899e-07, 2.6954067408285271e-07,
-        3.5172706275747191e-06, -7.0154916582472011e-07, -2.0123381348077858e-05, 4.9445969194072056e-06,
-        0.00012510518744690286, -0.0001051595305886625, -0.00077983311510473993, 0.0018886903828690754,
-        0.0025293918856787922, -0.023770514922570714, 0.068308027340878846, -0.11927366341513272, 0.129645158702824,
-        -0.047562294353453258, -0.13562110612458156, 1.2530080582697296)
+ERFC = (-1.4405735079564768e-08, 2.2008818832525272e-08, 1.0918921898659615e-07, -1.1935223156728831e-07,
+        -6.2705168659790994e-07, 3.4228086233572587e-07, 3.4799056900582213e-06, -7.2552829490916029e-07,
+        -2.0103769182469766e-05, 4.9478962267500157e-06, 0.00012510020443294803, -0.00010515952686361636,
+        -0.00077983241342563796, 0.0018886903294568021, 0.0025293918301281244, -0.023770514916692687,
+        0.068308027343209052, -0.11927366341537758, 0.12964515870277996, -0.047562294353449761, -0.13562110612458131,
+        1.2530080582697296)
 
 
 def to_integer(b: Builder, x: Expr, factor: float) -> tuple[Expr, Expr]:
@@ -83,10 +84,12 @@ def to_integer(b: Builder, x: Expr, factor: float) -> tuple[Expr, Expr]:
 
 # ---- exponentials ---------------------------------------------------------------------------------------------------
 
-def exp_parts(b: Builder, x: Expr) -> tuple[Expr, Expr]:
-    """(p, n) with exp(x) = p * 2**n and p about 0.7 to 1.42."""
+def exp_parts(b: Builder, x: Expr, low: Expr | None = None) -> tuple[Expr, Expr]:
+    """(p, n) with exp(x + low) = p * 2**n and p about 0.7 to 1.42."""
     j, n = to_integer(b, x, LOG2_E)
     r = b.fma(j, -LN2_LOW, b.fma(j, -LN2, x))
+    if low is not None:
+        r = b.add(r, low)
     return b.fma(r, b.fma(r, poly(b, r, EXP), 1.0), 1.0), n
 
 
@@ -109,9 +112,10 @@ def expm1(b: Builder, x: Expr) -> Expr:
     y = clamp(b, x, -40.0, 710.0)
     j, n = to_integer(b, y, LOG2_E)
     r = b.fma(j, -LN2_LOW, b.fma(j, -LN2, y))
-    p = b.fma(b.mul(r, r), poly(b, r, EXP), r)
+    tail = b.mul(b.mul(r, r), poly(b, r, EXP))
+    p, lost = two_sum(b, r, tail)
     half = power_of_two(b, b.cast(b.sub(n, 1), i64), f64)  # 2**n would overflow before the result does
-    out = b.fma(p, half, b.sub(half, 0.5))
+    out = b.fma(lost, half, b.fma(p, half, b.sub(half, 0.5)))
     return b.select(b.lt(b.abs(x), 2.0**-54), x, b.add(out, out))
 
 
@@ -364,7 +368,7 @@ def acos(b: Builder, x: Expr) -> Expr:
 # ---- error functions ------------------------------------------------------------------------------------------------
 
 def _erfc_far(b: Builder, a: Expr) -> Expr:
-    """erfc(a) for a >= 1: exp(-a*a) times a polynomial in (a - 3) / (a + 3), over 1 + 2*a."""
+    """erfc(a) for a >= 1/2: exp(-a*a) times a polynomial in (a - 3) / (a + 3), over 1 + 2*a."""
     t = clamp(b, a, 0.5, 28.0)
     inverse = b.div(1.0, b.add(t, 3.0))
     q = b.fma(inverse, -6.0, 1.0)
@@ -374,8 +378,8 @@ def _erfc_far(b: Builder, a: Expr) -> Expr:
     h = b.mul(g, inverse)
     g = b.fma(b.fma(b.mul(h, t), -2.0, b.sub(g, h)), inverse, h)
     square, low = two_product(b, t, t)
-    p, n = exp_parts(b, b.neg(square))
-    return scale(b, b.mul(b.fma(p, b.neg(low), p), g), n)
+    p, n = exp_parts(b, b.neg(square), b.neg(low))
+    return scale(b, b.mul(p, g), n)
 
 
 def erf(b: Builder, x: Expr) -> Expr:

@@ -19,7 +19,8 @@ TWO_OVER_PI = (
     0, 0xA2F9836E, 0x4E441529, 0xFC2757D1, 0xF534DDC0, 0xDB629599, 0x3C439041, 0xFE5163AB, 0xDEBBC561, 0xB7246E3A,
     0x424DD2E0, 0x06492EEA, 0x09D1921C, 0xFE1DEB1C, 0xB129A73E, 0xE88235F5, 0x2EBB4484, 0xE99C7026, 0xB45F7E41,
     0x3991D639, 0x835339F4, 0x9C845F8B, 0xBDF9283B, 0x1FF897FF, 0xDE05980F, 0xEF2F118B, 0x5A0A6D1F, 0x6D367ECF,
-    0x27CB09B7, 0x4F463F66, 0x9E5FEA2D, 0x7527BAC7, 0xEBE5F17B, 0x3D0739F7, 0x8A5292EA, 0x6BFB5FB1, 0x1F8D5D08)
+    0x27CB09B7, 0x4F463F66, 0x9E5FEA2D, 0x7527BAC7, 0xEBE5F17B, 0x3D0739F7, 0x8A5292EA, 0x6BFB5FB1, 0x1F8D5D08,
+    0x56033046)
 
 INT_OF = {f32: i32, f64: i64}
 MANTISSA = {f32: 23, f64: 52}
@@ -172,35 +173,36 @@ def quarter_turns_f32(b: Builder, a: Expr) -> tuple[Expr, Expr]:
 def quarter_turns_f64(b: Builder, a: Expr) -> tuple[Expr, Expr, Expr]:
     """(quadrant as i32, remainder in radians, what its rounding took) of a finite f64 ``a`` > 2**27.
 
-    As for f32 with a 53-bit m in digits of 32 bits; the product keeps its top 128 of 160 bits."""
+    As for f32 with a 53-bit m in digits of 32 bits: no f64 is nearer to a multiple of pi/2 than 2**-62, so that of the
+    192 bits of the product the upper 128 hold a full remainder."""
     i = b.bitcast(a, u64)
     m0 = b.and_(i, 0xFFFFFFFF)
     m1 = b.or_(b.and_(b.shr(i, 32), 0xFFFFF), 0x100000)
     at = b.cast(b.sub(b.shr(i, 52), 1075 - 30), u32)
-    p = shifted(b, window(b, b.shr(at, 5), 6, 31), b.cast(b.and_(at, 31), u64))
-    columns: list[list[Expr]] = [[] for _ in range(6)]
-    for k in range(5):  # p[4] is the lowest digit
+    p = shifted(b, window(b, b.shr(at, 5), 7, 31), b.cast(b.and_(at, 31), u64))
+    columns: list[list[Expr]] = [[] for _ in range(7)]
+    for k in range(6):  # p[5] is the lowest digit
         for m, high in ((m0, 0), (m1, 1)):
-            column = 4 - k + high
-            if column < 5:
+            column = 5 - k + high
+            if column < 6:
                 product = b.mul(m, p[k])
                 columns[column].append(b.and_(product, 0xFFFFFFFF))
                 columns[column + 1].append(b.shr(product, 32))
     digits, carry = [], None
-    for column in columns[:5]:
+    for column in columns[:6]:
         total = column[0]
         for x in column[1:] + ([] if carry is None else [carry]):
             total = b.add(total, x)
         digits.append(b.and_(total, 0xFFFFFFFF))
         carry = b.shr(total, 32)
-    top = b.or_(b.shl(digits[4], 32), digits[3])  # 2**62 is a quadrant
+    top = b.or_(b.shl(digits[5], 32), digits[4])  # 2**62 is a quadrant
     q = b.shr(b.add(top, 1 << 61), 62)
     rest = b.bitcast(b.sub(top, b.shl(q, 62)), i64)
     high = b.mul(b.cast(b.shr(rest, 32), f64), 2.0**64)
     middle = b.mul(b.cast(b.and_(rest, 0xFFFFFFFF), f64), 2.0**32)
-    s, e = two_sum(b, middle, b.cast(digits[2], f64))
+    s, e = two_sum(b, middle, b.cast(digits[3], f64))
     h, l = two_sum(b, high, s)
-    l = b.add(l, e)
+    l = b.add(l, b.fma(b.cast(digits[2], f64), 2.0**-32, e))
     r, low = two_product(b, h, b.const(1.5707963267948966 * 2.0**-94, f64))
     low = b.fma(h, 6.123233995736766e-17 * 2.0**-94, b.fma(l, 1.5707963267948966 * 2.0**-94, low))
     return b.cast(q, i32), *two_sum(b, r, low)
