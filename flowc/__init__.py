@@ -70,6 +70,11 @@ if TYPE_CHECKING:  # the same names for type checkers; tests compare
     from flowc import numpy as numpy
     from flowc import optim as train  # noqa: F401
     from flowc import random as random
+    from flowc.api import grad as grad
+    from flowc.api import interpret as interpret
+    from flowc.api import jit as jit
+    from flowc.api import value_and_grad as value_and_grad
+    from flowc.api import verify as verify
     from flowc.config import options as options
     from flowc.config import set_option as set_option
     from flowc.diag import FileFormatError as FileFormatError
@@ -80,12 +85,7 @@ if TYPE_CHECKING:  # the same names for type checkers; tests compare
     from flowc.diag import ParseError as ParseError
     from flowc.diag import UnsupportedError as UnsupportedError
     from flowc.diag import VerifyError as VerifyError
-    from flowc.api import grad as grad
-    from flowc.api import interpret as interpret
-    from flowc.api import jit as jit
     from flowc.function import spec as spec
-    from flowc.api import value_and_grad as value_and_grad
-    from flowc.api import verify as verify
     from flowc.optim import gradients as gradients
     from flowc.session import Session as Session
     from flowc.symbolic import Operation as Operation

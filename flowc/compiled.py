@@ -15,6 +15,7 @@ import numpy as np
 
 import flowc.ops  # noqa: F401  (fills the registry)
 from flowc import config
+from flowc.cache import default_store
 from flowc.diag import FlowcError, FlowcTypeError, FlowcValueError
 from flowc.dims import DimLike, evaluate, linear, symbols
 from flowc.graph import Graph, Node
@@ -170,7 +171,7 @@ def compile_graph(graph: Graph, *, device: str | None = None) -> Compiled:
     if config.get("check"):
         from flowc.verify import verify_program
         verify_program(out.program)
-    out.executable = runtime.compile_program(out.program, where)
+    out.executable = runtime.compile_program(out.program, where, store=default_store())
     _dump(out)
     return out
 

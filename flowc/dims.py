@@ -198,7 +198,7 @@ def _join_div_mod(terms: list[tuple[Monomial, int]]) -> list[tuple[Monomial, int
     for mono, c in terms:
         if len(mono) == 1 and mono[0][1] == 1 and isinstance(mono[0][0], Call) and mono[0][0].fn == "mod":
             a, b = mono[0][0].args
-            whole = b * _atom_dim(Call("floordiv", (a, b))) * c
+            whole = floordiv(a, b) * b * c
             have = dict(terms)
             if all(have.get(m) == k for m, k in _terms(whole)):
                 rest = {m: k for m, k in terms if m != mono}
@@ -466,8 +466,13 @@ def _lower(d: DimLike, ranges: Ranges, depth: int) -> int | None:
             if hi is not None and _sign_known(c, ranges, depth, positive=False):
                 return _lower(c * hi + rest, ranges, depth - 1)
         replaced = _lower_calls(d, ranges, depth)
-        if replaced is not None:
-            return replaced
+        termwise = _lower_terms(d, ranges, depth)
+        return termwise if replaced is None else replaced if termwise is None else max(replaced, termwise)
+    return _lower_terms(d, ranges, depth)
+
+
+def _lower_terms(d: Dim, ranges: Ranges, depth: int) -> int | None:
+    """Lower bound from bounds of each term on its own."""
     total = 0
     for mono, c in d.terms:
         lo, hi = 1, 1
@@ -496,31 +501,41 @@ def _eliminable(d: Dim, ranges: Ranges) -> Iterator[str]:
 
 
 def _lower_calls(d: Dim, ranges: Ranges, depth: int) -> int | None:
-    """Lower bound through ``-k*min(...)`` and ``k*max(...)``: any argument bounds the call, so the best one counts;
-    through ``-k*(a // b)`` and ``k*(a // b)``: b*(a // b) lies in [a - b + 1, a]."""
+    """Lower bound through calls.  ``-k*min(...)`` and ``k*max(...)``: any argument bounds the call, so the best one
+    counts; ``k*(a // b)`` with k a multiple of b: b*(a // b) lies in [a - b + 1, a]."""
     best: int | None = None
     for mono, c in d.terms:
-        if len(mono) != 1 or mono[0][1] != 1 or not isinstance(mono[0][0], Call):
-            continue
-        call = mono[0][0]
-        rest = d - _atom_dim(call) * c
-        if call.fn == ("min" if c < 0 else "max"):
-            for a in call.args:
-                low = _lower(rest + a * c, ranges, depth - 1)
-                if low is not None and (best is None or low > best):
-                    best = low
-        elif call.fn == ("max" if c < 0 else "min"):  # the worst argument counts
-            lows = [_lower(rest + a * c, ranges, depth - 1) for a in call.args]
-            known = [x for x in lows if x is not None]
-            if len(known) == len(lows) and (best is None or min(known) > best):
-                best = min(known)
-        elif call.fn == "floordiv" and isinstance(call.args[1], int) and c % call.args[1] == 0:
-            a, b = call.args
-            k = c // b
-            low = _lower(rest + (a * k if c < 0 else (a - b + 1) * k), ranges, depth - 1)
-            if low is not None and (best is None or low > best):
-                best = low
+        for call, power in mono:
+            if power != 1 or isinstance(call, str):
+                continue
+            factor = _make({tuple(t for t in mono if t[0] is not call): 1})
+            if not _sign_known(factor, ranges, depth, positive=True):
+                continue
+            rest = d - _atom_dim(call) * factor * c
+            lows: list[int | None] = []
+            if call.fn in ("min", "max"):
+                lows = [_lower(rest + a * factor * c, ranges, depth - 1) for a in call.args]
+                if call.fn == ("max" if c < 0 else "min"):  # the worst argument counts
+                    lows = [None if None in lows else min(lows)]  # type: ignore[type-var]
+            elif call.fn == "floordiv" and isinstance(call.args[1], int):
+                lows = [_lower(rest + (a if c < 0 else a - b + 1) * factor * (c // b), ranges, depth - 1)
+                        for a, b in _quotients(call, d) if c % b == 0]
+            best = max((x for x in (best, *lows) if x is not None), default=None)
     return best
+
+
+def _quotients(call: Call, d: Dim) -> Iterator[tuple[DimLike, int]]:
+    """Dividend and divisor of ``call``, also as the quotient of a quotient that stands in ``d``:
+    ``a // 12`` is ``(a // 3) // 4``."""
+    a, b = call.args
+    assert isinstance(b, int)
+    yield a, b
+    for mono, _ in d.terms:
+        other = mono[0][0] if mono else None
+        if isinstance(other, Call) and other.fn == "floordiv" and other.args[0] == a:
+            inner = other.args[1]
+            if isinstance(inner, int) and 0 < inner < b and b % inner == 0:
+                yield _atom_dim(other), b // inner
 
 
 def _interval_mul(a, b):

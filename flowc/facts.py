@@ -87,6 +87,12 @@ class Facts:
         if isinstance(fact, int):
             self.known += [fact] if fact < 0 else []  # nothing gets here
             return
+        for mono, c in fact.terms:
+            call = mono[0][0] if len(mono) == 1 and mono[0][1] == 1 else None
+            if isinstance(call, Call) and call.fn == ("min" if c > 0 else "max"):  # it holds for every argument
+                for a in call.args:
+                    self.add(fact + (a - sym_of(call)) * c)
+                return
         self.known.append(fact)
         inside = symbols(fact)
         last = next((n for n in reversed(self.ranges) if n in inside), None)
@@ -188,6 +194,11 @@ class Facts:
         for f in self.known:
             reached &= np.asarray(evaluate(f, env)) >= 0
         return env, reached
+
+
+def sym_of(call: Call) -> Dim:
+    """A call as a size."""
+    return Dim(((((call, 1),), 1),))
 
 
 def _size(e: Expr) -> DimLike | None:
@@ -326,7 +337,7 @@ def _replace(d: DimLike, old: Call, new: DimLike) -> DimLike:
     for mono, c in d.terms:
         term: DimLike = c
         for atom, p in mono:
-            factor = new if atom == old else Dim(((((atom, 1),), 1),))
+            factor = new if atom == old else sym(atom) if isinstance(atom, str) else sym_of(atom)
             for _ in range(p):
                 term = term * factor
         total = total + term

@@ -21,7 +21,7 @@ import numpy as np
 from flowc.diag import Loc, ParseError
 from flowc.dims import Dim, DimLike, Range, dmax, dmin, floordiv, mod, sym
 from flowc.graph import Attrs, Graph, Literal
-from flowc.text import NESTING, RESERVED, content_hash
+from flowc.text import NESTING, VALUES, content_hash
 from flowc.types import DTYPES, DType, Type, dtype
 
 T = TypeVar("T")
@@ -290,7 +290,7 @@ class Parser:
         if kind == "STR":
             self.i += 1
             return self.unquote(text)
-        if kind == "NAME" and text in RESERVED:
+        if kind == "NAME" and text in VALUES:
             return self._attr_word(text)
         number = self.number() if kind in ("FLOAT", "OP") else None
         if isinstance(number, float):

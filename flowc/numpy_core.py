@@ -8,6 +8,7 @@ Read next: numpy_elementwise.py.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -58,6 +59,11 @@ def scalar(value: Any, d: DType) -> Node:
 
 
 def _scalar(value: Any, d: DType) -> Node:
+    if isinstance(value, float) and d.integer:
+        if not math.isfinite(value):
+            raise FlowcTypeError("T004", f"{value} has no value in {d.numpy}", loc=caller_loc(),
+                                 cure="use a float dtype, or replace it with an integer")
+        value = int(value)
     if type(value) is int and d.integer:
         info = np.iinfo(d.numpy)
         if not info.min <= value <= info.max:

@@ -206,6 +206,25 @@ UFUNCS: dict[np.ufunc, Builder] = {
     np.modf: _modf,
 }
 
+
+
+def _xlogy(x: Node, y: Node) -> Node:
+    zero = emit("and", emit("eq", x, like(0, x)), emit("not", emit("isnan", y)))
+    return emit("select", zero, like(0, x), emit("mul", x, emit("log", y)))
+
+
+def _logit(x: Node) -> Node:
+    return emit("sub", emit("log", x), emit("log1p", emit("neg", x)))
+
+
+def _ndtr(x: Node) -> Node:
+    return emit("mul", emit("erfc", emit("mul", x, like(-math.sqrt(0.5), x))), like(0.5, x))
+
+
+# Ufuncs of scipy.special, by name: the library is not loaded for them.
+SCIPY: dict[str, Builder] = {"erf": _op("erf"), "erfc": _op("erfc"), "expit": _op("logistic"), "xlogy": _xlogy,
+                             "logit": _logit, "ndtr": _ndtr}
+
 _COMPARISONS: dict[np.ufunc, tuple[bool, bool]] = {
     np.equal: (False, False), np.not_equal: (True, True), np.less: (False, True), np.less_equal: (False, True),
     np.greater: (True, False), np.greater_equal: (True, False)}
@@ -217,7 +236,7 @@ def ufunc_call(ufunc: np.ufunc, *given: Any, dtype: Any = None) -> Any:
     """A ufunc on traced values: promotion and broadcasting as nodes, then the op."""
     if not stack.get():
         return outside(lambda: ufunc_call(ufunc, *given, dtype=dtype), *given)
-    build = UFUNCS.get(ufunc)
+    build = UFUNCS.get(ufunc) or SCIPY.get(ufunc.__name__)
     if build is None:
         special = rooms.functions.get(ufunc)
         if special is None:

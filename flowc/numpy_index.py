@@ -30,10 +30,12 @@ from flowc.numpy_core import (
     broadcast_shape,
     cast,
     common_dtype,
+    dtype_error,
     emit,
     node_of,
     operand,
     reshape,
+    same_size,
     shape_error,
     size_node,
     spread,
@@ -154,7 +156,7 @@ class Index:
 
     def __init__(self, x: Tensor, key: Any):
         self.x, shape = x, x.type.shape
-        items = _items(key)
+        items, self.mask_sizes = _items(key)
         arrays = [k for k in items if isinstance(k, (np.ndarray, Tensor))]
         used = sum(1 for k in items if k is not None and k is not Ellipsis and not _is_bool0(k))
         if used > len(shape):
@@ -190,6 +192,7 @@ class Index:
                     places.append(place)
                     continue
                 n = shape[axis]
+                self._check_mask(place, n)
                 if isinstance(part, slice):
                     lo, hi, by, turned = _slice(part, n)
                     size = ceildiv(hi - lo, by)
@@ -210,6 +213,17 @@ class Index:
         whole = not flip and tuple(cut) == tuple(shape) and all(isinstance(v, int) and v == 0 for v in start)
         self.basic = Basic(tuple(start), tuple(stop), tuple(step), tuple(flip), tuple(cut), tuple(middle), whole)
         self.together = not places or places[-1] - places[0] == len(places) - 1
+
+    def _check_mask(self, place: int, n: DimLike) -> None:
+        """A constant mask must have the size of the axis it is applied to."""
+        want = self.mask_sizes.get(place, n)
+        if same_size(want, n):
+            return
+        if isinstance(n, Dim):
+            raise SizeUnknownError(f"a mask of size {want} on an axis of size {n}", [n],
+                                   "use a mask of the axis's size", code="T003", notes=[describe(self.x)])
+        raise index_error(f"a mask of size {want} does not fit an axis of size {n}", self.x,
+                          "use a mask of the axis's size")
 
     def _position(self, k: int, n: DimLike) -> DimLike:
         if isinstance(n, int):
@@ -270,9 +284,11 @@ def _is_bool0(k: Any) -> bool:
     return isinstance(k, (bool, np.bool_)) or isinstance(k, np.ndarray) and k.dtype == bool and k.ndim == 0
 
 
-def _items(key: Any) -> list[Any]:
-    """An index expression as a list of int, slice, None, Ellipsis, bool, integer arrays and integer tensors."""
+def _items(key: Any) -> tuple[list[Any], dict[int, int]]:
+    """An index expression as a list of int, slice, None, Ellipsis, bool, integer arrays and integer tensors; and for
+    the places that come from masks the sizes these had."""
     out: list[Any] = []
+    sizes: dict[int, int] = {}
     for k in key if isinstance(key, tuple) else (key,):
         if k is None or k is Ellipsis or isinstance(k, (slice, bool, np.bool_)) or type(k) is int:
             out.append(k)
@@ -285,6 +301,7 @@ def _items(key: Any) -> list[Any]:
             if isinstance(a, Tensor):
                 out.append(_index_tensor(a))
             elif a.dtype == bool:
+                sizes.update(enumerate(a.shape, len(out)))
                 out += list(np.nonzero(a)) if a.ndim else [bool(a)]
             elif a.dtype.kind in "iu" or not a.size:
                 out.append(int(a) if not a.ndim else a.astype(np.int64))
@@ -296,7 +313,7 @@ def _items(key: Any) -> list[Any]:
             raise index_error(f"{k!r} is no index", cure="index with integers, slices, None, ..., or integer arrays")
     if sum(1 for k in out if k is Ellipsis) > 1:
         raise index_error("an index may have only one ellipsis", cure="write the other axes as :")
-    return out
+    return out, sizes
 
 
 def _index_tensor(k: Tensor) -> Tensor:
@@ -407,7 +424,7 @@ def getitem(x: Tensor, key: Any) -> Any:
     index = Index(x, key)
     if index.copies or index.scalar:
         return wrap(index.get(read(x)))
-    return x.view(View(index.get, index.put), corder=x._corder and index.corder())
+    return x.alias(View(index.get, index.put), corder=x._corder and index.corder())
 
 
 def setitem(x: Tensor, key: Any, value: Any) -> None:
@@ -420,6 +437,11 @@ def setitem(x: Tensor, key: Any, value: Any) -> None:
         return
     if type(value) is Selection:
         raise value._refuse("assignment of")
+    if isinstance(key, np.ndarray) and key.dtype == bool and key.ndim and key.shape == x.type.shape[:key.ndim] and (
+            getattr(operand(value), "ndim", 0) == 0):
+        mask = wrap(constant(key, bool_, caller_loc()))  # one value: no need to scatter
+        x.write(_put_mask(x, (mask, 0, False), value))
+        return
     index = Index(x, key)
     old = read(x)
     x.write(index.put(old, fitted(value, index, old, x)))
@@ -428,6 +450,8 @@ def setitem(x: Tensor, key: Any, value: Any) -> None:
 def fitted(value: Any, index: Index, old: Node, x: Tensor) -> Node:
     """A value cast and broadcast to the place an index names; leading axes of size 1 too many are dropped."""
     given = operand(value)
+    if type(given) is complex and old.type.dtype.kind != "c":
+        raise dtype_error("assign", [x, given], "a complex number has no value in a real dtype")
     v = node_of(given, old.type.dtype)
     extra = v.rank - len(index.shape)
     if extra > 0 and all(isinstance(n, int) and n == 1 for n in v.type.shape[:extra]):

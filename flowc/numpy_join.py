@@ -304,7 +304,7 @@ def diagonal(a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
         at = emit("mul", at, spread(size_node(cols + 1), (length,)))
         first = size_node(k if k >= 0 else -k * cols)
         return emit("gather", flat, emit("add", at, spread(first, (length,))), axis=len(rest))
-    return x.view(View(get, None, "a diagonal is read-only"))
+    return x.alias(View(get, None, "a diagonal is read-only"))
 
 
 @api(np.diag)

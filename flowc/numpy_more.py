@@ -242,8 +242,20 @@ def _ordered(op: str) -> Any:
     return build
 
 
-sort = api(np.sort)(_ordered("sort"))
-argsort = api(np.argsort, method="argsort")(_ordered("argsort"))
+def _eager_ordered(name: str) -> Any:
+    """NumPy's function, with the standard's ``descending``."""
+    fn = getattr(np, name)
+
+    def call(a: Any, /, axis: Any = -1, *args: Any, descending: bool = False, **kwargs: Any) -> Any:
+        if not descending:
+            return fn(a, axis, *args, **kwargs)
+        turned = np.flip(fn(np.flip(a, axis), axis, stable=True), axis)
+        return turned if name == "sort" else np.shape(a)[axis] - 1 - turned
+    return call
+
+
+sort = api(np.sort, eager=_eager_ordered("sort"))(_ordered("sort"))
+argsort = api(np.argsort, method="argsort", eager=_eager_ordered("argsort"))(_ordered("argsort"))
 api(np.partition)(lambda a, kth, axis=-1, kind=None, order=None: sort(a, axis))
 api(np.argpartition, method="argpartition")(lambda a, kth, axis=-1, kind=None, order=None: argsort(a, axis))
 Tensor.sort = lambda self, axis=-1, **_: setitem(self, Ellipsis, sort(self, axis))  # type: ignore[attr-defined]
@@ -487,3 +499,61 @@ def can_cast(from_: Any, to: Any, casting: Any = "safe") -> bool:
     return np.can_cast(from_.dtype if isinstance(from_, Tensor) else from_, to, casting)
 
 
+
+
+# ---- parts put together ---------------------------------------------------------------------------------------------
+
+@api(np.block)
+def block(arrays: Any) -> Tensor:
+    """Nested lists of blocks: the innermost side by side, the next ones below each other."""
+    def depth(v: Any) -> int:
+        return 1 + max(map(depth, v)) if isinstance(v, list) and v else 0
+    levels = depth(arrays)
+
+    def rank(v: Any) -> int:
+        return max(map(rank, v)) if isinstance(v, list) else tensor(v).ndim
+    axes = max(rank(arrays), levels)
+
+    def build(v: Any, level: int) -> Tensor:
+        if isinstance(v, list):
+            return concatenate([build(w, level + 1) for w in v], level - levels)
+        t = tensor(v)
+        return wrap(reshape(read(t), (*[1] * (axes - t.ndim), *t.type.shape)))
+    return build(arrays, 0)
+
+
+@api(np.delete)
+def delete(arr: Any, obj: Any, axis: Any = None) -> Tensor:
+    """An array without the entries at known positions of one axis."""
+    x = tensor(arr)
+    if axis is None:
+        x, axis = wrap(reshape(read(x), (x.type.size,))), 0
+    k = axis_of(axis, x.ndim)
+    n = static_int(x.shape[k], "the size of the axis")
+    if isinstance(obj, Tensor):
+        raise argument_error("positions to delete must be known while the function is traced", "pass integers",
+                             FlowcTypeError)
+    return getitem(x, (*[FULL] * k, np.delete(np.arange(n), obj)))
+
+
+@api(np.ediff1d)
+def ediff1d(ary: Any, to_end: Any = None, to_begin: Any = None) -> Tensor:
+    """Differences of neighbours of the flattened array."""
+    x = tensor(ary)
+    parts = [diff(wrap(reshape(read(x), (x.type.size,))))]
+    for place, extra in ((len(parts), to_end), (0, to_begin)):
+        if extra is not None:
+            t = tensor(extra)
+            parts.insert(place, wrap(reshape(node_of(t, x.type.dtype), (t.type.size,))))
+    return concatenate(parts)
+
+
+@api(np.corrcoef)
+def corrcoef(x: Any, y: Any = None, rowvar: bool = True) -> Tensor:
+    """Correlation coefficients of rows."""
+    c = cov(x, y, rowvar)
+    if c.ndim == 0:
+        return ufunc_call(np.true_divide, c, c)
+    spread_ = ufunc_call(np.sqrt, rooms.functions[np.diagonal](c).real)
+    scaled = c / spread_[:, None] / spread_[None, :]
+    return scaled if scaled.type.dtype.kind == "c" else clip(scaled, -1, 1)

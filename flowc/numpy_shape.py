@@ -49,7 +49,7 @@ def reshaped(x: Tensor, shape: Sequence[DimLike]) -> Tensor:
     certain = x._corder or [n for n in old if n != 1] == [n for n in shape if n != 1]
     if x.ndim == 0 and not x._cell:
         return wrap(reshape(read(x), shape), corder=True, cell=True)
-    return x.view(View(lambda n: reshape(n, shape), lambda n, v: reshape(v, old), certain=certain), corder=x._corder)
+    return x.alias(View(lambda n: reshape(n, shape), lambda n, v: reshape(v, old), certain=certain), corder=x._corder)
 
 
 @api(np.reshape)
@@ -88,7 +88,7 @@ def permuted(x: Tensor, perm: Sequence[int]) -> Tensor:
     for i, p in enumerate(perm):
         back[p] = i
     same = [p for p in perm if x.type.shape[p] != 1] == sorted(p for p in perm if x.type.shape[p] != 1)
-    return x.view(View(lambda n: transpose(n, perm), lambda n, v: transpose(v, back)), corder=x._corder and same)
+    return x.alias(View(lambda n: transpose(n, perm), lambda n, v: transpose(v, back)), corder=x._corder and same)
 
 
 @api(np.transpose, names="permute_dims")
@@ -190,7 +190,7 @@ def broadcast_to(array: Any, shape: Any, subok: bool = False) -> Tensor:
     found = broadcast_shape([x.type.shape, target], "broadcast to a shape", [x, wrap(node_of(0))])
     if len(found) != len(target) or any(not same_size(a, b) for a, b in zip(found, target)):
         raise shape_error(f"broadcast to [{', '.join(map(str, target))}]:", [x], x.type.shape[0], target[0])
-    return x.view(View(lambda n: spread(n, target), None, "a broadcast array is read-only"))
+    return x.alias(View(lambda n: spread(n, target), None, "a broadcast array is read-only"))
 
 
 @api(np.broadcast_arrays)
@@ -215,7 +215,7 @@ def flip(m: Any, axis: Any = None) -> Tensor:
 
     def turn(n: Node) -> Node:
         return emit("flip", n, axes=axes) if axes else n
-    return x.view(View(turn, lambda n, v: turn(v)))
+    return x.alias(View(turn, lambda n, v: turn(v)))
 
 
 @api(np.fliplr)
@@ -262,7 +262,8 @@ atleast_1d, atleast_2d, atleast_3d = [
 
 # ---- conversion -----------------------------------------------------------------------------------------------------
 
-@api(np.astype, method="astype")
+@api(getattr(np, "astype", None), names="astype", method="astype", eager=lambda x, dtype, /, *, copy=True, device=None:
+     np.asarray(x).astype(dtype, copy=copy))
 def astype(x: Any, dtype: Any, /, order: str = "K", casting: str = "unsafe", subok: bool = True, copy: bool = True, *,
            device: Any = None) -> Tensor:
     """A copy in another dtype (the tensor itself with copy=False where nothing changes)."""
@@ -295,7 +296,7 @@ def _component(name: str) -> property:
             if name == "real":
                 return self
             return wrap(fill(0, self.type.dtype, self.type.shape))
-        return self.view(View(lambda n: emit(name, n), None, f"writing .{name} of a traced array is not supported"))
+        return self.alias(View(lambda n: emit(name, n), None, f"writing .{name} of a traced array is not supported"))
     return property(get)
 
 

@@ -51,7 +51,7 @@ from flowc.kernel import (
 from flowc.lex import Constants, Parser
 from flowc.op import REGISTRY
 from flowc.plan import Place, Plan, PlanBuffer, Program, Step
-from flowc.text import COMPARE, INFIX, RESERVED, default_dtype, operand_hints, result_dtype
+from flowc.text import COMPARE, INFIX, KEYWORDS, default_dtype, operand_hints, result_dtype
 from flowc.types import DType, Type, bool_, i64
 
 T = TypeVar("T")
@@ -218,7 +218,7 @@ class _KernelParser(_GraphParser):
         if kind == "NAME" and self.texts[self.i + 1] == "(":
             self.i += 2
             return self._call(text, at)
-        if kind == "QUOTED" or kind == "NAME" and text not in RESERVED:
+        if kind == "QUOTED" or kind == "NAME" and text not in KEYWORDS:
             name = self.word()
             index = self.dims("]") if self.accept("[") else ()
             return self.b.make("ref", (), self.known.get(name, _UNKNOWN), (name, index))

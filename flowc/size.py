@@ -119,6 +119,21 @@ class Size(Dim):
             return as_size(out)
         return rooms.ufunc(np.power, self, other)
 
+    def __rpow__(self, other: Any) -> Any:
+        return rooms.ufunc(np.power, other, self)
+
+    def __neg__(self) -> Any:
+        return as_size(-plain(self))
+
+    def __pos__(self) -> Any:
+        return self
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         return rooms.array_ufunc(ufunc, method, inputs, kwargs)
 

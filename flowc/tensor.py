@@ -137,6 +137,9 @@ class Trace:
         else:
             top = constant_term // -slope
             hi = top if not isinstance(hi, int) else min(hi, top)
+        if isinstance(lo, int) and isinstance(hi, int) and lo > hi:
+            raise FlowcValueError("T009", f"{what}: no size {names[0]} does for this and for what came before",
+                                  loc=caller_loc(), cure=cure)
         self.ranges[names[0]] = (lo, hi)
 
 
@@ -213,8 +216,8 @@ class Tensor:
                 v._node = v._view.get(v._source)
             v._stamp = self._trace.writes
 
-    def view(self, link: View, corder: bool = False) -> Tensor:
-        """A new tensor hanging on this one."""
+    def alias(self, link: View, corder: bool = False) -> Tensor:
+        """A new tensor that is a view of this one."""
         node = read(self)
         if self._trace is not current_trace() and current_trace() is not None:
             return wrap(link.get(node))  # of an enclosing trace: cannot be written, so it needs no link

@@ -24,7 +24,7 @@ import numpy as np
 from flowc.diag import FlowcTypeError, Loc
 from flowc.dims import Dim, DimLike, Range, substitute, sym, symbols
 from flowc.graph import Graph, Literal, Node
-from flowc.kernel import INSTRS, KINDS, Acc, Alloc, Barrier, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, walk
+from flowc.kernel import INSTRS, Acc, Alloc, Barrier, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, walk
 from flowc.plan import Plan, PlanBuffer, Program, Step
 from flowc.types import DTYPES, DType, Type, bool_, dtype, f32, i32, i64
 
@@ -46,8 +46,8 @@ COMPARE, UNARY, ATOM = 1, 8, 9
 PREFIX = {"neg": "-", "not": "~"}
 STATEMENTS = ("acc", "let", "for", "if", "fold", "alloc", "barrier")
 
-RESERVED = frozenset((*DTYPES, *KINDS, *STATEMENTS, *INSTRS, "true", "false", "none", "nan", "inf", "dense", "splat",
-                      "blob", "in", "else", "where", "return", "graph", "kernel", "plan", "program", "work", "dims"))
+KEYWORDS = frozenset((*STATEMENTS, "true", "false", "nan", "inf", "else", "where"))  # in scalar expressions
+VALUES = frozenset((*DTYPES, "true", "false", "none", "nan", "inf", "dense", "splat", "blob", "graph"))  # attributes
 _WORD = re.compile(r"[^\W\d]\w*(\.\w+)*")
 _VALUE = re.compile(r"\w+(\.\w+)*")
 
@@ -59,9 +59,9 @@ def word_text(name: str) -> str:
     return name if _WORD.fullmatch(name) else _quoted(name)
 
 
-def name_text(name: str) -> str:
-    """A name in an expression, where keywords must be told apart."""
-    return name if name not in RESERVED and _WORD.fullmatch(name) else _quoted(name)
+def name_text(name: str, keywords: frozenset[str] = KEYWORDS) -> str:
+    """A name where keywords must be told apart."""
+    return name if name not in keywords and _WORD.fullmatch(name) else _quoted(name)
 
 
 def value_name(name: str, sign: str = "%") -> str:
@@ -74,13 +74,13 @@ def _quoted(name: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _dim(d: Dim) -> str:
-    strange = {s: sym(name_text(s)) for s in symbols(d) if name_text(s) != s}
+def _dim(d: Dim, keywords: frozenset[str]) -> str:
+    strange = {s: sym(name_text(s, keywords)) for s in symbols(d) if name_text(s, keywords) != s}
     return str(substitute(d, strange) if strange else d)
 
 
-def dim_text(d: DimLike) -> str:
-    return _dim(d) if isinstance(d, Dim) else str(d)
+def dim_text(d: DimLike, keywords: frozenset[str] = frozenset()) -> str:
+    return _dim(d, keywords) if isinstance(d, Dim) else str(d)
 
 
 def type_text(t: Type) -> str:
@@ -104,8 +104,8 @@ def loc_text(loc: Loc | None) -> str:
 
 
 def where_text(ranges: Iterable[tuple[str, Range]], constraints: Iterable[tuple[DimLike, DimLike]] = ()) -> str:
-    parts = [f"{name_text(n)} >= {dim_text(lo)}" if hi is None else
-             f"{name_text(n)} in {dim_text(lo)}..{dim_text(hi)}" for n, (lo, hi) in ranges]
+    parts = [f"{word_text(n)} >= {dim_text(lo)}" if hi is None else
+             f"{word_text(n)} in {dim_text(lo)}..{dim_text(hi)}" for n, (lo, hi) in ranges]
     parts += [f"{dim_text(a)} == {dim_text(b)}" for a, b in constraints]
     return f" where {', '.join(parts)}" if parts else ""
 
@@ -160,7 +160,7 @@ def attr_text(v: Any, constants: Constants | None = None, indent: str = "", dept
     if v is None or isinstance(v, bool):
         return {None: "none", True: "true", False: "false"}[v]
     if isinstance(v, (int, Dim)):
-        return dim_text(v)
+        return dim_text(v, VALUES)
     if isinstance(v, float):
         return float_text(v)
     if isinstance(v, str):
@@ -373,13 +373,13 @@ class _KernelPrinter:
         if s.range is not None:
             lo, hi = s.range
             inside = f" in {dim_text(lo)}..{'' if hi is None else dim_text(hi)}"
-        self.lines.append(f"{indent}let {name_text(s.name)}: {s.value.dtype.name}{inside} = {value}")
+        self.lines.append(f"{indent}let {word_text(s.name)}: {s.value.dtype.name}{inside} = {value}")
         self.dtypes[s.name] = s.value.dtype
 
     def acc(self, s: Acc, indent: str) -> None:
         (init,) = self.exprs(indent, [(s.init, s.dtype)])
         shape = f"[{', '.join(map(str, s.shape))}]" if s.shape else ""
-        self.lines.append(f"{indent}acc {name_text(s.name)}: {s.dtype.name}{shape} = {init}")
+        self.lines.append(f"{indent}acc {word_text(s.name)}: {s.dtype.name}{shape} = {init}")
         self.dtypes[s.name] = s.dtype
 
     def set(self, s: Set, indent: str) -> None:
@@ -401,7 +401,7 @@ class _KernelPrinter:
         mark = len(self.lines)
         values = self.exprs(indent + "  ", list(zip(s.values, [*own, *[None] * len(s.values)])))
         short, self.lines[mark:] = self.lines[mark:], []  # they name left and right: they stand inside
-        names, accs, left, right = (", ".join(map(name_text, x)) for x in (s.names, s.accs, s.left, s.right))
+        names, accs, left, right = (", ".join(map(word_text, x)) for x in (s.names, s.accs, s.left, s.right))
         head = f"{indent}fold {names} = {accs} over {s.extent} with ({left}), ({right}) ->"
         result = ", ".join(values)
         self.lines += [head, *short, f"{indent}  {result}"] if short else [f"{head} {result}"]
@@ -426,7 +426,7 @@ class _KernelPrinter:
 
     def loop(self, s: Loop, indent: str) -> None:
         wide = f" {s.width}" if s.width != 1 else ""
-        self.lines.append(f"{indent}for {name_text(s.var)} in {dim_text(s.extent)} {word_text(s.kind)}{wide} {{")
+        self.lines.append(f"{indent}for {word_text(s.var)} in {dim_text(s.extent)} {word_text(s.kind)}{wide} {{")
         self.block(s.body, indent + "  ")
         self.lines.append(indent + "}")
 
@@ -444,7 +444,7 @@ def kernel_text(kernel: Kernel) -> str:
         k.dtypes[value_name(p.name)] = p.dtype
     k.block(kernel.body, "  ")
     params = [f"{value_name(p.name)}: {word_text(p.role)} {type_text(Type(p.dtype, p.shape))}" for p in kernel.params]
-    dims = f"dims ({', '.join(map(name_text, kernel.dims))})" if kernel.dims else ""
+    dims = f"dims ({', '.join(map(word_text, kernel.dims))})" if kernel.dims else ""
     tail = f"{dims}{where_text(kernel.ranges)} {{".lstrip()
     head = header_lines(f"kernel {value_name(kernel.name, '@')}", params, tail, "    ")
     notes = [line for n in kernel.notes for line in comment(n, "  ")]
@@ -476,7 +476,7 @@ def statement_text(kernel: Kernel, s: Stmt) -> str:
 def plan_text(plan: Plan) -> str:
     """The plan: memory first, then steps wave by wave, each with its note as a comment."""
     params, outputs = (", ".join(map(value_name, names)) for names in (plan.params, plan.outputs))
-    dims = f" dims ({', '.join(map(name_text, plan.symbols))})" if plan.symbols else ""
+    dims = f" dims ({', '.join(map(word_text, plan.symbols))})" if plan.symbols else ""
     tail = f"on {word_text(plan.device)}{dims}{where_text(plan.ranges, plan.constraints)} {{"
     lines = [f"plan {value_name(plan.name, '@')}({params}) -> ({outputs}) {tail}", f"  arena {dim_text(plan.arena)}"]
     lines += [_buffer_line(b) for b in plan.buffers]

@@ -434,6 +434,7 @@ class _Checker:
         integers, names, facts = set(self.integers), list(self.names), self.facts
         self.facts = facts.copy()
         self.integers.add(s.var)
+        self.facts.add(s.extent - 1)  # inside, there is an iteration
         self.facts.define(s.var, (0, s.extent - 1))
         self.loops.append(_Loop(s, serial))
         self.names.append((s.var, len(self.loops)))

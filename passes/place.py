@@ -1,7 +1,7 @@
 """Order: which steps may run side by side.
 
 Here: waves from the dependences between steps, and the dependence graph for people and tools (networkx).
-Not here: memory (memory.py), the decision to split a step over threads (backends/llvm/entry.py).
+Not here: memory (memory.py), the decision to split a step over threads (backends/llvm/share.py).
 """
 
 from __future__ import annotations

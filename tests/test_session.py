@@ -179,6 +179,17 @@ def test_independent_steps_stand_in_one_wave(graph):
     assert [len(w) for w in waves] == [2, 1]
 
 
+def test_on_the_gpu_simulator(graph):
+    a, b, _, _, e = seed_graph()
+    v = flowc.Variable(f32(1, 1, 1), name="v")
+    up = v.assign_add(e * np.float32(2))
+    with flowc.options(gpu="sim"), Session(graph, device="cuda") as s:
+        s.run(v.initializer)
+        for _ in range(2):
+            s.run(up, {a: f32(1, 2, 3), b: f32(4, 5, 6)})
+        np.testing.assert_array_equal(s.run(v), 1 + 4 * f32(25, 42, 63))
+
+
 # ---- variables and updates ------------------------------------------------------------------------------------------
 
 def test_variables_and_updates(graph, device):
@@ -387,7 +398,7 @@ def test_missing_feed(graph, device):
     ([[1.0], [1.0, 2.0]], "G004", ["list"]),
     (f32([1, 2]), "G005", ["f32[1, 2]", "shape (n)"]),
     (1.0, "G005", ["f32[]"]),
-], ids=str)
+], ids=["float64", "int32", "complex", "text", "object", "ragged", "rank", "scalar"])
 def test_wrong_feeds(graph, value, code, words):
     a, b, *_, e = seed_graph()
     with Session(graph) as s, refused(code, "placeholder a : f32[n]", *words):

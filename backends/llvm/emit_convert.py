@@ -1,7 +1,7 @@
-"""Conversions between dtypes, and division of integers.
+"""Conversions between dtypes, division of integers, remainders of floats.
 
-Here: ``cast``, ``idiv``, ``imod``, free of undefined results for every operand.  Not here: other instructions
-(emit_expr.py).
+Here: ``cast``, ``idiv``, ``imod``, ``fmod``, free of undefined results for every operand.  Not here: other
+instructions (emit_expr.py).
 
 Float to integer: towards zero, out of range saturates, NaN gives 0; written with compares and selects, which stay
 vectors where LLVM's saturating conversions would not.  Vectors of short integers divide through floats: the rounded
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from flowc.backends.llvm.builder import float_literal
 from flowc.backends.llvm.emit_code import Val, register_type
 from flowc.kernel import Expr
-from flowc.types import DType, bool_, f32, f64
+from flowc.types import DType, bool_, f32, f64, i32, i64
 
 if TYPE_CHECKING:
     from flowc.backends.llvm.emit_expr import Values
@@ -150,3 +150,75 @@ def _quotient(c: Values, a: str, b: str, d: DType, wide: bool, by: int | None) -
     real = c.vec(register_type(through))
     q = c.op(f"fdiv {real} {x}, {y}")
     return c.op(f"{'fptosi' if signed else 'fptoui'} {real} {q} to {ty}")
+
+
+# ---- fmod -----------------------------------------------------------------------------------------------------------
+
+def fmod(c: Values, x: Expr, args: Sequence[Val]) -> Val:
+    """Remainder of truncated division, exact, as a loop that takes all but two bits of a mantissa per turn.
+
+    With t = |y| * 2**s chosen so that |x| / t is below 2**(p-1) for a p-bit mantissa, the rounded quotient cut to an
+    integer is right or one too large, and its multiple of t is taken off without rounding; the loop ends at s = 0."""
+    d, b = x.dtype, c.builder
+    wide = any(a.wide for a in args)
+    mark = c.fresh("fmod")[1:]
+    names = {k: b.ref(f"{mark}.{k}", d) for k in "xyr"}
+    saved, c.memo = c.memo, {}
+    for k, a in zip("xy", args, strict=True):
+        c.env[f"{mark}.{k}"] = Val(c.splat(a, register_type(d)), True) if wide else a
+    u, v, r = b.abs(names["x"]), b.abs(names["y"]), names["r"]
+    inf = b.const(float("inf"), d)
+    valid = b.and_(b.lt(u, inf), b.gt(v, 0.0))
+    start = c.value(b.select(valid, u, 0.0))
+    following = _fmod_step(c, r, v, d)
+    more = b.ge(r, v)
+    first = c.any_lane(c.value(b.and_(valid, b.ge(u, v))))
+    ty = c.vec(register_type(d), wide)
+    begin = c.splat(start, register_type(d)) if wide else start.text
+    before = c.block
+    with c.branch(first):
+        scope, head, done = c.begin_scope(False), c.label("body"), c.label("done")
+        entry = c.block
+        c.br(head)
+        c.begin(head)
+        at, lines, now = len(c.lines), c.lines, c.fresh("r")
+        c.raw("")
+        c.scopes.append(scope)
+        c.level[now] = len(c.scopes) - 1
+        c.env[f"{mark}.r"] = Val(now, wide)
+        c.memo = {}
+        last = c.value(following).text
+        c.env[f"{mark}.r"], c.memo = Val(last, wide), {}
+        again = c.any_lane(c.value(more))
+        lines[at] = f"  {now} = phi {ty} [ {begin}, %{entry} ], [ {last}, %{c.block} ]"
+        c.cond_br(again, head, done)
+        c.scopes.pop()
+        c.begin(done)
+        after = c.block
+    c.env[f"{mark}.r"] = Val(c.here(f"phi {ty} [ {last}, %{after} ], [ {begin}, %{before} ]"), wide)
+    c.memo = {}
+    ordinary = b.and_(valid, b.eq(names["y"], names["y"]))
+    out = c.value(b.select(ordinary, b.copysign(r, names["x"]), float("nan")))
+    c.memo = saved
+    return out
+
+
+def _fmod_step(c: Values, r: Expr, v: Expr, d: DType) -> Expr:
+    """One turn of fmod for r >= 0, v > 0; lanes with r < v stay."""
+    b, m = c.builder, {32: 23, 64: 52}[d.bits]
+    integer = {32: i32, 64: i64}[d.bits]
+
+    def exponent(y: Expr) -> tuple[Expr, Expr, Expr]:
+        """(y made normal, by which power of two, its exponent before that)"""
+        tiny = b.lt(y, 2.0 ** (1 - (1 << (d.bits - m - 2)) + 1))
+        up = b.select(tiny, b.mul(y, 2.0 ** (m + 1)), y)
+        shift = b.select(tiny, b.const(m + 1, integer), 0)
+        return up, shift, b.sub(b.shr(b.bitcast(up, integer), m), shift)
+
+    normal, shift, low = exponent(v)
+    _, _, high = exponent(r)
+    s = b.max(b.sub(b.sub(high, low), m - 1), 0)
+    t = b.make("scale", (normal, b.cast(b.sub(s, shift), i32)), d)
+    left = b.fma(b.neg(b.trunc(b.div(r, t))), t, r)
+    left = b.select(b.lt(left, 0.0), b.add(left, t), left)
+    return b.select(b.ge(r, v), left, r)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from flowc.backends.llvm.emit_code import Code, Mem, Place, Val, intrinsic_name, literal, memory_type, register_type
-from flowc.backends.llvm.emit_convert import cast, divide
+from flowc.backends.llvm.emit_convert import cast, divide, fmod
 from flowc.backends.llvm.mathlib import EXPAND
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, linear
@@ -356,10 +356,6 @@ class Values(Code):
         ty, it = self.vec(register_type(x.dtype), wide), self.vec("i32", wide)
         return Val(self.intrinsic("ldexp", ty, f"{ty} {a}", f"{it} {n}", overloads=[ty, it]), wide)
 
-    def _fmod(self, x: Expr, args: Sequence[Val]) -> Val:
-        wide, (a, b) = self.together(args, [x.dtype] * 2)
-        return Val(self.op(f"frem {self.vec(register_type(x.dtype), wide)} {a}, {b}"), wide)
-
     def _bits(self, x: Expr, args: Sequence[Val]) -> Val:
         wide, (a, b) = self.together(args, [x.dtype] * 2)
         return Val(self.op(f"{x.op} {self.vec(register_type(x.dtype), wide)} {a}, {b}"), wide)
@@ -466,7 +462,7 @@ _TABLE: dict[str, Callable[[Values, Expr, Sequence[Val]], Val]] = {
     **dict.fromkeys(ARITHMETIC, _V._arithmetic), **dict.fromkeys(COMPARE, _V._compare),
     "neg": _V._neg, "abs": _V._abs, "min": _V._extreme, "max": _V._extreme,
     **dict.fromkeys(ROUNDING, _V._rounding), "copysign": _V._copysign, "fma": _V._copysign,
-    "ldexp": _V._ldexp, "scale": _V._ldexp, "fmod": _V._fmod, "idiv": divide, "imod": divide,
+    "ldexp": _V._ldexp, "scale": _V._ldexp, "fmod": fmod, "idiv": divide, "imod": divide,
     **dict.fromkeys(("and", "or", "xor"), _V._bits), "not": _V._not, "shl": _V._shift, "shr": _V._shift,
     "select": _V._select, "cast": cast, "bitcast": _V._bitcast,
 }

@@ -133,9 +133,10 @@ def _fma_exact(a: float, b: float, c: float) -> float:
     if exact == 0:
         return a * b + c if a * b == 0 else 0.0  # signs of zeros add as usual; x - x is +0
     try:
-        return math.copysign(abs(exact.numerator) / exact.denominator, exact)
+        size = abs(exact.numerator) / exact.denominator  # correctly rounded by Python
     except OverflowError:
-        return math.copysign(math.inf, exact)
+        size = math.inf
+    return -size if exact < 0 else size
 
 
 # ---- integers -------------------------------------------------------------------------------------------------------
@@ -453,8 +454,11 @@ def _step(y: V, error: V, mode: str) -> V:
 
 def directed(op: str, a: V, b: V, c: V, mode: str) -> V:
     """add, sub, mul or fma in f32 or f64 with a rounding mode other than nearest."""
-    one = a.dtype.type(1)
-    b, c = {"fma": (b, c), "add": (one, b), "sub": (one, -b), "mul": (b, a * b * a.dtype.type(0))}[op]
+    one, zero = a.dtype.type(1), a.dtype.type(0)
+    if op == "mul":
+        c = np.copysign(zero, a) * np.copysign(one, b)  # a zero of the product's sign
+    elif op != "fma":
+        b, c = one, b if op == "add" else -b
     if a.dtype.itemsize == 4:
         return to_float(_fma_odd(a, b, c), "f4", mode)
     y = np.array(fma64(a, b, c))
