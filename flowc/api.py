@@ -10,7 +10,8 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flowc.compiled import Report, check_device, compile_graph
+from flowc.check import Report
+from flowc.compiled import check_device, compile_graph
 from flowc.diag import FlowcTypeError, FlowcValueError, UnsupportedError, caller_loc
 from flowc.fastpath import FastFunction
 from flowc.function import CompiledFunction, Function, as_argument, normal, title

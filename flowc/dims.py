@@ -11,7 +11,7 @@ normal form are equal objects by ``==`` and hash.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Union
 
 Range = tuple["int | Dim", "int | Dim | None"]  # inclusive lower and upper bound; None: no upper bound
@@ -338,7 +338,10 @@ def prod(dims: Iterable[DimLike]) -> DimLike:
 
 def apply(fn: str, args: Iterable[DimLike]) -> DimLike:
     """The normal form of an atom's function over new arguments."""
-    return {"floordiv": floordiv, "mod": mod, "min": dmin, "max": dmax}[fn](*args)
+    return _APPLY[fn](*args)
+
+
+_APPLY: dict[str, Callable[..., DimLike]] = {"floordiv": floordiv, "mod": mod, "min": dmin, "max": dmax}
 
 
 def symbols(d: DimLike) -> frozenset[str]:
@@ -516,7 +519,7 @@ def _lower_calls(d: Dim, ranges: Ranges, depth: int) -> int | None:
             if call.fn in ("min", "max"):
                 lows = [_lower(rest + a * factor * c, ranges, depth - 1) for a in call.args]
                 if call.fn == ("max" if c < 0 else "min"):  # the worst argument counts
-                    lows = [None if None in lows else min(lows)]  # type: ignore[type-var]
+                    lows = [None if None in lows else min(x for x in lows if x is not None)]
             elif call.fn == "floordiv" and isinstance(call.args[1], int):
                 lows = [_lower(rest + (a if c < 0 else a - b + 1) * factor * (c // b), ranges, depth - 1)
                         for a, b in _quotients(call, d) if c % b == 0]
@@ -555,17 +558,16 @@ def _atom_bounds(atom: Atom, ranges: Ranges, depth: int) -> tuple[int | None, in
         if not depth:
             return (lo if isinstance(lo, int) else None), (hi if isinstance(hi, int) else None)
         low = lo if isinstance(lo, int) else _lower(lo, ranges, depth - 1)
-        high = hi if hi is None or isinstance(hi, int) else _negate(_lower(-hi, ranges, depth - 1))
+        high: int | None = hi if hi is None or isinstance(hi, int) else _negate(_lower(-hi, ranges, depth - 1))
         return low, high
     if not depth:
         return None, None
     parts = [(_lower(a, ranges, depth - 1), _negate(_lower(-a, ranges, depth - 1))) for a in atom.args]
-    if atom.fn == "min":
-        los, his = [p[0] for p in parts], [p[1] for p in parts if p[1] is not None]
-        return (None if None in los else min(los)), (min(his) if his else None)
-    if atom.fn == "max":
-        los, his = [p[0] for p in parts if p[0] is not None], [p[1] for p in parts]
-        return (max(los) if los else None), (None if None in his else max(his))
+    if atom.fn in ("min", "max"):
+        los, his = [p[0] for p in parts if p[0] is not None], [p[1] for p in parts if p[1] is not None]
+        if atom.fn == "min":
+            return (min(los) if len(los) == len(parts) else None), min(his, default=None)
+        return max(los, default=None), (max(his) if len(his) == len(parts) else None)
     (alo, ahi), (blo, bhi) = parts
     if atom.fn == "mod":  # a symbolic divisor is taken to be positive
         top = bhi - 1 if bhi is not None else None
@@ -574,9 +576,9 @@ def _atom_bounds(atom: Atom, ranges: Ranges, depth: int) -> tuple[int | None, in
         return 0, top
     if blo is None or blo < 1:
         blo = 1
-    lo = None if alo is None else alo // blo if alo < 0 else (alo // bhi if bhi is not None else 0)
-    hi = None if ahi is None else ahi // blo if ahi >= 0 else (ahi // bhi if bhi is not None else -1)
-    return lo, hi
+    least = None if alo is None else alo // blo if alo < 0 else (alo // bhi if bhi is not None else 0)
+    most = None if ahi is None else ahi // blo if ahi >= 0 else (ahi // bhi if bhi is not None else -1)
+    return least, most
 
 
 def known_le(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> bool | None:

@@ -87,11 +87,11 @@ class Facts:
         if isinstance(fact, int):
             self.known += [fact] if fact < 0 else []  # nothing gets here
             return
-        for mono, c in fact.terms:
+        for mono, k in fact.terms:
             call = mono[0][0] if len(mono) == 1 and mono[0][1] == 1 else None
-            if isinstance(call, Call) and call.fn == ("min" if c > 0 else "max"):  # it holds for every argument
+            if isinstance(call, Call) and call.fn == ("min" if k > 0 else "max"):  # it holds for every argument
                 for a in call.args:
-                    self.add(fact + (a - sym_of(call)) * c)
+                    self.add(fact + (a - sym_of(call)) * k)
                 return
         self.known.append(fact)
         inside = symbols(fact)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from flowc.dims import sym
 from flowc.kernel import Acc, Builder, Expr, If, Kernel, Let, Loop, Set, Stmt, expressions, walk
 from flowc.passes.gpu_space import Names, map_exprs
-from flowc.types import DType, f32, i32, i64, u32, u64
+from flowc.types import DType, f32, i64, u32, u64
 
 FORMATS = {"f32": (23, 0xFF, 127, u32), "f64": (52, 0x7FF, 1023, u64)}  # fraction bits, exponent mask, bias, integer
 
@@ -101,4 +101,9 @@ class _Expander:
         rounds = self.names.fresh("m")
         count = b.select(some, b.add(gap, 1), b.const(0, i64))
         before.append(Let(rounds, count, (0, 2 * bias + fraction + 2)))
-        return rounds, b.ldexp(y, b.cast(gap, i32))
+        first, left = y, b.cast(gap, bits)
+        for _ in range(3):  # powers of two that are normal numbers; every product is exact
+            part = b.min(left, b.const(bias, bits))
+            first = b.mul(first, b.bitcast(b.shl(b.add(part, bias), b.const(fraction, bits)), d))
+            left = b.sub(left, part)
+        return rounds, first

@@ -119,7 +119,7 @@ def values(d, count: int, seed: int = 0) -> np.ndarray:
         special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, top, -top, 6e-8, -6e-8,
                    2.0**31, -(2.0**31), 2.0**63, 255.5, -128.7, 1e-310, 1e-40]
         with np.errstate(all="ignore"):
-            out = np.concatenate([np.array(special), rng.normal(0, 3, count), rng.normal(0, 1e4, count)]).astype(d.numpy)
+            out = np.concatenate([special, rng.normal(0, 3, count), rng.normal(0, 1e4, count)]).astype(d.numpy)
     order = rng.permutation(len(out))
     return out[order][:count] if count < len(out) else out[order]
 
@@ -295,7 +295,8 @@ def test_gather_through_a_let():
 
 def test_indices_as_values_and_conditions():
     value = b.select(b.lt(b.index(i), b.index(n - i)), b.index(3 * i + n), b.index(i * i // 5))
-    kernel = Kernel("k", (Buffer("z", i64, (n,), "out"),), ("n",), (Loop("i", n, "vector", (Store("z", i, value),), 8),))
+    kernel = Kernel("k", (Buffer("z", i64, (n,), "out"),), ("n",), (
+        Loop("i", n, "vector", (Store("z", i, value),), 8),))
     check(kernel, {"z": np.zeros(43, np.int64)}, {"n": 43})
     for name in ("eq", "ne", "lt", "le", "gt", "ge"):
         for x, y in ((i, n - 40), (n - 40, i), (5, i), (i, 5 + 0 * n), (-i, -5), (2 * i, n)):
@@ -308,7 +309,8 @@ def test_indices_as_values_and_conditions():
 def test_masked_loads_and_stores():
     inside = b.lt(b.index(i), b.index(n - 5))
     shifted = b.load("x", i + 5, f32, inside, -1.0)
-    kernel = Kernel("k", (Buffer("x", f32, (n,)), Buffer("z", f32, (n,), "out"), Buffer("w", f32, (n,), "out")), ("n",), (
+    outs = [Buffer(name, f32, (n,), "out") for name in "zw"]
+    kernel = Kernel("k", (Buffer("x", f32, (n,)), *outs), ("n",), (
         Loop("i", n, "vector", (Store("z", i, shifted), Store("w", i, shifted, b.gt(shifted, 0.0))), 16),))
     for size in (3, 16, 50):
         check(kernel, {"x": values(f32, size)[:size], "z": np.zeros(size, np.float32), "w": np.ones(size, np.float32)},
@@ -539,10 +541,11 @@ def gpu_map() -> Kernel:
 
 def test_gpu_kernels():
     text = text_of(gpu_map(), nvptx_target())
-    assert "define ptx_kernel void @k(ptr addrspace(1) noalias readonly %p0, ptr addrspace(1) noalias %p1, i64 %d0)" in text
+    memory = "ptr addrspace(1) noalias"
+    assert f"define ptx_kernel void @k({memory} readonly %p0, {memory} %p1, i64 %d0)" in text
     ptx = engine.compile_ptx(text, "sm_80")
     assert ".reqntid 256" in ptx and "%ctaid.x" in ptx and "%tid.x" in ptx and "max.NaN.f32" in ptx
-    assert "<" not in re.sub(r"<\d+>;", "", text.split("{", 1)[1].replace("splat", "")) or "x float" not in text
+    assert " x float>" not in text
 
 
 def test_gpu_shared_memory_and_barrier():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import flowc.ops  # noqa: F401
-from flowc.compiled import compile_graph, ulp_distance
+from flowc.check import ulp_distance
+from flowc.compiled import compile_graph
 from flowc.graph import Graph, make, param
 from flowc.op import REGISTRY
 from flowc.types import array_type

@@ -14,7 +14,8 @@ to stop the process; plans keep large temporaries in the arena.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.emit_code import Mem, Place, Val, intrinsic_name, memory_type, place_at, register_type
@@ -201,14 +202,9 @@ class Emitter(Loops):
     def _masked_write(self, name: str, full: str, text: str, target: str, target_type: str, mask: str) -> None:
         self.target.allow(name)
         flags = self.vec("i1")
-        callee = self.module.declare(intrinsic_name(name, (full, target_type)), f"void ({full}, {target_type}, {flags})")
+        callee = self.module.declare(intrinsic_name(name, (full, target_type)),
+                                     f"void ({full}, {target_type}, {flags})")
         self.raw(f"call void {callee}({full} {text}, {target}, {flags} {mask})")
-
-    def _if(self, s: If) -> None:
-        self.branch_if(s)
-
-    def _loop(self, s: Loop) -> None:
-        self.run_loop(s)
 
     def _barrier(self, s: Barrier) -> None:
         self.barrier()
@@ -258,7 +254,7 @@ class Emitter(Loops):
             parts = [self._narrower(p, register_type(d), least) for p, d in zip(parts, dtypes, strict=True)]
         width = parts[0][0]
         if h < width:
-            halves = [([self._part(t[0], register_type(d), width, 0, h)], [self._part(t[0], register_type(d), width, h, h)])
+            halves = [tuple([self._part(t[0], register_type(d), width, first, h)] for first in (0, h))
                       for (_, t), d in zip(parts, dtypes, strict=True)]
             width = h
         else:
@@ -351,8 +347,9 @@ def static_stack(s: Alloc) -> bool:
     return isinstance(s.size, int) and s.size * s.dtype.bytes <= STACK
 
 
-_STATEMENTS = {Let: Emitter._let, Acc: Emitter._acc, Set: Emitter._set, Store: Emitter._store, Fold: Emitter._fold,
-               Alloc: Emitter._alloc, If: Emitter._if, Barrier: Emitter._barrier, Loop: Emitter._loop}
+_STATEMENTS: dict[type, Callable[[Emitter, Any], None]] = {
+    Let: Emitter._let, Acc: Emitter._acc, Set: Emitter._set, Store: Emitter._store, Fold: Emitter._fold,
+    Alloc: Emitter._alloc, If: Emitter.branch_if, Barrier: Emitter._barrier, Loop: Emitter.run_loop}
 
 
 def _register_widths(kernel: Kernel) -> dict[str, int]:

@@ -255,8 +255,7 @@ class Code(Function):
         before = self.block
         with self.branch(cond):
             value, block = then(), self.block
-        name = self.here(f"phi {ty} [ {value}, %{block} ], [ {other}, %{before} ]")
-        return name
+        return self.here(f"phi {ty} [ {value}, %{block} ], [ {other}, %{before} ]")
 
     def finish(self, value: str | None = None) -> None:
         self.lines = list(_flat(self.lines))

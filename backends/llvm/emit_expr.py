@@ -400,11 +400,12 @@ class Values(Code):
         if self.lanes == 1 or x.args[0].dtype is not i64 or sizes[0] is None or sizes[1] is None:
             return None
         gap = sizes[0] - sizes[1]
-        name = next((n for n in self.lane_base if isinstance(linear(gap, n), tuple) and linear(gap, n)[0] != 0), None)
-        if name is None:
+        name = next(iter(self.lane_base))
+        split = linear(gap, name)
+        if split is None or self.varying(split[1]):
             return None
-        factor, rest = linear(gap, name)
-        if not isinstance(factor, int) or abs(factor) != 1 or self.varying(rest):
+        factor, rest = split
+        if not isinstance(factor, int) or abs(factor) != 1:
             return None
         # factor*lane + first  REL  0
         with self.index_arithmetic():

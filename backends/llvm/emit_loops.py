@@ -334,7 +334,8 @@ class Loops(Values):
     def as_lanes(self, s: Loop) -> bool:
         """Can the body run as lanes?  No loop in it may run differently in two lanes, and what is private to a lane
         must lie at the same place in every lane."""
-        varying, private = {s.var}, set()
+        varying: set[str] = {s.var}
+        private: set[str] = set()
         for x in walk(s.body):
             if isinstance(x, (Fold, Alloc, Barrier)):
                 return False

@@ -19,8 +19,8 @@ from flowc.backends.llvm.mathlib_parts import (
     log_special,
     nan_like,
     poly,
-    power_signs,
     power_of_two,
+    power_signs,
     quarter_turns_f32,
     rarely,
     scale,
@@ -45,7 +45,7 @@ LOG2 = (-0.185525417, 0.201615527, -0.17592068, 0.202095121, -0.240633771, 0.288
 LOG2_F64 = (-0.14998599933708473, 0.15713947701279318, -0.11195446263057821, 0.12371591592097664,
             -0.1449800088713542, 0.16086874132110662, -0.18030500059085766, 0.20607756468644503, -0.24044988845399187,
             0.28853938681062169, -0.36067375348102337, 0.48089834477411891, -0.72134752046032879)
-SIN = (-0.00019518286, 0.00833218917, -0.166666552)
+SIN = (2.83268992e-06, -0.000198530703, 0.0083333794, -0.166666672)
 COS = (2.44325638e-05, -0.00138873106, 0.0416666456)
 TAN = (0.00437231269, 9.88741303e-05, 0.0108270766, 0.0212862976, 0.0540589057, 0.133326754, 0.333333492)
 TANH = (0.00214134064, -0.0081786802, 0.0217028707, -0.0539475866, 0.133332178, -0.333333313)
@@ -212,8 +212,7 @@ def _reduce(b: Builder, x: Expr) -> tuple[Expr, Expr]:
     """(quadrant as i32, remainder) for angles up to TURN."""
     k = b.fma(x, 0.6366197723675814, MAGIC[f32])
     j = b.sub(k, MAGIC[f32])
-    r = b.fma(j, -PI_2_LAST, b.fma(j, -PI_2_LOW, b.fma(j, -PI_2, x)))
-    return bits(b, k), r
+    return bits(b, k), b.fma(j, -PI_2_LAST, b.fma(j, -PI_2_LOW, b.fma(j, -PI_2, x)))
 
 
 def _reduce_far(b: Builder, x: Expr) -> tuple[Expr, Expr, Expr]:
@@ -227,17 +226,17 @@ def _reduce_far(b: Builder, x: Expr) -> tuple[Expr, Expr, Expr]:
 
 
 def _wave(b: Builder, q: Expr, r: Expr, low: Expr | None = None) -> Expr:
-    """sin(q * pi/2 + r + low) for -pi/4 <= r <= pi/4 and what r lacks, if known."""
+    """sin(q * pi/2 + r + low) for -pi/4 <= r <= pi/4, and what rounding took from r, if known."""
     z = b.mul(r, r)
-    odd = b.ne(b.and_(q, 1), 0)
-    cubic, fourth = b.mul(r, z), b.mul(z, z)
+    w = b.fma(z, -0.5, 1.0)
+    rest = b.fma(z, -0.5, b.sub(1.0, w))
     if low is None:
-        sine = b.fma(cubic, poly(b, z, SIN), r)
-        cosine = b.fma(fourth, poly(b, z, COS), b.fma(z, -0.5, 1.0))
+        sine = b.fma(b.mul(r, z), poly(b, z, SIN), r)
     else:
-        sine = b.add(r, b.fma(cubic, poly(b, z, SIN), low))
-        cosine = b.add(b.fma(z, -0.5, 1.0), b.fma(fourth, poly(b, z, COS), b.mul(r, b.neg(low))))
-    v = b.select(odd, cosine, sine)
+        sine = b.add(r, b.fma(b.mul(r, z), poly(b, z, SIN), low))
+        rest = b.fma(b.neg(r), low, rest)
+    cosine = b.add(w, b.fma(b.mul(z, z), poly(b, z, COS), rest))
+    v = b.select(b.ne(b.and_(q, 1), 0), cosine, sine)
     return b.bitcast(b.xor(bits(b, v), b.shl(b.and_(q, 2), 30)), f32)
 
 
@@ -247,20 +246,21 @@ def sin(b: Builder, x: Expr) -> Expr:
 
 
 def cos(b: Builder, x: Expr) -> Expr:
-    q, r = _reduce(b, x)
+    q, *rest = _reduce(b, x)
     far_q, *far = _reduce_far(b, x)
-    return rarely(b, b.gt(b.abs(x), TURN), _wave(b, b.add(far_q, 1), *far), _wave(b, b.add(q, 1), r))
+    return rarely(b, b.gt(b.abs(x), TURN), _wave(b, b.add(far_q, 1), *far), _wave(b, b.add(q, 1), *rest))
 
 
-def _slope(b: Builder, q: Expr, r: Expr) -> Expr:
-    """tan(q * pi/2 + r)."""
+def _slope(b: Builder, q: Expr, r: Expr, low: Expr | None = None) -> Expr:
+    """tan(q * pi/2 + r + low)."""
     z = b.mul(r, r)
-    t = b.fma(b.mul(r, z), poly(b, z, TAN), r)
+    t = poly(b, z, TAN)
+    t = b.fma(b.mul(r, z), t, r) if low is None else b.add(r, b.fma(b.mul(r, z), t, b.fma(z, low, low)))
     return b.select(b.ne(b.and_(q, 1), 0), b.div(-1.0, t), t)
 
 
 def tan(b: Builder, x: Expr) -> Expr:
-    v = rarely(b, b.gt(b.abs(x), TURN), _slope(b, *_reduce_far(b, x)[:2]), _slope(b, *_reduce(b, x)))
+    v = rarely(b, b.gt(b.abs(x), TURN), _slope(b, *_reduce_far(b, x)), _slope(b, *_reduce(b, x)))
     return b.select(b.eq(x, 0.0), x, v)
 
 

@@ -10,6 +10,7 @@ Here: helpers over the expression builder, and two operations that only the emit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from flowc.kernel import Builder, Expr
 from flowc.types import DType, f32, f64, i32, i64, u32, u64
@@ -153,7 +154,7 @@ def shifted(b: Builder, words: Sequence[Expr], by: Expr) -> list[Expr]:
     """Neighbouring u32 words moved left by 0 to 31 bits, as u64 values below 2**32; one less than were given."""
     wide = [b.cast(w, u64) for w in words]
     back = b.sub(32, by)
-    return [b.and_(b.shr(b.or_(b.shl(x, 32), y), back), 0xFFFFFFFF) for x, y in zip(wide, wide[1:], strict=False)]
+    return [b.and_(b.shr(b.or_(b.shl(x, 32), y), back), 0xFFFFFFFF) for x, y in pairwise(wide)]
 
 
 def quarter_turns_f32(b: Builder, a: Expr) -> tuple[Expr, Expr]:
@@ -182,16 +183,15 @@ def quarter_turns_f64(b: Builder, a: Expr) -> tuple[Expr, Expr, Expr]:
     p = shifted(b, window(b, b.shr(at, 5), 7, 31), b.cast(b.and_(at, 31), u64))
     columns: list[list[Expr]] = [[] for _ in range(7)]
     for k in range(6):  # p[5] is the lowest digit
-        for m, high in ((m0, 0), (m1, 1)):
-            column = 5 - k + high
-            if column < 6:
+        for m, at_least in ((m0, 5 - k), (m1, 6 - k)):
+            if at_least < 6:
                 product = b.mul(m, p[k])
-                columns[column].append(b.and_(product, 0xFFFFFFFF))
-                columns[column + 1].append(b.shr(product, 32))
-    digits, carry = [], None
-    for column in columns[:6]:
-        total = column[0]
-        for x in column[1:] + ([] if carry is None else [carry]):
+                columns[at_least].append(b.and_(product, 0xFFFFFFFF))
+                columns[at_least + 1].append(b.shr(product, 32))
+    digits, carry = [], b.const(0, u64)
+    for parts in columns[:6]:
+        total = carry
+        for x in parts:
             total = b.add(total, x)
         digits.append(b.and_(total, 0xFFFFFFFF))
         carry = b.shr(total, 32)
