@@ -162,6 +162,7 @@ def main() -> None:
         parser.error(f"no measurement {', '.join(unknown)}; there are {', '.join(TABLE)}")
     if os.environ.get("OMP_NUM_THREADS") != THREADS:  # BLAS reads these when NumPy is loaded
         env = {**os.environ, "OMP_NUM_THREADS": THREADS, "OPENBLAS_NUM_THREADS": THREADS, "FLOWC_NUM_THREADS": THREADS}
+        env.pop("PYTHONDONTWRITEBYTECODE", None)  # starting from source text is not what users do
         raise SystemExit(subprocess.run([sys.executable, "-m", "benchmarks", *names], env=env, check=False).returncode)
     for name in names:
         print(f"{name}: {TABLE[name]()}", flush=True)

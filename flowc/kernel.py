@@ -103,8 +103,20 @@ class Expr:
     def __eq__(self, o: object) -> bool:
         if self is o:
             return True
-        return (isinstance(o, Expr) and self._hash == o._hash and self.op == o.op and self.dtype is o.dtype
-                and _attr_eq(self.attr, o.attr) and self.args == o.args)
+        if not isinstance(o, Expr) or self._hash != o._hash:
+            return False
+        seen: set[tuple[int, int]] = set()  # expressions share parts: each pair is compared once
+        stack = [(self, o)]
+        while stack:
+            a, b = stack.pop()
+            if a is b or (id(a), id(b)) in seen:
+                continue
+            if not (a._hash == b._hash and a.op == b.op and a.dtype is b.dtype and len(a.args) == len(b.args)
+                    and _attr_eq(a.attr, b.attr)):
+                return False
+            seen.add((id(a), id(b)))
+            stack += zip(a.args, b.args)
+        return True
 
     def __repr__(self) -> str:
         attr = "" if self.attr is None else f" {self.attr}"

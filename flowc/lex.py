@@ -13,6 +13,7 @@ import math
 import os
 import re
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -29,7 +30,6 @@ Constants = Mapping[str, np.ndarray]
 
 TERMS = 4096          # terms of a product of two sizes
 ELEMENTS = 1 << 24    # elements that one repeated value may stand for
-_FLOAT_BITS = {"f16": "u2", "bf16": "u2", "f32": "u4", "f64": "u8"}
 
 _QUOTED = r"`(?:[^`\\\n]|\\.)*`"
 _STRING = r'"(?:[^"\\\n]|\\.)*"'
@@ -372,22 +372,22 @@ class Parser:
                 raise self.error("P008", f"{size} elements of one value", "broadcast a scalar instead", at)
             words = [self._element(t.dtype)] * 1
         self.expect(")")
-        a = np.array(words, t.dtype.numpy)
+        a = np.frombuffer(b"".join(words), t.dtype.numpy)
         return Literal(a.reshape(shape) if form == "dense" else np.broadcast_to(a[0], shape))
 
-    def _element(self, d: DType) -> Any:
-        """One element as a NumPy scalar of ``d``, every bit as written."""
+    def _element(self, d: DType) -> bytes:
+        """One element of ``d``, every bit as written."""
         at = self.i
         if d.kind == "c":
             self.expect("(")
-            re_ = self._element(d.real)
+            real = self._element(d.real)
             self.expect(",")
-            im = self._element(d.real)
+            imag = self._element(d.real)
             self.expect(")")
-            return np.array([re_, im], d.real.numpy).view(d.numpy)[0]
+            return real + imag
         if d.floating and self.kinds[self.i] == "HEX":
             bits = int(self.take("HEX", "bits"), 16) & (1 << d.bits) - 1
-            return np.array(bits, _FLOAT_BITS[d.name]).view(d.numpy)[()]
+            return bits.to_bytes(d.bytes, sys.byteorder)
         v = self.number()
         if v is None or isinstance(v, bool) != (d.kind == "b") or isinstance(v, float) and not d.floating:
             raise self.error("P006", f"no value of {d}", f"write a constant of {d}", at)
@@ -395,12 +395,15 @@ class Parser:
             info = np.iinfo(d.numpy)
             if not info.min <= v <= info.max:
                 raise self.error("P006", f"{v} does not fit {d}", f"{d} holds {info.min}..{info.max}", at)
-            return np.array(v, d.numpy)[()]
-        with np.errstate(all="ignore"):
-            x = np.array(float(v) if abs(v) < 1e400 else math.inf if v > 0 else -math.inf).astype(d.numpy)[()]
+            return np.array(v, d.numpy).tobytes()
+        try:
+            with np.errstate(all="ignore"):
+                x = np.array(float(v)).astype(d.numpy)
+        except OverflowError:
+            x = np.array(np.inf)
         if not np.isfinite(float(x)) and v == v and abs(v) != math.inf:
             raise self.error("P006", f"{v} is too large for {d}", "write inf if that is meant", at)
-        return x
+        return x.tobytes()
 
     def _blob(self, key: str, t: Type, shape: tuple[int, ...]) -> Literal:
         at = self.i - 1

@@ -10,12 +10,13 @@ fused multiply-adds over k = 0, 1, 2, ... in order, as on the CPU: the bits are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flowc.dims import DimLike, ceildiv, linear, prod, sym
 from flowc.graph import Node
-from flowc.kernel import Barrier, Expr
+from flowc.kernel import Barrier, Expr, Loop
 from flowc.op import Access
 from flowc.op import Contraction as ContractionRule
 from flowc.passes.contract import accumulator, assign_roles, exists
@@ -27,11 +28,13 @@ from flowc.types import DType
 
 @dataclass(frozen=True)
 class Tile:
-    """``side`` x ``side`` threads, each with ``per`` x ``per`` results; ``depth`` summed indices per stage."""
+    """``side`` x ``side`` threads, each with ``per`` x ``per`` results; ``depth`` summed indices per stage, ``unroll``
+    of them written one after the other."""
 
     side: int = 16
     per: int = 4
     depth: int = 16
+    unroll: int = 16
 
     @property
     def width(self) -> int:
@@ -70,7 +73,7 @@ class Product:
 def tiled_product(k: KernelBuilder, p: Product, tile: Tile = Tile()) -> None:
     """Append the block and thread loops of a product to ``k``."""
     rows, cols = ceildiv(p.m, tile.width), ceildiv(p.n, tile.width)
-    with k.loop(prod(p.outer) * rows * cols, "block", "b") as at:
+    with _blocks(k, prod(p.outer) * rows * cols) as at:
         *outer, mb, nb = (_named(k, d, n - 1) for d, n in zip(unravel(at, (*p.outer, rows, cols)),
                                                               (*p.outer, rows, cols), strict=True))
         # one place more per line where threads write across lines: they hit different banks
@@ -79,6 +82,21 @@ def tiled_product(k: KernelBuilder, p: Product, tile: Tile = Tile()) -> None:
         with k.loop(tile.side * tile.side, "thread", "t") as t:
             y, x = _named(k, t // tile.side, tile.side - 1), _named(k, t % tile.side, tile.side - 1)
             _Stages(k, p, tile, tuple(outer), tile.width * mb, tile.width * nb, y, x, shared, strides).run()
+
+
+@contextmanager
+def _blocks(k: KernelBuilder, count: DimLike) -> Iterator[DimLike]:
+    """The loop over blocks, also if there is only one: shared memory belongs to a block."""
+    if count != 1:
+        with k.loop(count, "block", "b") as at:
+            yield at
+        return
+    first = len(k.scopes[-1].stmts)
+    with k.region():
+        yield 0
+    body = tuple(k.scopes[-1].stmts[first:])
+    del k.scopes[-1].stmts[first:]
+    k.add(Loop(k.fresh("b"), 1, "block", body))
 
 
 def _named(k: KernelBuilder, d: DimLike, top: DimLike) -> DimLike:
@@ -111,10 +129,11 @@ class _Stages:
         k, p, tile = self.k, self.p, self.tile
         acc = k.acc(p.acc, k.b.const(0, p.acc), (tile.per, tile.per))
         with k.loop(p.depth // tile.depth, "seq", "s") as stage:
-            self.stage(acc, tile.depth * stage, tile.depth, "unroll", None)
+            self.stage(acc, tile.depth * stage, tile.depth, tile.unroll, None)
+            k.add(Barrier())  # before the next stage takes the place of this one
         left = k.tidy(p.depth % tile.depth)
         if left != 0:
-            self.stage(acc, p.depth - left, left, "seq", p.depth)
+            self.stage(acc, p.depth - left, left, 1, p.depth)
         with k.loop(tile.per, "unroll", "i") as i, k.loop(tile.per, "unroll", "j") as j:
             row, col = self.row + self.y + tile.side * i, self.col + self.x + tile.side * j
             inside = self.both(self.within(row, p.m), self.within(col, p.n))
@@ -125,20 +144,20 @@ class _Stages:
                 with k.if_(inside):
                     p.put(self.outer, row, col, value)
 
-    def stage(self, acc: str, first: DimLike, count: DimLike, kind: str, end: DimLike | None) -> None:
+    def stage(self, acc: str, first: DimLike, count: DimLike, unroll: int, end: DimLike | None) -> None:
         """Bring ``count`` summed indices from ``first`` on into shared memory and add their products."""
         k, p, tile, b = self.k, self.p, self.tile, self.k.b
         for side in (0, 1):
             self.fill(side, first, end)
         k.add(Barrier())
-        with k.loop(count, kind, "k") as kk:
+        with k.loop(count // unroll, "seq", "k") as k0, k.loop(unroll, "unroll", "k") as k1:
+            kk = k0 * unroll + k1
             lines = [[k.let(b.load(m, kk * s + at + tile.side * i, p.acc)) for i in range(tile.per)]
                      for m, s, at in zip(self.shared, self.strides, (self.y, self.x), strict=True)]
             for i, u in enumerate(lines[0]):
                 for j, v in enumerate(lines[1]):
                     old = k.get(acc, i, j)
                     k.set(acc, b.fma(u, v, old) if p.acc.floating else b.add(b.mul(u, v), old), i, j)
-        k.add(Barrier())
 
     def fill(self, side: int, first: DimLike, end: DimLike | None) -> None:
         """All threads together copy one operand's part of a stage; each ``per`` elements, neighbours side by side."""
@@ -236,7 +255,7 @@ def lower_contraction(g: Group, ctx: Context) -> Lowered:
             k.write(ctx.name_of(n), linear_index(o, n.shape), inl.value(n, o))
         del inl.bound[s.node]
 
-    tile = Tile()
+    tile = Tile() if s.acc.bits <= 32 else Tile(unroll=4)  # wide values leave fewer registers for what is in flight
     product = Product(s.outer, prod(s.rows), prod(s.cols), prod(s.access.reduce), s.acc, lhs, rhs,
                       (s.along(row_side), s.along(col_side)), put)
     tiled_product(k, product, tile)

@@ -86,6 +86,7 @@ def bind_rows(kernel: Kernel, space: Space) -> Bound:
         code = _Rows(names, thread, threads, space, {s.name for s in local if s not in large})
         inner = tuple(code.run((Loop(turn, ceildiv(points, blocks), "seq", steps),)))
         loops = [Loop(block, blocks, "block", ())]
+    loops = loops or [Loop(names.fresh("b"), 1, "block", ())]
     out: tuple[Stmt, ...] = (*code.allocs, Loop(thread, threads, "thread", inner))
     for v in reversed(loops):
         out = (replace(v, body=out),)

@@ -144,10 +144,16 @@ def test_verify_a_function(call, tmp_path):
 
 
 def test_verify_says_what_is_wrong(call, case, monkeypatch):
-    from flowc import compiled
-    monkeypatch.setattr(compiled, "ulp_distance", lambda got, want: np.full(want.shape, np.inf))
-    monkeypatch.setattr(compiled, "_judge", lambda group, node, env, sizes, got, want, far, bound: far)
-    assert "WRONG" in call("verify", case, code=1)[0]
+    """A kernel whose results are off by a hundredth."""
+    from flowc.backends.llvm.cpu import CpuExecutable
+    right = CpuExecutable.run_step
+
+    def wrong(self, step, views, sizes):
+        right(self, step, views, sizes)
+        views[step.buffers[-1]][...] += np.float32(0.01)
+    monkeypatch.setattr(CpuExecutable, "run_step", wrong)
+    out, _ = call("verify", case, code=1)
+    assert "WRONG" in out and "test_cli.py:22" in out
 
 
 @pytest.fixture

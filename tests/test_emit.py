@@ -481,6 +481,26 @@ def test_registers_with_moving_indices():
     check(kernel, {"x": x, "z": np.zeros(8, np.float32)}, {"n": 50})
 
 
+@pytest.mark.parametrize("d", [f32, f64, i8, bf16], ids=str)
+@pytest.mark.parametrize(("columns", "room", "width"), [(8, 8, 16), (12, 12, 16), (6, 6, 8), (7, 9, 16), (2, 2, 4),
+                                                        (24, 24, 8), (4, 5, 2)])
+def test_packed_columns(d, columns, room, width):
+    """Rows written as the columns of a table: shuffles instead of scatters."""
+    for size in (3, 16, 35):
+        kernel = Kernel("k", (Buffer("x", d, (columns, n)), Buffer("z", d, (n, room), "out")), ("n",), (
+            Loop("i", columns, "seq", (Loop("k", n, "vector", (
+                Store("z", room * k + i, b.load("x", n * i + k, d)),), width),)),))
+        arrays = {"x": values(d, columns * size)[:columns * size].reshape(columns, size),
+                  "z": np.zeros((size, room), d.numpy)}
+        check(kernel, arrays, {"n": size})
+
+
+def test_packed_columns_need_no_scatter():
+    kernel = Kernel("k", (Buffer("x", f32, (12, 64)), Buffer("z", f32, (64, 12), "out")), (), (
+        Loop("i", 12, "seq", (Loop("k", 64, "vector", (Store("z", 12 * k + i, b.load("x", 64 * i + k, f32)),), 16),)),))
+    assert "scatter" not in text_of(kernel)
+
+
 # ---- what the code looks like ---------------------------------------------------------------------------------------
 
 def inner_loop(text: str) -> list[str]:

@@ -28,8 +28,8 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ("ops", ("flowc.ops",)),
     ("makers", ("flowc.size", "flowc.tensor", "flowc.trace", "flowc.numpy_*", "flowc.passes")),
     ("machines", ("flowc.backends",)),
-    ("driver", ("flowc.check", "flowc.compiled", "flowc.function", "flowc.fastpath", "flowc.api", "flowc.symbolic", "flowc.session",
-                "flowc.optim", "flowc.idx")),
+    ("driver", ("flowc.check", "flowc.compiled", "flowc.function", "flowc.fastpath", "flowc.api", "flowc.symbolic",
+                "flowc.session", "flowc.optim", "flowc.idx")),
     ("hall", ("flowc", "flowc.numpy", "flowc.nn", "flowc.random", "flowc.__main__", "flowc.cli", "flowc.cases",
               "flowc.doctor")),
 ]

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.emit import emit_kernel
@@ -66,7 +66,10 @@ def compile_kernel(kernel: Kernel, arch: str = "sm_80") -> PtxKernel:
     bound = bind(kernel)
     module = Module()
     entry = ENTRY.sub("_", kernel.name)
-    emit_kernel(bound.kernel, module, nvptx_target(arch), entry)
+    target = nvptx_target(arch)
+    # one block per multiprocessor is enough: without this, ptxas may spill registers to make room for more
+    target = replace(target, attributes=f'{target.attributes} "nvvm.minctasm"="1"')
+    emit_kernel(bound.kernel, module, target, entry)
     ir = module.text()
     _refuse(ir)
     text = compile_ptx(ir, arch)
@@ -83,9 +86,11 @@ def _refuse(ir: str) -> None:
 
 
 def _shared_bytes(text: str) -> int:
-    """Static shared memory of a module with one kernel."""
-    sizes = re.findall(r"^\s*\.shared\s+\.align\s+\d+\s+\.b(\d+)\s+[\w$]+\[(\d+)\]", text, re.M)
-    return sum(int(bits) // 8 * int(n) for bits, n in sizes)
+    """Static shared memory of a module with one kernel; ptxas may lay it out a little tighter or wider."""
+    size = 0
+    for align, bits, count in re.findall(r"^\s*\.shared\s+\.align\s+(\d+)\s+\.b(\d+)\s+[\w$]+\[(\d+)\]", text, re.M):
+        size = -(-size // int(align)) * int(align) + int(bits) // 8 * int(count)
+    return size
 
 
 def ptxas() -> str | None:

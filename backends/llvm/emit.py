@@ -19,6 +19,7 @@ from typing import Any
 
 from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.emit_code import Mem, Place, Val, intrinsic_name, memory_type, place_at, register_type
+from flowc.backends.llvm.emit_interleave import Column, store_columns
 from flowc.backends.llvm.emit_loops import Loops, threads_of
 from flowc.backends.llvm.target import Target
 from flowc.diag import UnsupportedError
@@ -60,7 +61,17 @@ def parallel_nest(kernel: Kernel) -> Loop | None:
 
 
 class Emitter(Loops):
-    """Statements of one kernel."""
+    """Statements of one kernel.  ``columns``: stores put aside to be done together, where that is allowed."""
+
+    columns: list[Column] | None = None
+
+    def run_columns(self, s: Loop) -> None:
+        """An unrolled loop of stores, those of neighbouring columns together."""
+        self.columns = []
+        self.unrolled(s)
+        columns, self.columns = self.columns, None
+        if columns:
+            store_columns(self, columns)
 
     def run_kernel(self, kernel: Kernel, gpu: bool) -> None:
         self.ranges.update(dict(kernel.ranges))
@@ -183,10 +194,19 @@ class Emitter(Loops):
             self.raw(f"store {full} {text}, ptr {pointer}, align {mem.align}")
         elif p.offsets is None and p.stride in (1, -1):
             self._write_contiguous(mem, p, full, ty, text, mask)
+        elif (self.columns is not None and mask is None and p.offsets is None and isinstance(p.stride, int)
+                and p.stride > 1):
+            self.columns.append(Column(mem, tuple(p.terms), p.const, p.stride, text))
         else:
-            pointers = f"<{self.lanes} x {mem.type}>"
-            self._masked_write("masked.scatter", full, text, f"{pointers} align {mem.align} {self.addresses(mem, p)}",
-                               pointers, mask or "splat (i1 true)")
+            self._scatter(mem, p, text, mask or "splat (i1 true)")
+
+    def _scatter(self, mem: Mem, p: Place, text: str, mask: str) -> None:
+        pointers = f"<{self.lanes} x {mem.type}>"
+        self._masked_write("masked.scatter", self.vec(memory_type(mem.dtype)), text,
+                           f"{pointers} align {mem.align} {self.addresses(mem, p)}", pointers, mask)
+
+    def scatter(self, c: Column) -> None:
+        self._scatter(c.mem, Place(list(c.terms), c.const, c.stride, None), c.text, "splat (i1 true)")
 
     def _write_contiguous(self, mem: Mem, p: Place, full: str, ty: str, text: str, mask: str | None) -> None:
         back = p.stride == -1
@@ -233,12 +253,12 @@ class Emitter(Loops):
             text = self._fetch(mem, self.vec(ty, width > 1), self.address(mem, place_at(k)))
             out.append(self._loaded(Val(text, width > 1), d))
         if extent < width:
-            out = [self._part(out[0], register_type(d), width, 0, extent)]
+            out = [self.part(out[0], register_type(d), width, 0, extent)]
             width = extent
         self.lanes = 1
         return width, out
 
-    def _part(self, text: str, ty: str, width: int, first: int, count: int) -> str:
+    def part(self, text: str, ty: str, width: int, first: int, count: int) -> str:
         """Lanes first .. first + count - 1 of a vector."""
         if count == 1:
             return self.op(f"extractelement <{width} x {ty}> {text}, i64 {first}")
@@ -254,7 +274,7 @@ class Emitter(Loops):
             parts = [self._narrower(p, register_type(d), least) for p, d in zip(parts, dtypes, strict=True)]
         width = parts[0][0]
         if h < width:
-            halves = [tuple([self._part(t[0], register_type(d), width, first, h)] for first in (0, h))
+            halves = [tuple([self.part(t[0], register_type(d), width, first, h)] for first in (0, h))
                       for (_, t), d in zip(parts, dtypes, strict=True)]
             width = h
         else:
@@ -276,7 +296,7 @@ class Emitter(Loops):
         old, texts = part
         if old == width:
             return part
-        return width, [self._part(t, ty, old, k, width) for t in texts for k in range(0, old, width)]
+        return width, [self.part(t, ty, old, k, width) for t in texts for k in range(0, old, width)]
 
     # -- working memory
 

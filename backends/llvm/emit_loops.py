@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from flowc.backends.llvm.emit_code import Val
 from flowc.backends.llvm.emit_expr import Values
+from flowc.backends.llvm.emit_interleave import straight, turned
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, prod, symbols
 from flowc.kernel import Acc, Alloc, Barrier, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk
@@ -130,6 +131,9 @@ class Loops(Values):
     def run(self, stmts: Sequence[Stmt]) -> None:
         raise TypeError("abstract")
 
+    def run_columns(self, s: Loop) -> None:
+        raise TypeError("abstract")
+
     def indexes_registers(self, loop: Loop) -> bool:
         """Does the loop's variable index registers?"""
         return any(loop.var in symbols(d) for s in walk(loop.body) for d in self._register_indices(s))
@@ -151,12 +155,17 @@ class Loops(Values):
     # -- dispatch
 
     def run_loop(self, s: Loop) -> None:
+        outside_in = turned(s) if self.target.vectors and self.lanes == 1 else None
         if s is self.chunked:
             self._parallel(s)
+        elif outside_in is not None:
+            self._vector(outside_in)
         elif s.kind == "vector":
             self._vector(s)
+        elif s.kind == "unroll" and self.lanes > 1 and straight(s.body):
+            self.run_columns(s)
         elif s.kind == "unroll":
-            self._unrolled(s)
+            self.unrolled(s)
         elif s.kind == "block" and self.target.grid is not None:
             self._blocks(s)
         elif s.kind == "thread" and self.target.grid is not None:
@@ -184,7 +193,7 @@ class Loops(Values):
             self.run(s.body)
         self.enter(s.body)
 
-    def _unrolled(self, s: Loop) -> None:
+    def unrolled(self, s: Loop) -> None:
         if not isinstance(s.extent, int):
             raise UnsupportedError("C123", f"a loop of kind unroll needs a static extent, not {s.extent}",
                                    cure="use a loop of kind seq")
@@ -277,7 +286,7 @@ class Loops(Values):
 
     def _element_wise(self, s: Loop) -> None:
         if isinstance(s.extent, int) and s.extent <= UNROLL_SETS and self.indexes_registers(s):
-            self._unrolled(s)
+            self.unrolled(s)
         else:
             self._sequential(s)
 

@@ -74,12 +74,13 @@ def ldexp(b: Builder, x: Expr, n: Expr) -> Expr:
     exponent = b.and_(b.shr(bits(b, y), m), 2 * bias + 1)
     top = b.sub(b.add(exponent, n), b.select(tiny, b.const(m + 1, wide), 0))  # biased exponent of the result
     top = b.min(b.max(top, -(m + 3)), 2 * bias + 1)
-    one = b.const(1.0, d)
-    mantissa = b.bitcast(b.or_(b.and_(bits(b, y), (1 << m) - 1 | -(1 << (8 * d.bytes - 1))), bits(b, one)), d)
+    kept = b.and_(bits(b, y), (1 << m) - 1 | -(1 << (d.bits - 1)))  # sign and fraction
+    mantissa = b.bitcast(b.or_(kept, bits(b, b.const(1.0, d))), d)
     # subnormal results: a power that keeps the first product normal, the second rounds
     low = b.mul(b.mul(mantissa, power_of_two(b, b.const(-(bias - 2 * m), wide), d)),
                 power_of_two(b, b.sub(top, 2 * m), d))
-    high = b.mul(b.mul(mantissa, power_of_two(b, b.sub(top, bias + 1), d)), 2.0)
+    high = b.bitcast(b.or_(kept, b.shl(top, m)), d)
+    high = b.select(b.gt(top, 2 * bias), b.copysign(b.const(INF, d), x), high)
     scaled = b.select(b.lt(top, 1), low, high)
     plain = b.and_(b.ne(x, 0.0), b.lt(b.abs(x), float("inf")))
     return b.select(plain, scaled, x)

@@ -56,7 +56,7 @@ class Target:
     cpu: str = ""
     features: str = ""
     vector_bits: int = 512
-    pointers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(
+    pointers: Mapping[str, str] = field(hash=False, default_factory=lambda: MappingProxyType(
         {"param": "ptr", "local": "ptr", "shared": "ptr"}))
     intrinsics: frozenset[str] = _CPU
     native: frozenset[str] = frozenset()
