@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowc import cases, config
+from flowc.compiled import DEVICES
 from flowc.diag import FlowcError, FlowcValueError, VerifyError
 from flowc.graph import Graph
 
 OK, DIFFERENT, BAD = 0, 1, 2
-DEVICES = ("cpu", "cuda", "interpreter")
+
 
 
 @dataclass(frozen=True)

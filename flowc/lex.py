@@ -23,13 +23,14 @@ from flowc.diag import Loc, ParseError
 from flowc.dims import Dim, DimLike, Range, dmax, dmin, floordiv, mod, sym
 from flowc.graph import Attrs, Graph, Literal
 from flowc.text import NESTING, VALUES, content_hash
-from flowc.types import DTYPES, DType, Type, dtype
+from flowc.types import DTYPES, DType, Type
 
 T = TypeVar("T")
 Constants = Mapping[str, np.ndarray]
 
 TERMS = 4096          # terms of a product of two sizes
 ELEMENTS = 1 << 24    # elements that one repeated value may stand for
+_NUMPY_NAMES = {d.numpy_name: d for d in DTYPES.values()}
 
 _QUOTED = r"`(?:[^`\\\n]|\\.)*`"
 _STRING = r'"(?:[^"\\\n]|\\.)*"'
@@ -248,11 +249,10 @@ class Parser:
 
     def dtype(self) -> DType:
         name = self.word("a dtype")
-        try:
-            return DTYPES[name] if name in DTYPES else dtype(name)
-        except TypeError:
-            raise self.error("P004", f"there is no dtype {name}", f"use one of {', '.join(DTYPES)}",
-                             self.i - 1) from None
+        found = DTYPES.get(name) or _NUMPY_NAMES.get(name)
+        if found is None:
+            raise self.error("P004", f"there is no dtype {name}", f"use one of {', '.join(DTYPES)}", self.i - 1)
+        return found
 
     def type(self) -> Type:
         d = self.dtype()

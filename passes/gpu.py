@@ -23,8 +23,18 @@ from flowc.kernel import Alloc, Buffer, Builder, Fold, If, Kernel, Let, Loop, St
 from flowc.passes.gpu_contract import lower_contraction
 from flowc.passes.gpu_remainder import expand_remainders
 from flowc.passes.gpu_rows import bind_rows
-from flowc.passes.gpu_space import (SCRATCH_BLOCKS, STACK_BYTES, Bound, Names, Space, Unsuitable, decode, guarded,
-                                    move_out, small)
+from flowc.passes.gpu_space import (
+    SCRATCH_BLOCKS,
+    STACK_BYTES,
+    Bound,
+    Names,
+    Space,
+    Unsuitable,
+    decode,
+    guarded,
+    move_out,
+    small,
+)
 
 THREADS = 256  # of a block in maps and tasks
 

@@ -7,7 +7,8 @@ Every thread runs the scalar statements; all threads come to the same values, an
 of a vector loop are dealt to the threads: iteration i belongs to thread i mod T.  Registers indexed by such a loop are
 then one register per thread.  Memory that one thread writes and another reads - working memory, which becomes shared
 memory, and results that are read again - is put in order by barriers: one stands before every statement that touches
-what another thread may have touched since the last one.
+what another thread may have touched since the last one.  Places whose position tells the thread (its remainder by the
+number of threads, up to an offset of the block) are not another thread's, and need none.
 
 A Fold goes through shared memory in steps of eight: a thread combines the eight values l, l + q, ..., l + 7*q, which
 are three levels of the tree; at eight or fewer values every thread finishes the tree for itself, so that no broadcast
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from flowc.dims import DimLike, bounds, ceildiv, dmin, sym, symbols
+from flowc.dims import Dim, DimLike, bounds, ceildiv, dmin, linear, sym, symbols
 from flowc.kernel import (
     LANES,
     Acc,
@@ -46,13 +47,12 @@ from flowc.passes.gpu_space import (
     Names,
     Space,
     Unsuitable,
+    accesses,
     decode,
     guarded,
-    loads,
     map_exprs,
     move_out,
     small,
-    touched,
 )
 from flowc.types import DType
 
@@ -74,7 +74,8 @@ def bind_rows(kernel: Kernel, space: Space) -> Bound:
     loops: list[Loop] = [replace(v, kind="block") for v in space.loops]
     thread = names.fresh("t")
     if not large:
-        code = _Rows(names, thread, threads, space, {s.name for s in local})
+        fixed = {*kernel.dims, *(v.var for v in loops)}
+        code = _Rows(names, thread, threads, space, {s.name for s in local}, fixed)
         inner: tuple[Stmt, ...] = tuple(code.run(body))
     else:  # several points share a scratch area: blocks walk points
         block, turn, points = names.fresh("b"), names.fresh("s"), space.points
@@ -83,7 +84,7 @@ def bind_rows(kernel: Kernel, space: Space) -> Bound:
         at = blocks * sym(turn) + sym(block)
         ranges = {**space.ranges, block: (0, blocks - 1), turn: (0, ceildiv(points, blocks) - 1)}
         steps = guarded(at, points, (*decode(space.loops, at, ranges), *body), ranges)
-        code = _Rows(names, thread, threads, space, {s.name for s in local if s not in large})
+        code = _Rows(names, thread, threads, space, {s.name for s in local if s not in large}, {*kernel.dims, block})
         inner = tuple(code.run((Loop(turn, ceildiv(points, blocks), "seq", steps),)))
         loops = [Loop(block, blocks, "block", ())]
     loops = loops or [Loop(names.fresh("b"), 1, "block", ())]
@@ -117,10 +118,15 @@ def _shared_loops(stmts: Iterable[Stmt]) -> Iterable[Loop]:
             yield from _shared_loops((*s.then, *s.other))
 
 
-class _Dirty:
-    """Buffers touched since the last barrier."""
+Owner = DimLike | None        # what tells the thread of a place; None: any thread
+Event = tuple[str, Owner]
+FIRST: Owner = -1             # thread 0
 
-    def __init__(self, reads: Iterable[str] = (), writes: Iterable[str] = ()):
+
+class _Dirty:
+    """Accesses since the last barrier: (buffer, owner)."""
+
+    def __init__(self, reads: Iterable[Event] = (), writes: Iterable[Event] = ()):
         self.reads, self.writes = set(reads), set(writes)
 
     def copy(self) -> _Dirty:
@@ -130,20 +136,37 @@ class _Dirty:
         self.reads |= other.reads
         self.writes |= other.writes
 
-    def conflict(self, reads: set[str], writes: set[str]) -> bool:
-        return bool(reads & self.writes or writes & (self.reads | self.writes))
+    def conflict(self, new: _Dirty) -> bool:
+        return (_meet(new.reads, self.writes) or _meet(new.writes, self.writes) or _meet(new.writes, self.reads))
+
+
+def _meet(a: Iterable[Event], b: Iterable[Event]) -> bool:
+    """May two threads touch one place?"""
+    return any(x == y and not (p is not None and p == q) for x, p in a for y, q in b)
+
+
+def _owner(index: DimLike, var: str, threads: int, fixed: set[str]) -> Owner:
+    """The owner of place ``index`` in a shared loop over ``var``: thread t if index - owner is t modulo the number of
+    threads, with an owner that is fixed for the block."""
+    split = linear(index, var)
+    if split is None or split[0] != 1:
+        return None
+    rest = split[1]
+    left: DimLike = sum((Dim(((mono, c % threads),)) if mono else c % threads
+                         for mono, c in (rest.terms if isinstance(rest, Dim) else (((), rest),)) if c % threads), 0)
+    return left if symbols(left) <= fixed else None
 
 
 class _Rows:
     """Code of one block.  ``allocs``: its shared memory."""
 
-    def __init__(self, names: Names, thread: str, threads: int, space: Space, working: set[str]):
-        self.names, self.t, self.threads, self.working = names, sym(thread), threads, working
+    def __init__(self, names: Names, thread: str, threads: int, space: Space, working: set[str], fixed: set[str]):
+        self.names, self.t, self.threads, self.working, self.fixed = names, sym(thread), threads, working, fixed
         self.ranges = {**space.ranges, thread: (0, threads - 1)}
         self.b = Builder()
         self.allocs: list[Alloc] = []
         self.dirty = _Dirty()
-        self.written = touched(space.body)[1] | working
+        self.written = {name for name, _, write in accesses(space.body) if write} | working
         self.lanes = _lane_registers(space.body, threads, self.ranges)
         self.buffers: dict[int, list[str]] = {}  # of Folds
 
@@ -177,15 +200,20 @@ class _Rows:
 
     def order(self, s: Stmt) -> list[Stmt]:
         """A barrier if the statement touches what another thread may have touched; notes what it touches."""
-        reads, writes = touched((s,))
-        return self.note(reads & self.written, writes)
+        new = _Dirty()
+        for name, index, write in accesses((s,)):
+            if name in self.written:
+                shared = isinstance(s, Loop)
+                owner = _owner(index, s.var, self.threads, self.fixed) if isinstance(s, Loop) else None
+                (new.writes if write else new.reads).add((name, FIRST if write and not shared else owner))
+        return self.note(new)
 
-    def note(self, reads: set[str], writes: set[str]) -> list[Stmt]:
+    def note(self, new: _Dirty) -> list[Stmt]:
         out: list[Stmt] = []
-        if self.dirty.conflict(reads, writes):
+        if self.dirty.conflict(new):
             out.append(Barrier())
             self.dirty = _Dirty()
-        self.dirty.join(_Dirty(reads, writes))
+        self.dirty.join(new)
         return out
 
     def repeat(self, s: Loop) -> list[Stmt]:
@@ -205,7 +233,7 @@ class _Rows:
         return [replace(s, body=tuple(body))]
 
     def choose(self, s: If) -> list[Stmt]:
-        head = self.note(loads(s.cond) & self.written, set())
+        head = self.order(If(s.cond, ()))
         start = self.dirty.copy()
         then = self.run(s.then)
         after, self.dirty = self.dirty, start.copy()
@@ -263,7 +291,7 @@ class _Rows:
             raise Unsuitable("a Fold of registers of lanes and of all threads")
         dtypes = [self.lanes[a] for a in s.accs]
         shared = self.fold_buffers(s, dtypes)
-        out = self.note(set(), set(shared))
+        out = self.note(_Dirty(writes=((m, 0) for m in shared)))  # place t is thread t's
         mine = self.b.lt(self.b.index(self.t), self.b.index(s.extent)) if s.extent < self.threads else None
         out += [Store(m, self.t, self.b.ref(a, d), mine) for m, a, d in zip(shared, s.accs, dtypes, strict=True)]
         out.append(Barrier())
@@ -280,7 +308,7 @@ class _Rows:
         steps, result = self.tree(s, values)
         out += steps
         out += [Let(n, v) for n, v in zip(s.names, result, strict=True)]
-        self.dirty = _Dirty(reads=shared)
+        self.dirty = _Dirty(reads=((m, None) for m in shared))
         return out
 
     def fold_buffers(self, s: Fold, dtypes: Sequence[DType]) -> list[str]:

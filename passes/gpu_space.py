@@ -5,12 +5,27 @@ Here: ``Space``, ``Bound``, ``Names`` and helpers.  Not here: the strategies (gp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flowc.dims import DimLike, Range, bounds, prod, simplify, symbols
-from flowc.kernel import (Acc, Alloc, Buffer, Builder, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, expressions,
-                          walk)
+from flowc.kernel import (
+    Acc,
+    Alloc,
+    Buffer,
+    Builder,
+    Expr,
+    Fold,
+    If,
+    Kernel,
+    Let,
+    Loop,
+    Set,
+    Stmt,
+    Store,
+    expressions,
+    walk,
+)
 from flowc.passes.schedule import collapse
 
 STACK_BYTES = 1 << 10    # working memory a thread may keep for itself
@@ -197,28 +212,17 @@ def relocate(stmts: Iterable[Stmt], moved: Mapping[str, tuple[str, DimLike]]) ->
     return tuple(x for y in map_exprs(stmts, expr) for x in stmt(y))
 
 
-def touched(stmts: Iterable[Stmt]) -> tuple[set[str], set[str]]:
-    """Buffers read and buffers written by the statements."""
-    reads: set[str] = set()
-    writes: set[str] = set()
+def accesses(stmts: Iterable[Stmt]) -> Iterator[tuple[str, DimLike, bool]]:
+    """(buffer, index, is it written) of every load and store."""
     for s in walk(stmts):
         if isinstance(s, Store):
-            writes.add(s.buffer)
-        for e in expressions(s):
-            reads |= loads(e)
-    return reads, writes
-
-
-def loads(e: Expr) -> set[str]:
-    """Buffers an expression reads."""
-    out: set[str] = set()
-    seen: set[int] = set()
-    stack = [e]
-    while stack:
-        x = stack.pop()
-        if id(x) not in seen:
-            seen.add(id(x))
-            if x.op == "load":
-                out.add(x.attr[0])
-            stack.extend(x.args)
-    return out
+            yield s.buffer, s.index, True
+        seen: set[int] = set()
+        stack = list(expressions(s))
+        while stack:
+            x = stack.pop()
+            if id(x) not in seen:
+                seen.add(id(x))
+                if x.op == "load":
+                    yield x.attr[0], x.attr[1], False
+                stack.extend(x.args)

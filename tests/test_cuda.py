@@ -31,8 +31,8 @@ from flowc.passes.build import BuildOptions, build
 from flowc.passes.gpu import bind
 from flowc.passes.gpu_space import Names
 from flowc.passes.inline import KernelBuilder
+from flowc.types import array_type, bf16, f16, f32, f64, i8, i64
 from flowc.verify import verify_kernel
-from flowc.types import bf16, f16, f32, f64, i8, i64, array_type
 
 ARCHS = ("sm_80", "sm_90")
 n, m = sym("n"), sym("m")
@@ -66,9 +66,7 @@ def on_device(kernel: Kernel, arrays: dict, dims: dict, arch: str = "sm_80", edi
     device = Device(1 << 24, profile=profile)
     held = {p.name: device.alloc(arrays[p.name].nbytes - (short if p.role != "in" else 0), p.name) for p in code.params}
     for p in code.params:
-        if p.role != "out":
-            device.copy_in(held[p.name], arrays[p.name])
-        elif not short:
+        if p.role != "out" or not short:
             device.copy_in(held[p.name], arrays[p.name])
     scratch = [device.alloc(elements(b.shape, dims) * b.dtype.bytes, b.name) for b in code.scratch]
     grid = evaluate(code.grid, dims) if grid is None else grid

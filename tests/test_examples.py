@@ -82,7 +82,7 @@ def test_the_same_accuracy_on_every_device(blobs, tmp_path):
     found = {device: accuracy(run(MAIN, *args, "--device", device, env={"FLOWC_GPU": "sim"}))
              for device in ("cpu", "interpreter", "cuda")}
     assert len(set(found.values())) == 1, found
-    assert found["cpu"] > 0.9
+    assert 0.5 < found["cpu"] < 1  # noisy images: equal accuracies are no accident
 
 
 MNIST = next((p for p in (Path(os.environ.get("MNIST_DIR", "none")), ROOT.parent / "shared" / "data" / "mnist")

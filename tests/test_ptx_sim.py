@@ -13,8 +13,16 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from flowc.backends.cuda.sim import (BarrierFault, Device, LaunchError, MemoryFault, Module, PtxError, RaceFault,
-                                     SimulatorError)
+from flowc.backends.cuda.sim import (
+    BarrierFault,
+    Device,
+    LaunchError,
+    MemoryFault,
+    Module,
+    PtxError,
+    RaceFault,
+    SimulatorError,
+)
 from flowc.backends.cuda.sim import numeric as num
 from flowc.backends.cuda.sim.flow import arrange
 from flowc.backends.cuda.sim.instructions import ROWS

@@ -208,7 +208,7 @@ def test_constants_of_every_dtype_come_back_bit_by_bit(d):
     if d.kind == "f":
         bits = np.array([1, (1 << d.bits) - 1, (1 << d.bits - 1) + 1, (1 << d.bits) - 2], f"u{d.bytes}")
         a = np.concatenate([a, bits.view(d.numpy)])
-    for value in (a[:7], a[-9:].reshape(3, 3), a[:0], a[:1].reshape(()), a, np.resize(a, 300), np.repeat(a[:1], 500)):
+    for value in (a[:7], np.resize(a[-9:], (3, 3)), a[:0], a[:1].reshape(()), a, np.resize(a, 300), np.repeat(a[:1], 500)):
         back(Graph("g", [], [constant(value)]))
 
 

@@ -146,7 +146,7 @@ _LOG_BYTES = 16 << 10
 class _Kernel:
     """A function and the module that it lives in, unloaded with the last reference."""
 
-    def __init__(self, driver: CudaDriver, module: _V, function: _V):
+    def __init__(self, driver: CudaDriver, module: ctypes.c_void_p, function: ctypes.c_void_p):
         self._driver, self._module, self.function = driver, module, function
 
     def __del__(self) -> None:
@@ -242,7 +242,7 @@ class CudaDriver:
         self._call("cuModuleGetFunction", ctypes.byref(function), module, entry.encode())
         return _Kernel(self, module, function)
 
-    def unload(self, module: _V) -> None:
+    def unload(self, module: ctypes.c_void_p) -> None:
         if not self._lost and os.getpid() == self._pid and self._raw("cuCtxSetCurrent", self._context) == 0:
             self._raw("cuModuleUnload", module)
 

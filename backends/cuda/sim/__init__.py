@@ -10,8 +10,7 @@ error of approximate instructions, tensor cores, asynchronous copies.
 Read in this order: parse.py, flow.py, numeric.py, instructions.py, translate.py, memory.py, machine.py.
 """
 
-from flowc.backends.cuda.sim.errors import (BarrierFault, LaunchError, MemoryFault, PtxError, RaceFault,
-                                            SimulatorError)
+from flowc.backends.cuda.sim.errors import BarrierFault, LaunchError, MemoryFault, PtxError, RaceFault, SimulatorError
 from flowc.backends.cuda.sim.machine import Device, Module, Statistics
 
 __all__ = ["BarrierFault", "Device", "LaunchError", "MemoryFault", "Module", "PtxError", "RaceFault", "SimulatorError",

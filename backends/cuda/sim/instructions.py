@@ -14,8 +14,21 @@ from collections.abc import Callable
 from typing import Protocol
 
 from flowc.backends.cuda.sim.errors import PtxError
-from flowc.backends.cuda.sim.parse import (TYPES, Addr, Both, Instruction, Int, Not, Operand, Param, Reg, Sink, Sym, Type,
-                                           Vec)
+from flowc.backends.cuda.sim.parse import (
+    TYPES,
+    Addr,
+    Both,
+    Instruction,
+    Int,
+    Not,
+    Operand,
+    Param,
+    Reg,
+    Sink,
+    Sym,
+    Type,
+    Vec,
+)
 
 
 class Writer(Protocol):

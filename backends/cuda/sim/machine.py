@@ -18,14 +18,24 @@ import numpy as np
 
 from flowc.backends.cuda.sim.errors import BarrierFault, LaunchError, MemoryFault, RaceFault, SimulatorError
 from flowc.backends.cuda.sim.flow import END
-from flowc.backends.cuda.sim.memory import (GLOBAL, WINDOWS, BlockMemory, GlobalMemory, fault, sectors, space_of,
-                                            wavefronts)
+from flowc.backends.cuda.sim.memory import (
+    GLOBAL,
+    WINDOWS,
+    BlockMemory,
+    GlobalMemory,
+    fault,
+    sectors,
+    space_of,
+    wavefronts,
+)
 from flowc.backends.cuda.sim.parse import ModuleText, param_block, parse
 from flowc.backends.cuda.sim.translate import Compiled, compile_entry
 
 V = Any
 MAX_THREADS, MAX_SHARED, MAX_GRID = 1024, 227 << 10, ((1 << 31) - 1, 65535, 65535)
 WARP = 32
+_UFUNCS: dict[str, Any] = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and,
+                           "or": np.bitwise_or, "xor": np.bitwise_xor}
 
 
 @dataclass
@@ -376,8 +386,8 @@ class Launch:
         """``count`` values of ``size`` bytes per lane."""
         if space == "generic":
             out = [np.zeros(self.n, f"u{size}") for _ in range(count)]
-            for s, a, m in self._spaces(address, mask):
-                for o, v in zip(out, self.load(s, a, size, count, m, text)):
+            for name, a, m in self._spaces(address, mask):
+                for o, v in zip(out, self.load(name, a, size, count, m, text)):
                     o[...] = v if m is None else np.where(m, v, o)
             return out
         lanes, anybody = self._active(mask)
@@ -428,8 +438,7 @@ class Launch:
         view = store.views[dt.itemsize].view(dt)
         where = np.broadcast_to(at // dt.itemsize, np.arange(self.n)[lanes].shape)
         args = [np.broadcast_to(np.asarray(x), (self.n,))[lanes] for x in operands]
-        quick = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
-                 "xor": np.bitwise_xor}.get(kind)
+        quick = _UFUNCS.get(kind)
         if quick is not None and not wanted and not bf16:
             quick.at(view, where, args[0])
             return out
@@ -481,8 +490,7 @@ class Launch:
     def reduce(self, kind: str, x: V, members: V, mask: V, text: str) -> V:
         run = self._members(members, mask, text)
         value = self._rows(x)
-        fn = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
-              "xor": np.bitwise_xor}[kind]
+        fn = _UFUNCS[kind]
         info = np.iinfo(value.dtype)
         unit = {"add": 0, "or": 0, "xor": 0, "min": info.max, "max": info.min, "and": -1 if info.min else info.max}[kind]
         out = fn.reduce(np.where(run, value, value.dtype.type(unit)), axis=1, dtype=value.dtype)
@@ -513,6 +521,5 @@ def _serial(view: np.ndarray, where: np.ndarray, kind: str, args: Sequence[np.nd
         elif kind in ("inc", "dec"):
             view[at] = (0 if o >= x else o + 1) if kind == "inc" else (x if o == 0 or o > x else o - 1)
         else:
-            view[at] = {"min": min, "max": max, "exch": lambda a, b: b, "and": lambda a, b: a & b,
-                        "or": lambda a, b: a | b, "xor": lambda a, b: a ^ b}[kind](o, x)
+            view[at] = x if kind == "exch" else _UFUNCS[kind](o, x)
     return old

@@ -23,7 +23,7 @@ import numpy as np
 
 V = Any  # an array over lanes, or a NumPy scalar
 
-U = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+U: dict[int, Any] = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 NAN = {16: np.uint16(0x7FFF), 32: np.uint32(0x7FFFFFFF), 64: np.uint64(0x7FFFFFFFFFFFFFFF)}  # canonical
 SPLIT = float((1 << 27) + 1)
 
@@ -376,7 +376,8 @@ def integral(x: V, mode: str) -> V:
 
 def float_to_int(x: V, mode: str, dtype: str) -> V:
     """Saturating; NaN gives 0, but 1 << (width - 1) where either side has 64 bits."""
-    dt, x = np.dtype(dtype), np.asarray(x)
+    dt: Any = np.dtype(dtype)
+    x = np.asarray(x)
     info = np.iinfo(dt)
     wide = _INTEGRAL[mode](x.astype(np.float64))
     low, high = wide <= float(info.min), wide >= float(info.max)
@@ -469,5 +470,5 @@ def directed(op: str, a: V, b: V, c: V, mode: str) -> V:
             if np.isinf(y[i]):
                 y[i] = math.copysign(np.finfo(np.float64).max, y[i])
             exact = Fraction(float(a[i])) * Fraction(float(b[i])) + Fraction(float(c[i]))
-            error[i] = float((exact > float(y[i]))) - float(exact < float(y[i]))
+            error[i] = float(exact > float(y[i])) - float(exact < float(y[i]))
     return _step(y, error, mode)

@@ -62,7 +62,7 @@ TYPES = _types()
 class Reg(NamedTuple):
     """A declared register by number."""
 
-    index: int
+    number: int
 
 
 class Special(NamedTuple):
@@ -421,9 +421,7 @@ class _Body:
         if p.accept("["):
             base = self.simple()
             offset = 0
-            if p.accept("+"):
-                offset = p.integer()
-            elif p.tokens[p.i][0] == "int":  # [%rd1-8] reads as a register and a negative number
+            if p.accept("+") or p.tokens[p.i][0] == "int":
                 offset = p.integer()
             p.take("]")
             if not isinstance(base, (Reg, Sym, Int)):

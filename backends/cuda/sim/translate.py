@@ -22,8 +22,25 @@ from flowc.backends.cuda.sim.errors import PtxError
 from flowc.backends.cuda.sim.flow import Block, cut
 from flowc.backends.cuda.sim.instructions import write_instruction
 from flowc.backends.cuda.sim.memory import WINDOWS, space_of
-from flowc.backends.cuda.sim.parse import (TYPES, Addr, Both, Entry, Float, Instruction, Int, ModuleText, Not, Operand,
-                                           Param, Reg, Sink, Special, Sym, Type, Vec)
+from flowc.backends.cuda.sim.parse import (
+    TYPES,
+    Addr,
+    Both,
+    Entry,
+    Float,
+    Instruction,
+    Int,
+    ModuleText,
+    Not,
+    Operand,
+    Param,
+    Reg,
+    Sink,
+    Special,
+    Sym,
+    Type,
+    Vec,
+)
 
 NO_RESULT = frozenset({"st", "red", "bra", "bar", "barrier", "membar", "fence", "prefetch", "prefetchu", "nanosleep",
                        "trap", "discard", "applypriority"})
@@ -89,11 +106,11 @@ def _granule(entry: Entry) -> int:
 
 def registers(operand: Operand) -> Iterator[int]:
     if isinstance(operand, Reg):
-        yield operand.index
+        yield operand.number
     elif isinstance(operand, Addr):
         yield from registers(operand.base)
     elif isinstance(operand, Not):
-        yield operand.value.index
+        yield operand.value.number
     elif isinstance(operand, (Vec, Both)):
         for x in (operand.items if isinstance(operand, Vec) else (operand.first, operand.second)):
             yield from registers(x)
@@ -118,7 +135,7 @@ def _private(entry: Entry, blocks: list[Block]) -> list[set[int]]:
                 for r in registers(o):
                     seen(r, k, False)
             if i.guard is not None:
-                seen(i.guard[0].index, k, False)
+                seen(i.guard[0].number, k, False)
             if has_result and i.operands:
                 for r in registers(i.operands[0]):
                     seen(r, k, i.guard is None)
@@ -202,7 +219,7 @@ class _BlockWriter:
 
     def read(self, operand: Operand, type: Type) -> str:
         if isinstance(operand, Reg):
-            return self._read_register(operand.index, type)
+            return self._read_register(operand.number, type)
         if isinstance(operand, Special):
             e = f"S[{operand.name!r}]"
             return e if type.bits == 32 and type.numpy == "u4" else f"{e}.astype(np.uint{type.bits}).view('{type.numpy}')"
@@ -217,6 +234,7 @@ class _BlockWriter:
         raise PtxError(f"{operand} is no value")
 
     def _immediate(self, operand: Int | Float, type: Type) -> str:
+        raw: Any
         if type.kind == "pred":
             return self.constant(np.bool_(operand.value if isinstance(operand, Int) else 1))
         if isinstance(operand, Float):
@@ -259,7 +277,7 @@ class _BlockWriter:
             return
         if not isinstance(operand, Reg):
             raise PtxError(f"{operand} cannot hold a result")
-        r, whole = operand.index, self._canonical(operand.index)
+        r, whole = operand.number, self._canonical(operand.number)
         if (type.kind == "pred") != (whole.kind == "pred"):
             raise PtxError(f"a result of type {type.name} in a register of {whole.bits} bits")
         if type.kind != "pred" and type.bits != whole.bits:
