@@ -127,9 +127,10 @@ def _exact_fma(a: float, b: float, c: float) -> float:
     if exact == 0:
         return 0.0  # of two terms with opposite signs
     try:
-        return math.copysign(float(abs(exact)), exact)
+        magnitude = float(abs(exact))
     except OverflowError:
-        return math.copysign(math.inf, exact)
+        magnitude = math.inf
+    return magnitude if exact > 0 else -magnitude
 
 
 def fma(a: Array, b: Array, c: Array) -> Array:

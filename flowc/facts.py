@@ -93,6 +93,7 @@ class Facts:
                 for a in call.args:
                     self.add(fact + (a - sym_of(call)) * k)
                 return
+        self._factors(fact)
         self.known.append(fact)
         inside = symbols(fact)
         last = next((n for n in reversed(self.ranges) if n in inside), None)
@@ -109,6 +110,23 @@ class Facts:
             top = floordiv(rest, -c)
             self.ranges[last] = (lo, top if hi is None else dmin(hi, top))
 
+    def _factors(self, fact: Dim) -> None:
+        """From ``c*x*y >= k > 0`` with sizes x, y that are not negative: both are positive.  From ``c*(a // b) >= k``:
+        ``a >= b * ceil(k / c)``."""
+        (mono, c), *rest = fact.terms
+        if c <= 0 or not mono or len(rest) > 1 or rest and (rest[0][0] or rest[0][1] >= 0) or not rest:
+            return
+        k = -rest[0][1]
+        if len(mono) == 1 and mono[0][1] == 1 and isinstance(mono[0][0], Call):
+            a, b = mono[0][0].args[:2]
+            if mono[0][0].fn == "floordiv" and isinstance(b, int):
+                self.add(a - b * -(-k // c))
+        elif len(mono) > 1 or mono[0][1] > 1:
+            atoms = [sym(x) if isinstance(x, str) else sym_of(x) for x, _ in mono]
+            if all(known_le(0, x, self.ranges) for x in atoms):
+                for x in atoms:
+                    self.add(x - 1)
+
     # -- proofs
 
     def le(self, a: DimLike, b: DimLike) -> bool:
@@ -116,6 +134,29 @@ class Facts:
         return self.nonnegative(b - a)
 
     def nonnegative(self, d: DimLike) -> bool:
+        if self._by_ranges(d):
+            return True
+        parts = {} if isinstance(d, int) else {f"{x}": x for x in _divisions(d)}
+        ranges = {name: self.division_range(x) for name, x in parts.items()}
+        for name, r in ranges.items():
+            if r is not None:
+                d = _replace(d, parts[name], sym(name))
+        if not any(ranges.values()):
+            return False
+        wider = Facts({**self.ranges, **{n: r for n, r in ranges.items() if r is not None}}, self.known)
+        return wider._by_ranges(d)
+
+    def division_range(self, x: Call) -> Range | None:
+        """Bounds of a quotient or remainder that may be symbolic, where the divisor is known to be positive."""
+        a, m = x.args
+        if not self.positive(m):
+            return None
+        if x.fn == "mod":
+            return 0, m - 1
+        top = self.greatest(a, [n for n, (_, hi) in self.ranges.items() if hi is not None])
+        return None if top is None or not self._by_ranges(a) else (0, floordiv(top, m))
+
+    def _by_ranges(self, d: DimLike) -> bool:
         if known_le(0, d, self.ranges):
             return True
         if isinstance(d, int):
@@ -149,9 +190,11 @@ class Facts:
 
     # -- counterexamples
 
-    def refuted(self, claims: Sequence[DimLike], inside: frozenset[str] = frozenset()) -> dict[str, int] | None:
+    def refuted(self, claims: Sequence[DimLike], inside: frozenset[str] = frozenset(),
+                always: bool = True) -> dict[str, int] | None:
         """Values under which some claim ``>= 0`` is false, if that happens for every choice of sizes tried that reaches
-        this place at all; None otherwise.  ``inside``: symbols of loops and bindings, the others are sizes."""
+        this place at all (without ``always``: for any choice); None otherwise.  ``inside``: symbols of loops and
+        bindings, the others are sizes."""
         free = frozenset().union(*(symbols(d) for d in claims))
         if self.opaque or any(self.ranges.get(n) == I64 for n in free):
             return None
@@ -165,10 +208,13 @@ class Facts:
                     return None
             if not reached.any():
                 continue
-            if not broken.any():
+            if broken.any():
+                at = int(np.argmax(broken))
+                example = {n: int(v[at]) for n, v in env.items()}
+            elif always:
                 return None
-            at = int(np.argmax(broken))
-            example = {n: int(v[at]) for n, v in env.items()}
+            if example is not None and not always:
+                break
         return example
 
     def _points(self, row: int, choice: Sequence[int],
@@ -254,10 +300,16 @@ class _Digits:
     def __init__(self, facts: Facts, pairs: list[tuple[DimLike, DimLike]], shared: list[str], inner: frozenset[str]):
         self.facts, self.pairs, self.shared, self.inner = facts, pairs, shared, inner
         self.wanted = shared[0]
-        self.parts: dict[str, tuple[DimLike, DimLike, DimLike]] = {}  # digit -> dividend, its copy, divisor
+        self.parts: dict[str, tuple[Call, Call]] = {}  # digit -> the quotient or remainder it stands for, its copy
+        self.agree: list[Call] = []  # those that are the same in both iterations
+        self.same: dict[str, DimLike] = {}  # copies of names that are proved equal to their originals
 
     def run(self) -> bool:
         self._split_divisions()
+        for v in list(self.shared):  # a condition may leave it one value
+            gap = sym(v) - sym(v + "'")
+            if self.facts.le(gap, 0) and self.facts.le(-gap, 0):
+                self._equal(v)
         while self.wanted in self.shared:
             if not any(self._peel(i, v) for i in range(len(self.pairs)) for v in list(self.shared)):
                 return False
@@ -283,15 +335,21 @@ class _Digits:
     def _equal(self, v: str) -> None:
         self.shared.remove(v)
         self.inner -= {v}
-        same = {v + "'": sym(v)}
+        same = self.same
+        same[v + "'"] = sym(v)
         self.pairs = [(x, substitute(y, same)) for x, y in self.pairs]
         facts = self.facts
         facts.known = [substitute(f, same) for f in facts.known]
         facts.ranges = {n: (substitute(lo, same), None if hi is None else substitute(hi, same))
                         for n, (lo, hi) in facts.ranges.items() if n != v + "'"}
         part = self.parts.pop(v, None)
-        if part is not None and not any(p == part for p in self.parts.values()):
-            self.pairs.append((part[0], substitute(part[1], same)))  # quotient and remainder agree: so does the whole
+        if part is None:
+            return
+        atom, other = part
+        self.agree.append(atom)
+        twin = Call("mod" if atom.fn == "floordiv" else "floordiv", atom.args)
+        if twin in self.agree:  # quotient and remainder agree: so does the whole
+            self.pairs.append((atom.args[0], substitute(other.args[0], same)))
 
     def _split_divisions(self) -> None:
         """Quotients and remainders of one dividend become digits of their own."""
@@ -308,18 +366,17 @@ class _Digits:
             self.pairs[i] = x, y
 
     def _digit(self, name: str, atom: Call, other: Call) -> bool:
-        a, m = atom.args
-        if not self.facts.positive(m) or not self.facts.nonnegative(a):
-            return False
-        top = self.facts.greatest(a, [n for n in self.facts.ranges if n in self.inner])
-        if atom.fn == "floordiv" and top is None:
-            return False
-        range_: Range = (0, m - 1) if atom.fn == "mod" else (0, floordiv(top, m))  # type: ignore[arg-type]
-        self.facts.define(name, range_)
-        self.facts.define(name + "'", range_)
+        ranges = self.facts.division_range(atom), self.facts.division_range(other)
+        copies = {n + "'" for n in self.inner}
+        for r in ranges:
+            if r is None or any(symbols(x) & (self.inner | copies) for x in r if x is not None):
+                return False
+        for n, r in zip((name, name + "'"), ranges):
+            assert r is not None
+            self.facts.define(n, r)
         self.shared.append(name)
         self.inner |= {name}
-        self.parts[name] = a, other.args[0], m
+        self.parts[name] = atom, other
         return True
 
 

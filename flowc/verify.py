@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flowc.diag import FlowcError, VerifyError
-from flowc.dims import SIZE_RANGE, Dim, DimLike, Range, known_le, simplify, substitute, symbols
+from flowc.dims import SIZE_RANGE, Dim, DimLike, Range, dmax, known_le, simplify, substitute, symbols
 from flowc.facts import Facts
 from flowc.graph import PARAM, Graph, Literal, Node
 from flowc.kernel import Kernel
@@ -262,7 +262,7 @@ class _Plan:
 
     def refute(self, claims: Sequence[DimLike], code: str, text: str) -> None:
         """Some claim ``>= 0`` is not proved: an error if it is refuted, and one if ``strict``."""
-        example = self.facts.refuted(claims)
+        example = self.facts.refuted(claims, always=False)
         if example is not None:
             shown = ", ".join(f"{k} = {v}" for k, v in example.items())
             raise self.fail(code, f"{text}, for {shown}" if shown else text)
@@ -328,13 +328,15 @@ class _Plan:
 
     def disjoint(self, a: PlanBuffer, b: PlanBuffer) -> None:
         (a0, a1), (b0, b1) = ((x.place.offset, x.place.offset + x.type.nbytes) for x in (a, b))
-        if self.facts.le(a1, b0) or self.facts.le(b1, a0):
+        facts = self.facts.copy()
+        for x in (a, b):
+            facts.add(x.type.nbytes - 1)  # an empty buffer is apart from everything
+        if facts.le(a1, b0) or facts.le(b1, a0):
             return
-        # both orders must be refuted by one choice of sizes: they overlap where neither end lies before the other start
-        first, second = self.facts.refuted((b0 - a1,)), self.facts.refuted((a0 - b1,))
         text = f"{a.name} at {a0}..{a1} and {b.name} at {b0}..{b1} live at the same time and overlap"
-        if first is not None and second is not None:
-            raise self.fail("V204", text)
+        example = facts.refuted((dmax(b0 - a1, a0 - b1),), always=False)
+        if example is not None:
+            raise self.fail("V204", f"{text}, for {', '.join(f'{k} = {v}' for k, v in example.items())}")
         if self.strict:
             raise self.fail("V205", f"not proved that not: {text}")
 

@@ -488,8 +488,8 @@ class _Checker:
                     loop = w.loops[depth].stmt
                     if loop.kind not in INDEPENDENT or loop.kind == "thread" and w is not other:
                         continue  # threads may touch one place on two sides of a barrier
-                    if m.role == "acc" and loop.kind in NESTS:
-                        continue  # reported as V122
+                    if m.role == "acc" and loop.kind in NESTS or known_le(loop.extent, 1, w.facts.ranges):
+                        continue  # registers there are reported as V122; one iteration is alone
                     self.stmt = w.stmt
                     self.race(name, w, other, depth)
 

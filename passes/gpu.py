@@ -60,7 +60,7 @@ def _choose(kernel: Kernel) -> Bound:
     return replace(bound, kernel=replace(bound.kernel, notes=(*bound.kernel.notes, *reasons)))
 
 
-# ---- maps and tasks ---------------------------------------------------------------------------------------------------
+# ---- maps and tasks -------------------------------------------------------------------------------------------------
 
 def bind_map(kernel: Kernel, space: Space) -> Bound:
     """One thread per element."""
@@ -110,7 +110,8 @@ def _in_order(s: Stmt) -> Stmt:
     return s
 
 
-def _spread(kernel: Kernel, loops: Sequence[Loop], body: Sequence[Stmt], space: Space, names: Names, note: str) -> Bound:
+def _spread(kernel: Kernel, loops: Sequence[Loop], body: Sequence[Stmt], space: Space, names: Names, note: str
+            ) -> Bound:
     """The points of a space dealt to threads."""
     points = prod(v.extent for v in loops)
     threads = min(THREADS, max(32, -(-points // 32) * 32)) if isinstance(points, int) else THREADS

@@ -112,7 +112,7 @@ def _named(k: KernelBuilder, d: DimLike, top: DimLike) -> DimLike:
 
 @dataclass
 class _Stages:
-    """The code of one thread: ``y``, ``x`` is its place in the block, ``row``, ``col`` the first result of the block."""
+    """The code of one thread: ``y``, ``x`` is its place in the block, ``row``, ``col`` the block's first result."""
 
     k: KernelBuilder
     p: Product
@@ -186,7 +186,7 @@ class _Stages:
         return c if a is None else a if c is None else self.k.b.and_(a, c)
 
 
-# ---- contraction groups -----------------------------------------------------------------------------------------------
+# ---- contraction groups ---------------------------------------------------------------------------------------------
 
 class _Sides:
     """The two operands of a contraction node by rows, columns and summed index."""
@@ -233,6 +233,13 @@ class _Sides:
         return split is not None and split[0] == 1
 
 
+def choose_tile(m: DimLike, n: DimLike, acc: DType) -> Tile:
+    """Large tiles reuse what is staged; a small result gives more blocks with small ones, and wastes less at its
+    edges.  Wide values leave fewer registers for what is in flight."""
+    narrow = min((d for d in (m, n) if isinstance(d, int)), default=64)
+    return Tile(per=1 if narrow <= 16 else 2 if narrow <= 32 else 4, unroll=16 if acc.bits <= 32 else 4)
+
+
 def lower_contraction(g: Group, ctx: Context) -> Lowered:
     """One kernel: producers are read while staging, consumers run on the sums."""
     k = ctx.builder()
@@ -255,9 +262,9 @@ def lower_contraction(g: Group, ctx: Context) -> Lowered:
             k.write(ctx.name_of(n), linear_index(o, n.shape), inl.value(n, o))
         del inl.bound[s.node]
 
-    tile = Tile() if s.acc.bits <= 32 else Tile(unroll=4)  # wide values leave fewer registers for what is in flight
     product = Product(s.outer, prod(s.rows), prod(s.cols), prod(s.access.reduce), s.acc, lhs, rhs,
                       (s.along(row_side), s.along(col_side)), put)
+    tile = choose_tile(product.m, product.n, s.acc)
     tiled_product(k, product, tile)
     declare_outputs(k, g, ctx)
     kernel = k.finish(ctx.dims, [*describe(g), str(tile)])

@@ -1,7 +1,7 @@
 """Rows on a GPU: a point of the parallel space is a block whose threads share the vector loops.
 
-Here: turning the body of one point into code for all threads of a block.  Not here: what strategies share (gpu_space.py), the others (gpu.py).
-Read next: gpu_contract.py.
+Here: turning the body of one point into code for all threads of a block.  Not here: what strategies share
+(gpu_space.py), the others (gpu.py).  Read next: gpu_contract.py.
 
 Every thread runs the scalar statements; all threads come to the same values, and only thread 0 stores.  The iterations
 of a vector loop are dealt to the threads: iteration i belongs to thread i mod T.  Registers indexed by such a loop are

@@ -143,7 +143,7 @@ def move_out(kernel: Kernel, body: Sequence[Stmt], large: Iterable[Alloc], area:
     return relocate(body, moved), buffers
 
 
-# ---- rewriting ----------------------------------------------------------------------------------------------------------
+# ---- rewriting ------------------------------------------------------------------------------------------------------
 
 def map_exprs(stmts: Iterable[Stmt], fn: Callable[[Expr, tuple[Expr, ...]], Expr | None]) -> tuple[Stmt, ...]:
     """The statements with every expression rebuilt bottom-up: ``fn(e, new_args)`` gives a replacement or None."""

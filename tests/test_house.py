@@ -56,7 +56,6 @@ FILE_BUDGET, FUNCTION_BUDGET = 600, 60
 # "module" or "module:function" -> why it may be longer
 LONGER: dict[str, str] = {
     "flowc.dims": "one algebra: the normal form, and the proofs about it that rest on its private parts",
-    "flowc.backends.cuda.sim.instructions": "one table: every PTX instruction with its meaning, a few lines each",
 }
 
 

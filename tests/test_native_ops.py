@@ -16,7 +16,8 @@ from flowc.types import array_type
 
 SAMPLED = sorted(name for name, op in REGISTRY.items() if op.samples is not None)
 TREE = 64.0  # sums and products may differ by this many roundings of the largest partial result
-EPS = {"f16": 2.0 ** -10, "bf16": 2.0 ** -7, "f32": 2.0 ** -23, "f64": 2.0 ** -52, "c64": 2.0 ** -23, "c128": 2.0 ** -52}
+EPS = {"f16": 2.0 ** -10, "bf16": 2.0 ** -7, "f32": 2.0 ** -23, "f64": 2.0 ** -52, "c64": 2.0 ** -23,
+       "c128": 2.0 ** -52}
 
 
 def meaning(op, arrays, attrs, out_type):

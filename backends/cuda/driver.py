@@ -71,7 +71,7 @@ def unavailable(reason: str) -> UnsupportedError:
     return UnsupportedError("C340", f"backend unavailable: {reason}", cure=CURE)
 
 
-# ---- the interpreter ----------------------------------------------------------------------------------------------------
+# ---- the interpreter ------------------------------------------------------------------------------------------------
 
 class SimDriver:
     """The PTX interpreter as a device."""
@@ -113,7 +113,7 @@ class SimDriver:
         """Launches return when they are done."""
 
 
-# ---- libcuda ------------------------------------------------------------------------------------------------------------
+# ---- libcuda --------------------------------------------------------------------------------------------------------
 
 _P, _I, _U, _N, _V = ctypes.c_uint64, ctypes.c_int, ctypes.c_uint, ctypes.c_size_t, ctypes.c_void_p
 _OUT = ctypes.POINTER
@@ -323,7 +323,7 @@ def _open() -> Any:
     raise unavailable("there is no CUDA driver library")
 
 
-# ---- choosing -----------------------------------------------------------------------------------------------------------
+# ---- choosing -------------------------------------------------------------------------------------------------------
 
 _DRIVERS: dict[tuple[str, str], Driver] = {}
 _LOCK = threading.Lock()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.emit import emit_kernel
 from flowc.backends.llvm.emit_loops import blocks_of, threads_of
-from flowc.backends.llvm.engine import compile_ptx
+from flowc.backends.llvm.engine import Store, compile_ptx, object_key
 from flowc.backends.llvm.target import nvptx_target
 from flowc.diag import FlowcError, UnsupportedError
 from flowc.dims import DimLike
@@ -58,9 +58,10 @@ class Assembled:
     log: str
 
 
-def compile_kernel(kernel: Kernel, arch: str = "sm_80") -> PtxKernel:
+def compile_kernel(kernel: Kernel, arch: str = "sm_80", store: Store | None = None) -> PtxKernel:
     """PTX of a kernel, which is bound to blocks and threads first if it is not yet.
 
+    store: asked for the text first and given it when new; None: nowhere.
     UnsupportedError for instructions that GPUs do not have; FlowcError C110 for an unknown architecture.
     """
     bound = bind(kernel)
@@ -72,10 +73,21 @@ def compile_kernel(kernel: Kernel, arch: str = "sm_80") -> PtxKernel:
     emit_kernel(bound.kernel, module, target, entry)
     ir = module.text()
     _refuse(ir)
-    text = compile_ptx(ir, arch)
+    text = _text(ir, arch, store)
     count = len(bound.kernel.params) - len(bound.scratch)
     return PtxKernel(text, entry, bound.kernel.params[:count], bound.kernel.dims, threads_of(bound.kernel),
                      blocks_of(bound.kernel), bound.scratch, _shared_bytes(text), ir)
+
+
+def _text(ir: str, arch: str, store: Store | None) -> str:
+    key = object_key(ir, ("ptx", arch))
+    known = store.get(key) if store is not None else None
+    if known is not None:
+        return known.decode()
+    text = compile_ptx(ir, arch)
+    if store is not None:
+        store.put(key, text.encode())
+    return text
 
 
 def _refuse(ir: str) -> None:

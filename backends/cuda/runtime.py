@@ -12,8 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,8 +22,10 @@ from flowc.backends.cuda.ptx import PtxKernel, compile_kernel
 from flowc.backends.runtime import Executable, concrete_type, normalise, run_host_step
 from flowc.diag import FlowcError
 from flowc.dims import evaluate
-from flowc.kernel import Kernel
 from flowc.plan import PlanBuffer, Program, Step
+
+if TYPE_CHECKING:
+    from flowc.backends.llvm.engine import Store
 
 MAX_GRID = (1 << 31) - 1
 
@@ -80,19 +81,13 @@ class _Memory:
             self.driver.free(address, nbytes)
 
 
-@lru_cache(maxsize=256)
-def _compiled(kernel: Kernel, name: str, arch: str) -> PtxKernel:
-    """``name`` is part of the key because equal kernels may differ in it, and it is the entry's name."""
-    return compile_kernel(kernel, arch)
-
-
 class CudaExecutable(Executable):
     """A program on the device of the current driver."""
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, store: Store | None = None):
         super().__init__(program, "cuda")
         self.driver = get_driver()
-        self.codes = {name: _compiled(k, k.name, self.driver.arch) for name, k in program.kernels.items()}
+        self.codes = {name: compile_kernel(k, self.driver.arch, store) for name, k in program.kernels.items()}
         self.kernels = {name: Loaded(self.driver, c) for name, c in self.codes.items()}
         self._types = {n: b.type for n, b in self.table.items()}
         self._constants: dict[str, int] = {}
@@ -197,9 +192,9 @@ class CudaExecutable(Executable):
         return self.codes[name].text
 
 
-def compile_program(program: Program, store: Any = None) -> CudaExecutable:
-    """Compile for the GPU, or the PTX interpreter; ``store`` is not used: PTX takes milliseconds to make.
+def compile_program(program: Program, store: Store | None = None) -> CudaExecutable:
+    """Compile for the GPU, or the PTX interpreter; ``store`` keeps PTX between processes.
 
     UnsupportedError C340 without a GPU, and for instructions that GPUs do not have.
     """
-    return CudaExecutable(program)
+    return CudaExecutable(program, store)

@@ -55,7 +55,8 @@ def emit_kernel(kernel: Kernel, module: Module, target: Target, symbol: str) -> 
 
 
 def parallel_nest(kernel: Kernel) -> Loop | None:
-    """The loop whose iterations a call's chunk arguments share out: the only parallel loop at the top level."""
+    """The loop whose iterations a call's chunk arguments share out: the only parallel loop at the top level.  Where
+    there are several, the first call does everything."""
     tops = [s for s in kernel.body if isinstance(s, Loop) and s.kind == "parallel"]
     return tops[0] if len(tops) == 1 else None
 
@@ -66,10 +67,11 @@ class Emitter(Loops):
     columns: list[Column] | None = None
 
     def run_columns(self, s: Loop) -> None:
-        """An unrolled loop of stores, those of neighbouring columns together."""
-        self.columns = []
+        """An unrolled loop of loads and stores, those of neighbouring columns together."""
+        self.columns, self.rows = [], s
         self.unrolled(s)
-        columns, self.columns = self.columns, None
+        columns, self.columns, self.rows = self.columns, None, None
+        self.row_cache.clear()
         if columns:
             store_columns(self, columns)
 
@@ -90,7 +92,11 @@ class Emitter(Loops):
             if not gpu and isinstance(s, Alloc) and not static_stack(s) and symbols(s.size) <= set(kernel.dims):
                 self.per_call[s.name], block = self._allocate(s.size * s.dtype.bytes)
                 blocks.append(block)
-        self.run(kernel.body)
+        if not gpu and self.chunked is None and any(isinstance(s, Loop) and s.kind == "parallel" for s in kernel.body):
+            with self.branch(self.op("icmp eq i64 %chunk, 0")):  # several nests may depend on each other: one call
+                self.run(kernel.body)
+        else:
+            self.run(kernel.body)
         self._release(blocks)
 
     def _slot(self, i: int, ty: str) -> str:
@@ -250,7 +256,7 @@ class Emitter(Loops):
         ty = memory_type(d)
         out = []
         for k in range(0, max(extent, 1), width):
-            text = self._fetch(mem, self.vec(ty, width > 1), self.address(mem, place_at(k)))
+            text = self.fetch(mem, self.vec(ty, width > 1), self.address(mem, place_at(k)))
             out.append(self._loaded(Val(text, width > 1), d))
         if extent < width:
             out = [self.part(out[0], register_type(d), width, 0, extent)]

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 
 from flowc.backends.llvm.emit_code import Code, Mem, Place, Val, intrinsic_name, literal, memory_type, register_type
 from flowc.backends.llvm.emit_convert import cast, divide, fmod
+from flowc.backends.llvm.emit_interleave import BLOCK, load_columns
 from flowc.backends.llvm.mathlib import EXPAND
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, linear
-from flowc.kernel import Builder, Expr
+from flowc.kernel import Builder, Expr, Loop
 from flowc.types import DType, bool_, f32, i32, i64
 
 COMPARE = {"eq": ("eq", "eq", "oeq"), "ne": ("ne", "ne", "une"), "lt": ("slt", "ult", "olt"),
@@ -36,9 +37,11 @@ class Values(Code):
     there is a mask at least one lane is on."""
 
     mask: str | None = None
+    rows: Loop | None = None  # an unrolled loop without branches whose neighbouring loads may be done together
 
     def __init__(self, *args):
         super().__init__(*args)
+        self.row_cache: dict[tuple, list[str]] = {}
         self.builder = Builder()
         self.memo: dict[int, Val] = {}
         self.expanded: dict[int, tuple[Expr, Expr]] = {}
@@ -242,11 +245,12 @@ class Values(Code):
         if other is not None:
             filler = self._stored(Val(self.splat(other, register_type(d)), True), d)
         if mem.lanes:
-            out = self._fetch(mem, self.vec(ty), self.address(mem, p))
+            out = self.fetch(mem, self.vec(ty), self.address(mem, p))
         elif p.offsets is not None or not isinstance(p.stride, int) or p.stride not in (-1, 0, 1):
-            out = self._gather(mem, ty, p, mask, filler)
+            column = self._column(mem, index, p) if mask is None else None
+            out = column or self._gather(mem, ty, p, mask, filler)
         elif p.stride == 0 and where is None:
-            out = self._fetch(mem, ty, self.address(mem, p))
+            out = self.fetch(mem, ty, self.address(mem, p))
             return Val(self._loaded(Val(out), d))
         elif p.stride == 0:
             out = self._gather(mem, ty, p, mask, filler)
@@ -254,7 +258,23 @@ class Values(Code):
             out = self._contiguous(mem, ty, p, None if mem.registers and where is None else mask, filler)
         return Val(self._loaded(Val(out, True), d), True)
 
-    def _fetch(self, mem: Mem, ty: str, pointer: str) -> str:
+    def _column(self, mem: Mem, index: DimLike, p: Place) -> str | None:
+        """One of neighbouring columns, all of which are loaded together the first time."""
+        count = BLOCK // mem.dtype.bytes
+        if self.rows is None or p.offsets is not None or self.lanes < count or mem.dtype.bytes < 4:
+            return None
+        split = linear(index, self.rows.var)
+        at = int(self.env[self.rows.var].text)
+        first = at - at % count
+        if split is None or split[0] != 1 or first + count > int(self.rows.extent):  # type: ignore[arg-type]
+            return None
+        start = Place(p.terms, p.const - at + first, p.stride, None)
+        key = (mem.pointer, mem.epoch, tuple(start.terms), start.const, start.stride)
+        if key not in self.row_cache:
+            self.row_cache[key] = load_columns(self, mem, start, count)
+        return self.row_cache[key][at - first]
+
+    def fetch(self, mem: Mem, ty: str, pointer: str) -> str:
         text = f"load {ty}, {mem.type} {pointer}, align {mem.align}"
         return self.here(text, f"{text} @{mem.epoch}")
 
@@ -263,7 +283,7 @@ class Values(Code):
         pointer = self.address(mem, p, 1 - self.lanes if back else 0)
         full = self.vec(ty)
         if mask is None:
-            out = self._fetch(mem, full, pointer)
+            out = self.fetch(mem, full, pointer)
         else:
             if back:
                 mask, filler = self.reverse(mask, "i1"), self.reverse(filler, ty)

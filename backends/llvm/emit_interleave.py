@@ -1,10 +1,11 @@
-"""Stores of neighbouring columns as small transposes instead of scatters.
+"""Small transposes instead of scatters and gathers.
 
-Here: which loops are turned inside out for that, and the shuffles.  Not here: other stores (emit.py).
+Here: which loops are turned for that, and the shuffles.  Not here: other loads and stores (emit_expr.py, emit.py).
 
 Packing writes ``t[c*k + i]`` for every k in lanes and i < c in turn: each i alone is a scatter, the slowest store there
 is.  With i innermost, the vectors of four neighbouring i are four columns of a table whose rows are stored whole: two
-rounds of merging inside 128-bit blocks, then one 128-bit store per lane.
+rounds of merging inside 128-bit blocks, then one 128-bit store per lane.  The other way round, ``x[m*j + k]`` for lanes
+j is a gather for each k; four neighbouring k are four columns of a table whose rows are loaded whole.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flowc.backends.llvm.emit_code import Mem, Place, memory_type
-from flowc.dims import linear, symbols
+from flowc.dims import linear, substitute, sym, symbols
 from flowc.kernel import Expr, Let, Loop, Stmt, Store, expressions, walk
+from flowc.passes.schedule import map_dims
 
 if TYPE_CHECKING:
     from flowc.backends.llvm.emit import Emitter
+    from flowc.backends.llvm.emit_expr import Values
 
 BLOCK = 16     # bytes within which merging is one cheap instruction
 COLUMNS = 32   # neighbouring columns of one table, at most
@@ -66,6 +69,31 @@ def straight(stmts: Sequence[Stmt]) -> bool:
     return not any(e.op == "load" and e.attr[0] in stored for s in walk(stmts) for e in _all(expressions(s)))
 
 
+def in_blocks(s: Loop) -> tuple[Loop, Loop] | None:
+    """``for k { for j vector { ... x[m*j + k] ... } }`` as a loop over blocks of k inside the lanes and one over the
+    rest, if ``s`` is such a loop."""
+    if s.kind != "seq" or len(s.body) != 1 or not isinstance(s.body[0], Loop) or s.body[0].kind != "vector":
+        return None
+    inner = s.body[0]
+    if not straight(inner.body) or s.var in symbols(inner.extent):
+        return None
+    sizes = {e.dtype.bytes for x in inner.body for e in _all(expressions(x))
+             if e.op == "load" and not e.args and _is_column(e, s.var, inner.var)}
+    if len(sizes) != 1 or not sizes <= {4, 8}:
+        return None
+    g = BLOCK // sizes.pop()
+    block, row = f"{s.var}.block", f"{s.var}.row"
+    whole = map_dims(inner.body, lambda d: substitute(d, {s.var: g * sym(block) + sym(row)}))
+    rest = map_dims(s.body, lambda d: substitute(d, {s.var: s.extent // g * g + sym(s.var)}))
+    return (Loop(block, s.extent // g, "seq", (replace(inner, body=(Loop(row, g, "unroll", whole),)),)),
+            replace(s, extent=s.extent % g, body=rest))
+
+
+def _is_column(load: Expr, row: str, lane: str) -> bool:
+    by_row, by_lane = linear(load.attr[1], row), linear(load.attr[1], lane)
+    return by_row is not None and by_row[0] == 1 and by_lane is not None and by_lane[0] not in (-1, 0, 1)
+
+
 def _all(roots: Sequence[Expr]) -> Iterator[Expr]:
     seen: set[int] = set()
     stack = list(roots)
@@ -110,10 +138,7 @@ def _store_group(e: Emitter, columns: Sequence[Column]) -> None:
         return
     # each vector with what its elements are: (column, lane)
     vectors = [(c.text, [(k, lane) for lane in range(e.lanes)]) for k, c in enumerate(columns)]
-    unit = 1
-    while unit < g:
-        vectors = [v for x, y in _partners(vectors, unit) for v in _merge(e, ty, x, y, unit, per)]
-        unit *= 2
+    vectors = _transposed(e, ty, vectors, per)
     for text, source in vectors:
         for at in range(0, e.lanes, g):
             row = e.part(text, ty, e.lanes, at, g)
@@ -123,6 +148,15 @@ def _store_group(e: Emitter, columns: Sequence[Column]) -> None:
 
 
 Vector = tuple[str, list[tuple[int, int]]]
+
+
+def _transposed(e: Values, ty: str, vectors: list[Vector], per: int) -> list[Vector]:
+    """Columns to rows inside each block of ``per`` elements: as many rounds as the number of columns has bits."""
+    unit, columns = 1, len(vectors)
+    while unit < columns:
+        vectors = [v for x, y in _partners(vectors, unit) for v in _merge(e, ty, x, y, unit, per)]
+        unit *= 2
+    return vectors
 
 
 def _partners(vectors: list[Vector], unit: int) -> Iterator[tuple[Vector, Vector]]:
@@ -137,7 +171,7 @@ def _partners(vectors: list[Vector], unit: int) -> Iterator[tuple[Vector, Vector
             waiting[key] = v
 
 
-def _merge(e: Emitter, ty: str, x: Vector, y: Vector, unit: int, per: int) -> list[Vector]:
+def _merge(e: Values, ty: str, x: Vector, y: Vector, unit: int, per: int) -> list[Vector]:
     """Units of ``unit`` elements of x and y in turn, inside each block of ``per`` elements: the lower halves of all
     blocks, then the upper halves."""
     out = []
@@ -152,3 +186,30 @@ def _merge(e: Emitter, ty: str, x: Vector, y: Vector, unit: int, per: int) -> li
         both = x[1] + y[1]
         out.append((text, [both[k] for k in order]))
     return out
+
+
+def load_columns(e: Values, mem: Mem, p: Place, count: int) -> list[str]:
+    """``count`` neighbouring columns from ``p`` on, a register block's worth: rows loaded whole, then merged."""
+    ty, blocks = memory_type(mem.dtype), e.lanes // count
+    rows = []
+    for lane in range(e.lanes):
+        step = e.mul(p.stride, lane)
+        at = (Place(p.terms, p.const + step, 0, None) if isinstance(step, int) else
+              Place([*p.terms, step], p.const, 0, None))
+        rows.append(e.fetch(mem, f"<{count} x {ty}>", e.address(mem, at)))
+    vectors: list[Vector] = []
+    for q in range(count):
+        text = _joined(e, ty, [rows[count * m + q] for m in range(blocks)], count)
+        vectors.append((text, [(q, k) for k in range(e.lanes)]))
+    vectors = _transposed(e, ty, vectors, count)
+    return [text for text, _ in sorted(vectors, key=lambda v: v[1][0][1])]
+
+
+def _joined(e: Values, ty: str, parts: list[str], size: int) -> str:
+    """Vectors one behind the other, joined by twos."""
+    while len(parts) > 1:
+        order = ", ".join(f"i32 {k}" for k in range(2 * size))
+        parts = [e.op(f"shufflevector <{size} x {ty}> {x}, <{size} x {ty}> {y}, <{2 * size} x i32> <{order}>")
+                 for x, y in zip(parts[::2], parts[1::2], strict=True)]
+        size *= 2
+    return parts[0]

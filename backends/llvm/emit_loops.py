@@ -14,14 +14,15 @@ from dataclasses import dataclass
 
 from flowc.backends.llvm.emit_code import Val
 from flowc.backends.llvm.emit_expr import Values
-from flowc.backends.llvm.emit_interleave import straight, turned
+from flowc.backends.llvm.emit_interleave import in_blocks, straight, turned
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, prod, symbols
 from flowc.kernel import Acc, Alloc, Barrier, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk
 
 UNROLL = 8          # whole vectors of a static extent written one after the other, at most
 UNROLL_SETS = 64    # the same where the loop walks registers, which must have constant indices
-LARGE = 600         # instructions of a body that is not written twice
+LARGE = 100         # instructions of a body that is not written twice where masks are cheap
+MASKED_COST = 6     # how many times larger it must be where they are not
 
 
 def nest_of(loop: Loop, kind: str) -> tuple[list[Loop], tuple[Stmt, ...]]:
@@ -70,7 +71,8 @@ def expression_names(e: Expr) -> set[str]:
 
 def body_size(stmts: Iterable[Stmt]) -> int:
     """Instructions of a body as written once, functions counted by what they become."""
-    heavy, n, seen = 25, 0, set()
+    n = 0
+    seen: set[int] = set()
     for s in walk(stmts):
         stack = list(expressions(s))
         while stack:
@@ -78,13 +80,15 @@ def body_size(stmts: Iterable[Stmt]) -> int:
             if id(x) in seen:
                 continue
             seen.add(id(x))
-            n += heavy if x.op in _FUNCTIONS else 1
+            n += 2 * _WEIGHTS[x.op] if x.op in _WEIGHTS and x.dtype.bits == 64 else _WEIGHTS.get(x.op, 1)
             stack.extend(x.args)
     return n
 
 
-_FUNCTIONS = frozenset(("exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos atan asinh acosh "
-                        "atanh erf erfc cbrt pow atan2 fmod").split())
+# instructions that a function becomes, roughly
+_WEIGHTS = {**dict.fromkeys("exp exp2 expm1 log log2 log10 log1p atan asin acos cbrt cosh".split(), 25),
+            **dict.fromkeys("sinh tanh asinh acosh atanh erf atan2".split(), 35),
+            **dict.fromkeys("sin cos tan pow erfc fmod".split(), 100)}
 
 
 def threads_of(kernel: Kernel) -> int:
@@ -155,11 +159,16 @@ class Loops(Values):
     # -- dispatch
 
     def run_loop(self, s: Loop) -> None:
-        outside_in = turned(s) if self.target.vectors and self.lanes == 1 else None
+        lone = self.target.vectors and self.lanes == 1
+        outside_in = turned(s) if lone else None
+        blocks = in_blocks(s) if lone and outside_in is None else None
         if s is self.chunked:
             self._parallel(s)
         elif outside_in is not None:
             self._vector(outside_in)
+        elif blocks is not None:
+            for part in blocks:
+                self._sequential(part)
         elif s.kind == "vector":
             self._vector(s)
         elif s.kind == "unroll" and self.lanes > 1 and straight(s.body):
@@ -292,7 +301,12 @@ class Loops(Values):
 
     def _static_vectors(self, s: Loop, extent: int, width: int) -> None:
         full, rest = divmod(extent, width)
-        if full <= (UNROLL_SETS if self.indexes_registers(s) else UNROLL):
+        size = body_size(s.body)
+        if self.indexes_registers(s):  # worth it unless the work hides what memory costs
+            most = UNROLL_SETS if size <= 4 * LARGE else 1
+        else:
+            most = UNROLL if size <= LARGE else 1
+        if full <= most:
             for k in range(full):
                 self.as_vector(s, width, k * width, None)
         else:
@@ -309,7 +323,7 @@ class Loops(Values):
 
     def _dynamic_vectors(self, s: Loop, width: int) -> None:
         n = self.size(s.extent)
-        if body_size(s.body) > LARGE:
+        if body_size(s.body) > (LARGE if self.target.masks else LARGE * MASKED_COST):
             self.enter(s.body)
             with self.loop(0, n, width) as base:
                 self.as_vector(s, width, base, self.left_mask(self.sub(n, base), width))

@@ -49,6 +49,7 @@ class Target:
     native: Kernel IR instructions that are one intrinsic here and need no expansion.
     grid: how block and thread loops are bound; None where they run in order.
     attributes: function attributes of kernels.
+    masks: masked loads and stores cost hardly more than plain ones.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Target:
     native: frozenset[str] = frozenset()
     grid: Grid | None = None
     attributes: str = "nounwind"
+    masks: bool = False
 
     @property
     def vectors(self) -> bool:
@@ -77,10 +79,11 @@ class Target:
 def cpu_target(triple: str, cpu: str, features: str, vector_bits: int = 512) -> Target:
     """A CPU.  ``features`` in LLVM's form ``+avx2,-avx512f``; AVX-512 scales by a power of two in one instruction."""
     has = set(features.split(","))
-    native = frozenset({"ldexp", "scale"}) if "+avx512f" in has else frozenset()
+    wide = "+avx512f" in has
+    native = frozenset({"ldexp", "scale"}) if wide else frozenset()
     # without a library behind it, llvm.ldexp is no instruction elsewhere
     intrinsics = _CPU if native else _CPU - {"ldexp"}
-    return Target("cpu", triple, cpu, features, vector_bits, intrinsics=intrinsics, native=native)
+    return Target("cpu", triple, cpu, features, vector_bits, intrinsics=intrinsics, native=native, masks=wide)
 
 
 def nvptx_target(arch: str = "sm_80", features: str = "") -> Target:

@@ -7,7 +7,8 @@ Checked on every access: bounds of the allocation, alignment, races in shared me
 barriers and warp instructions: that everybody arrives.  Not modelled: time, the order of memory between blocks, the
 error of approximate instructions, tensor cores, asynchronous copies.
 
-Read in this order: parse.py, flow.py, numeric.py, instructions.py, translate.py, memory.py, machine.py.
+Read in this order: parse.py, flow.py, numeric.py, instructions.py, instructions_memory.py, translate.py, memory.py,
+machine.py.
 """
 
 from flowc.backends.cuda.sim.errors import BarrierFault, LaunchError, MemoryFault, PtxError, RaceFault, SimulatorError

@@ -53,7 +53,7 @@ def cut(entry: Entry) -> list[Block]:
     code = entry.code
     starts = {0, *entry.labels.values(), *(i + 1 for i, x in enumerate(code) if _ends(x))}
     at = sorted(s for s in starts if s < len(code))
-    bounds = {s: e for s, e in zip(at, [*at[1:], len(code)], strict=True)}
+    bounds = dict(zip(at, [*at[1:], len(code)], strict=True))
     raw = {s: _block(entry, s, e) for s, e in bounds.items()}
     order = arrange({s: [t for t in (b.target, b.other) if t in raw] for s, b in raw.items()}, 0) if raw else []
     rank = {s: k for k, s in enumerate(order)}

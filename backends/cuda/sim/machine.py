@@ -23,6 +23,7 @@ from flowc.backends.cuda.sim.memory import (
     WINDOWS,
     BlockMemory,
     GlobalMemory,
+    GlobalRaces,
     fault,
     sectors,
     space_of,
@@ -120,13 +121,15 @@ class Device:
 
     def load(self, module: Module) -> dict[str, int]:
         """Addresses of the module's global variables on this device."""
+        variables = [v for v in module.text.variables if v.space in ("global", "const")]
+        if not variables:
+            return {}
         known = self._globals.get(id(module))
         if known is None:
             table: dict[str, int] = {}
-            for v in module.text.variables:
-                if v.space in ("global", "const"):
-                    table[v.name] = self.alloc(v.size, v.name)
-                    self.memory.window(table[v.name], v.size)[:] = np.frombuffer(v.data or bytes(v.size), np.uint8)
+            for v in variables:
+                table[v.name] = self.alloc(v.size, v.name)
+                self.memory.window(table[v.name], v.size)[:] = np.frombuffer(v.data or bytes(v.size), np.uint8)
             known = self._globals[id(module)] = (module, table)
         return known[1]
 
@@ -141,10 +144,11 @@ class Device:
         symbols = self.load(module)
         threads, count = math.prod(b), math.prod(g)
         at_once = max(1, self.lanes // threads)
+        races = GlobalRaces(self.memory) if self.races and code.rereads else None
         with np.errstate(all="ignore"):
             for first in range(0, count, at_once):
                 numbers = np.arange(first, min(count, first + at_once))
-                Launch(self, code, g, b, shared_bytes, params, symbols, numbers).run()
+                Launch(self, code, g, b, shared_bytes, params, symbols, numbers, races).run()
 
 
 def _check_launch(code: Compiled, grid: Sequence[int], block: Sequence[int], shared_bytes: int) -> None:
@@ -165,7 +169,8 @@ class Launch:
     """The blocks ``numbers`` of one launch, run together.  Generated code calls the methods in the middle."""
 
     def __init__(self, device: Device, code: Compiled, grid: Sequence[int], block: Sequence[int], dynamic: int,
-                 params: bytes, symbols: dict[str, int], numbers: np.ndarray):
+                 params: bytes, symbols: dict[str, int], numbers: np.ndarray, races: GlobalRaces | None = None):
+        self.global_races, self.racing = races, True
         self.device, self.code, self.params, self.symbols = device, code, params, symbols
         threads = math.prod(block)
         wide = -(-threads // WARP) * WARP if code.warps or device.profile else threads
@@ -292,9 +297,9 @@ class Launch:
         (ident, want), counts = next((k, n) for k, n in arrived.items() if n.any())
         block = int(np.flatnonzero(counts)[0])
         text = next(t for k, m, _, t in self.parked if k == (ident, want) and m[self.block == block].any())
-        return BarrierFault(f"deadlock: {int(counts[block])} of {want} threads have arrived at {text!r} and nobody else "
-                            "can come", [f"block {int(self.numbers[block])}, {int(self.left[block])} of its threads "
-                                         "have ended"])
+        where = f"block {int(self.numbers[block])}, {int(self.left[block])} of its threads have ended"
+        return BarrierFault(f"deadlock: {int(counts[block])} of {want} threads have arrived at {text!r} and nobody "
+                            "else can come", [where])
 
     # -- memory, called by generated code
 
@@ -335,8 +340,10 @@ class Launch:
         off = at & (size - 1)
         if off.any():
             raise self._fault(MemoryFault, f"not a multiple of {size}", text, off != 0, np.atleast_1d(a), lanes)
-        if space == "shared" and self.memory.races is not None and text is not None:
+        if self.racing and space == "shared" and self.memory.races is not None:
             self._race(at, size, lanes, write, text)
+        elif self.racing and space == "global" and self.global_races is not None:
+            self._global_race(at, size, lanes, write, text)
         if self.device.profile:
             self._count(space, at, lanes, size)
         return store, at
@@ -349,6 +356,16 @@ class Launch:
         if bad.any():
             raise self._fault(RaceFault, f"a race in shared memory, a {'write' if write else 'read'}", text, bad,
                               at - self.memory.shared_base[lanes], lanes)
+
+    def _global_race(self, at: np.ndarray, size: int, lanes: V, write: bool, text: str) -> None:
+        assert self.global_races is not None
+        block = self.block[lanes]
+        stamp = GlobalRaces.stamp(self.numbers[block], self.epoch[block], self.tid[lanes])
+        at = np.broadcast_to(at, stamp.shape)
+        bad = self.global_races.access(at, size, stamp, write)
+        if bad.any():
+            raise self._fault(RaceFault, f"a race in global memory, a {'write' if write else 'read'}", text, bad,
+                              at + GLOBAL, lanes)
 
     def _fault(self, kind: Any, what: str, text: str, bad: np.ndarray, address: np.ndarray, lanes: V) -> Exception:
         lane = np.arange(self.n)[lanes]
@@ -432,9 +449,9 @@ class Launch:
         lanes, anybody = self._active(mask)
         if not anybody:
             return out
-        races, self.memory.races = self.memory.races, None  # atomic accesses do not race with each other
+        self.racing = False  # atomic accesses do not race with each other
         store, at = self._place(space, address, lanes, dt.itemsize, True, text)
-        self.memory.races = races
+        self.racing = True
         view = store.views[dt.itemsize].view(dt)
         where = np.broadcast_to(at // dt.itemsize, np.arange(self.n)[lanes].shape)
         args = [np.broadcast_to(np.asarray(x), (self.n,))[lanes] for x in operands]
@@ -492,7 +509,7 @@ class Launch:
         value = self._rows(x)
         fn = _UFUNCS[kind]
         info = np.iinfo(value.dtype)
-        unit = {"add": 0, "or": 0, "xor": 0, "min": info.max, "max": info.min, "and": -1 if info.min else info.max}[kind]
+        unit = {"min": info.max, "max": info.min, "and": -1 if info.min else info.max}.get(kind, 0)
         out = fn.reduce(np.where(run, value, value.dtype.type(unit)), axis=1, dtype=value.dtype)
         return np.repeat(out, WARP)
 

@@ -9,6 +9,7 @@ is NaN in every float format.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,47 +58,54 @@ class GlobalMemory:
         pages = -(-nbytes // PAGE) + 2 * GAP
         self.bytes = Bytes(pages * PAGE, 0)
         self.owner = np.zeros(pages, np.int32)  # 1 + allocation of each page, 0: none
-        self.starts: list[int] = []
-        self.ends: list[int] = []
-        self.names: list[str] = []
-        self._bounds = np.zeros((2, 0), np.int64)
-        self._top, self._free = GAP, list[tuple[int, int]]()
-        self._of: dict[int, int] = {}  # live address -> allocation
+        self.spans: list[tuple[int, int, str]] = []  # per allocation: start, end, name
+        self._unused: list[int] = []  # numbers of allocations that are gone
+        self._free: list[tuple[int, int]] = [(GAP, pages - GAP)]  # (first page, pages), in order, never adjacent
+        self._live: dict[int, int] = {}  # address -> allocation
+
+    @property
+    def live(self) -> int:
+        """Number of allocations."""
+        return len(self._live)
 
     def alloc(self, nbytes: int, name: str = "") -> int:
         """The address of ``nbytes`` fresh bytes, a multiple of 256.  MemoryError if the arena is full."""
         if nbytes < 0:
             raise LaunchError(f"an allocation of {nbytes} bytes")
         pages = -(-max(nbytes, 1) // PAGE)
-        fit = next((k for k, (_, n) in enumerate(self._free) if n >= pages), None)
-        if fit is not None:
-            first, size = self._free.pop(fit)
-            if size > pages + GAP:
-                self._free.append((first + pages + GAP, size - pages - GAP))
-        else:
-            first = self._top
-            if first + pages + GAP > self.owner.size:
-                raise MemoryError(f"the interpreted device has no room for {nbytes} bytes")
-            self._top += pages + GAP
+        fit = next((k for k, (_, n) in enumerate(self._free) if n >= pages + GAP), None)
+        if fit is None:
+            raise MemoryError(f"the interpreted device has no room for {nbytes} bytes")
+        first, size = self._free[fit]
+        rest = size - pages - GAP
+        self._free[fit:fit + 1] = [(first + pages + GAP, rest)] if rest else []
         start = first * PAGE
-        self.owner[first:first + pages] = len(self.starts) + 1
-        self._of[GLOBAL + start] = len(self.starts)
-        self.starts.append(start)
-        self.ends.append(start + nbytes)
-        self.names.append(name or f"allocation {len(self.starts) - 1}")
-        self._bounds = np.array([self.starts, self.ends], np.int64)
+        k = self._unused.pop() if self._unused else len(self.spans)
+        self.spans[k:k + 1] = [(start, start + nbytes, name or f"allocation {k}")]
+        self.owner[first:first + pages] = k + 1
+        self._live[GLOBAL + start] = k
         self.bytes.raw[start:start + pages * PAGE] = 0xFF
         return GLOBAL + start
 
     def free(self, address: int) -> None:
         """Give an allocation back; later accesses to it are faults."""
-        k = self._of.pop(address, None)
+        k = self._live.pop(address, None)
         if k is None:
             raise LaunchError(f"{address:#x} is not the address of an allocation")
-        first = self.starts[k] // PAGE
-        pages = -(-max(self.ends[k] - self.starts[k], 1) // PAGE)
+        start, end, _ = self.spans[k]
+        first, pages = start // PAGE, -(-max(end - start, 1) // PAGE)
         self.owner[first:first + pages] = 0
-        self._free.append((first, pages))
+        self.spans[k] = (start, start, "freed memory")
+        self._unused.append(k)
+        at = bisect_left(self._free, (first, 0))
+        size = pages + GAP
+        if at < len(self._free) and self._free[at][0] == first + size:
+            size += self._free.pop(at)[1]
+        if at and sum(self._free[at - 1]) == first:
+            at -= 1
+            first, before = self._free.pop(at)
+            size += before
+        self._free.insert(at, (first, size))
 
     def window(self, address: int, nbytes: int) -> np.ndarray:
         """The bytes themselves, for copies by the host."""
@@ -112,20 +120,21 @@ class GlobalMemory:
         lo, hi = int(at.min()), int(at.max())
         limit = self.owner.size * PAGE
         if 0 <= lo and hi + size <= limit:
-            k = self.owner[lo // PAGE] - 1
-            if k >= 0 and hi + size <= self.ends[k]:
+            k = int(self.owner[lo // PAGE])
+            if k and hi + size <= self.spans[k - 1][1]:
                 return None
         inside = (at >= 0) & (at < limit)
-        k = np.where(inside, self.owner[np.where(inside, at, 0) // PAGE] - 1, -1)
-        bad = (k < 0) | (at + size > self._bounds[1, np.maximum(k, 0)]) if self.starts else np.ones(at.shape, bool)
+        owner = np.where(inside, self.owner[np.where(inside, at, 0) // PAGE], 0)
+        ends = np.array([0, *(end for _, end, _ in self.spans)], np.int64)
+        bad = (owner == 0) | (at + size > ends[owner])
         return bad if bad.any() else None
 
     def check(self, at: np.ndarray, size: int) -> tuple[np.ndarray, str] | None:
         bad = self._outside(at, size)
         if bad is None:
             return None
-        where = int(at[bad].flat[0])
-        near = [n for s, e, n in zip(self.starts, self.ends, self.names) if s - GAP * PAGE <= where <= e + GAP * PAGE]
+        where, gap = int(at[bad].flat[0]), GAP * PAGE
+        near = [name for start, end, name in self.spans if start - gap <= where <= end + gap]
         return bad, f"outside every allocation{f', next to {near[-1]}' if near else ''}"
 
 
@@ -170,6 +179,54 @@ class Races:
             self.writer[cell] = stamp
             bad |= self.writer[cell] != stamp
         return bad
+
+
+class GlobalRaces:
+    """The same for global memory during one launch, for kernels that read what they write.
+
+    A stamp is block << 31 | interval << 11 | thread + 1; 0 for untouched places.  Accesses of two blocks are never in
+    order, those of one block are if a barrier lies between them.  Only the last reader of a place is kept, so a race
+    with an earlier one can be missed.
+    """
+
+    GRANULE = 4
+
+    def __init__(self, memory: GlobalMemory):
+        self.memory = memory
+        self._cells: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # allocation -> last writer, last reader
+
+    @staticmethod
+    def stamp(block: np.ndarray, interval: np.ndarray, thread: np.ndarray) -> np.ndarray:
+        return (block << 31) | ((interval & 0xFFFFF) << 11) | (thread + 1)
+
+    def access(self, at: np.ndarray, size: int, stamp: np.ndarray, write: bool) -> np.ndarray:
+        """Lanes that conflict with another thread.  Accesses that spread over allocations or are narrower than a
+        granule are not looked at."""
+        bad = np.zeros(at.shape, bool)
+        k = int(self.memory.owner[int(at[0]) // PAGE]) - 1
+        start, end, _ = self.memory.spans[k]
+        if size < self.GRANULE or int(at.min()) < start or int(at.max()) + size > end:
+            return bad
+        if k not in self._cells:
+            count = (end - start) // self.GRANULE + 1
+            self._cells[k] = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        writer, reader = self._cells[k]
+        for d in range(0, size, self.GRANULE):
+            cell = (at + d - start) // self.GRANULE
+            bad |= self._unordered(writer[cell], stamp)
+            if write:
+                bad |= self._unordered(reader[cell], stamp)
+                writer[cell] = stamp
+                bad |= writer[cell] != stamp
+            else:
+                reader[cell] = stamp
+        return bad
+
+    @staticmethod
+    def _unordered(last: np.ndarray, now: np.ndarray) -> np.ndarray:
+        other_block = last >> 31 != now >> 31
+        other_thread = other_block | ((last ^ now) & 0x7FF != 0)
+        return (last != 0) & other_thread & (other_block | (last >> 11 == now >> 11))
 
 
 class BlockMemory:

@@ -24,7 +24,7 @@ import numpy as np
 V = Any  # an array over lanes, or a NumPy scalar
 
 U: dict[int, Any] = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
-NAN = {16: np.uint16(0x7FFF), 32: np.uint32(0x7FFFFFFF), 64: np.uint64(0x7FFFFFFFFFFFFFFF)}  # canonical
+NAN: dict[int, Any] = {16: np.uint16(0x7FFF), 32: np.uint32(0x7FFFFFFF), 64: np.uint64(0x7FFFFFFFFFFFFFFF)}  # canonical
 SPLIT = float((1 << 27) + 1)
 
 
@@ -81,7 +81,7 @@ def _two_product(a: V, b: V) -> tuple[V, V]:
     return p, ((ah * bh - p) + ah * bl + al * bh) + al * bl
 
 
-# ---- fused multiply-add -----------------------------------------------------------------------------------------------
+# ---- fused multiply-add ---------------------------------------------------------------------------------------------
 
 def _fma_odd(a: V, b: V, c: V) -> V:
     """a*b + c in f64 rounded to odd, for operands whose product is exact in f64."""

@@ -17,7 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from flowc.backends.cuda.sim import numeric
+from flowc.backends.cuda.sim import (
+    instructions_memory,  # noqa: F401  (registers its rows)
+    numeric,
+)
 from flowc.backends.cuda.sim.errors import PtxError
 from flowc.backends.cuda.sim.flow import Block, cut
 from flowc.backends.cuda.sim.instructions import write_instruction
@@ -50,7 +53,8 @@ WARP_WIDE = frozenset({"shfl", "vote", "redux", "activemask", "match", "elect"})
 @dataclass
 class Compiled:
     """One entry ready to run.  ``shared`` and ``local``: offsets of variables; ``granule``: bytes of the smallest
-    access to shared memory; ``warps``: does it use instructions of whole warps."""
+    access to shared memory; ``warps``: does it use instructions of whole warps; ``rereads``: does it write global
+    memory and read some that may change."""
 
     entry: Entry
     blocks: list[Block]
@@ -60,6 +64,7 @@ class Compiled:
     local_size: int
     granule: int
     warps: bool
+    rereads: bool
     zeros: list[Any] = field(default_factory=list)
     source: str = ""
 
@@ -82,7 +87,7 @@ def compile_entry(module: ModuleText, entry: Entry) -> Compiled:
     bases = {i.base for i in entry.code}
     return Compiled(entry, blocks, [names[f"block{k}"] for k in range(len(blocks))], shared, size, depot,
                     _granule(entry), bool(bases & WARP_WIDE) or any(i.parts[:2] == ("bar", "warp") for i in entry.code),
-                    zeros, source)
+                    _rereads(entry), zeros, source)
 
 
 def _layout(variables: list[Any]) -> tuple[dict[str, int], int]:
@@ -96,10 +101,15 @@ def _layout(variables: list[Any]) -> tuple[dict[str, int], int]:
     return out, at
 
 
+def _rereads(entry: Entry) -> bool:
+    return (any(i.base == "ld" and i.has("global") and not i.has("nc") for i in entry.code)
+            and any(i.base == "st" and i.has("global") for i in entry.code))
+
+
 def _granule(entry: Entry) -> int:
     sizes = [8]
     for i in entry.code:
-        if i.base in ("ld", "st", "atom", "red") and not any(p in ("global", "param", "local", "const") for p in i.parts):
+        if i.base in ("ld", "st", "atom", "red") and not i.has("global", "param", "local", "const"):
             sizes.append(i.type.bits // 8)
     return min(sizes)
 
@@ -222,7 +232,7 @@ class _BlockWriter:
             return self._read_register(operand.number, type)
         if isinstance(operand, Special):
             e = f"S[{operand.name!r}]"
-            return e if type.bits == 32 and type.numpy == "u4" else f"{e}.astype(np.uint{type.bits}).view('{type.numpy}')"
+            return e if type.numpy == "u4" else f"{e}.astype(np.uint{type.bits}).view('{type.numpy}')"
         if isinstance(operand, (Int, Float)):
             return self._immediate(operand, type)
         if isinstance(operand, Sym):
