@@ -30,9 +30,7 @@ _ROOMS: dict[str, tuple[str, ...]] = {
 _PUBLIC: dict[str, tuple[str, str]] = {name: (room, name) for room, names in _ROOMS.items() for name in names} | {
     "Graph": ("flowc.symbolic", "SessionGraph"),
     "nn": ("flowc.nn", ""),
-    "nn": ("flowc.nn", ""),
     "numpy": ("flowc.numpy", ""),
-    "random": ("flowc.random", ""),
     "random": ("flowc.random", ""),
     "train": ("flowc.optim", ""),
 }

@@ -50,11 +50,13 @@ class Facts:
     ranges: dict[str, Range] = field(default_factory=dict)
     known: list[DimLike] = field(default_factory=list)
     opaque: bool = False
+    asked: dict[DimLike, bool] = field(default_factory=dict, compare=False)  # answers, as long as nothing is added
 
     def copy(self) -> Facts:
         return Facts(dict(self.ranges), list(self.known), self.opaque)
 
     def define(self, name: str, range_: Range) -> None:
+        self.asked.clear()
         self.ranges.pop(name, None)  # defined last, also if the name was used before
         self.ranges[name] = range_
 
@@ -84,6 +86,7 @@ class Facts:
 
     def add(self, fact: DimLike) -> None:
         """``fact >= 0`` holds.  Also narrows the range of the symbol in it that is defined last."""
+        self.asked.clear()
         if isinstance(fact, int):
             self.known += [fact] if fact < 0 else []  # nothing gets here
             return
@@ -134,6 +137,12 @@ class Facts:
         return self.nonnegative(b - a)
 
     def nonnegative(self, d: DimLike) -> bool:
+        known = self.asked.get(d)
+        if known is None:
+            known = self.asked[d] = self._nonnegative(d)
+        return known
+
+    def _nonnegative(self, d: DimLike) -> bool:
         if self._by_ranges(d):
             return True
         parts = {} if isinstance(d, int) else {f"{x}": x for x in _divisions(d)}
@@ -286,6 +295,12 @@ def separate(a: Access, b: Access, shared: Sequence[str]) -> bool:
     Both are taken at independent values of everything inside the loop.  From ``c*v + r == c*v' + r'`` with
     ``|r - r'| < c`` follows ``v == v'`` and ``r == r'``: what holds for the digits of a number, largest first.
     """
+    v = shared[0]
+    for x, y in zip(a.index, b.index, strict=True):  # most indices are the variable itself and what stands outside
+        one, two = linear(x, v), linear(y, v)
+        if one is not None and one == two and isinstance(one[0], int) and one[0]:
+            if not symbols(one[1]) & {*a.names, *b.names}:
+                return True
     prime = {n: sym(n + "'") for n in b.names}
     both = Facts(dict(a.facts.ranges), list(a.facts.known))
     for n in b.names:
@@ -293,13 +308,16 @@ def separate(a: Access, b: Access, shared: Sequence[str]) -> bool:
         both.define(n + "'", (substitute(lo, prime), None if hi is None else substitute(hi, prime)))
     both.known += [substitute(f, prime) for f in b.facts.known]
     pairs = [(x, substitute(y, prime)) for x, y in zip(a.index, b.index, strict=True)]
-    return _Digits(both, pairs, list(shared), frozenset(a.names)).run()
+    return _Digits(both, pairs, list(shared), a.names, b.names).run()
 
 
 class _Digits:
-    def __init__(self, facts: Facts, pairs: list[tuple[DimLike, DimLike]], shared: list[str], inner: frozenset[str]):
-        self.facts, self.pairs, self.shared, self.inner = facts, pairs, shared, inner
+    def __init__(self, facts: Facts, pairs: list[tuple[DimLike, DimLike]], shared: list[str], ours: Sequence[str],
+                 theirs: Sequence[str]):
+        self.facts, self.pairs, self.shared, self.inner = facts, pairs, shared, frozenset(ours)
         self.wanted = shared[0]
+        # names of two statements that play the same part: their digits are compared too
+        self.others = [(v, w) for v in ours for w in theirs if v != w or v not in shared]
         self.parts: dict[str, tuple[Call, Call]] = {}  # digit -> the quotient or remainder it stands for, its copy
         self.agree: list[Call] = []  # those that are the same in both iterations
         self.same: dict[str, DimLike] = {}  # copies of names that are proved equal to their originals
@@ -307,29 +325,36 @@ class _Digits:
     def run(self) -> bool:
         self._split_divisions()
         for v in list(self.shared):  # a condition may leave it one value
-            gap = sym(v) - sym(v + "'")
-            if self.facts.le(gap, 0) and self.facts.le(-gap, 0):
+            (lo, hi), (lo2, hi2) = self.facts.ranges[v], self.facts.ranges[v + "'"]
+            if lo == lo2 and hi is not None and hi == hi2 and known_le(hi, lo, self.facts.ranges):
                 self._equal(v)
         while self.wanted in self.shared:
-            if not any(self._peel(i, v) for i in range(len(self.pairs)) for v in list(self.shared)):
+            if not any(self._peel(i, v, w, hard) for hard in (False, True) for i in range(len(self.pairs))
+                       for v, w in [*((v, v) for v in self.shared), *self.others]):
                 return False
         return True
 
-    def _peel(self, i: int, v: str) -> bool:
-        """Show ``v == v'`` from pair ``i`` and take it out of everything."""
+    def _peel(self, i: int, v: str, w: str, hard: bool) -> bool:
+        """Show ``v == w'`` from pair ``i`` and take them out; ``hard``: with conditions too."""
         x, y = self.pairs[i]
-        a, b = linear(x, v), linear(y, v + "'")
+        a, b = linear(x, v), linear(y, w + "'")
         if a is None or b is None or a[0] != b[0] or isinstance(a[0], int) and a[0] == 0:
             return False
-        c, gap = a[0], a[1] - b[1]
-        if not self.facts.positive(c):
+        c, gap, facts = a[0], a[1] - b[1], self.facts
+        if symbols(c) & self.inner:
+            return False
+        if not facts.positive(c):
             c, gap = -c, -gap
-            if not self.facts.positive(c):
+            if not facts.positive(c):
                 return False
-        if symbols(c) & self.inner or not (self.facts.le(gap, c - 1) and self.facts.le(-gap, c - 1)):
+        if hard:
+            if not (facts.le(gap, c - 1) and facts.le(-gap, c - 1)):
+                return False
+        elif not (known_le(gap, c - 1, facts.ranges) and known_le(-gap, c - 1, facts.ranges)):
             return False
         self.pairs[i] = a[1], b[1]
-        self._equal(v)
+        if v == w and v in self.shared:
+            self._equal(v)
         return True
 
     def _equal(self, v: str) -> None:
@@ -339,6 +364,7 @@ class _Digits:
         same[v + "'"] = sym(v)
         self.pairs = [(x, substitute(y, same)) for x, y in self.pairs]
         facts = self.facts
+        facts.asked.clear()
         facts.known = [substitute(f, same) for f in facts.known]
         facts.ranges = {n: (substitute(lo, same), None if hi is None else substitute(hi, same))
                         for n, (lo, hi) in facts.ranges.items() if n != v + "'"}

@@ -7,6 +7,7 @@ Every error is a ParseError with line, column and a caret; depth of nesting, num
 
 from __future__ import annotations
 
+import base64
 import json
 import linecache
 import math
@@ -321,7 +322,7 @@ class Parser:
             graph = self.graph()
             self.depth -= 1
             return graph
-        if text in ("dense", "splat", "blob"):
+        if text in ("dense", "splat", "blob", "bytes"):
             return self.literal()
         raise self.error("P002", f"expected a value, found {text!r}", f"write `{text}` for a symbol of that name")
 
@@ -360,6 +361,8 @@ class Parser:
         if len(shape) != t.rank:
             raise self.error("P008", f"a constant of type {t}", "constants have known sizes", at)
         size = math.prod(shape)
+        if form == "bytes":
+            return self._bytes(self.take("STR", "base64")[1:-1], t, shape, size)
         if form == "blob":
             return self._blob(self.take("STR", "a hash")[1:-1], t, shape)
         if form == "dense":
@@ -404,6 +407,18 @@ class Parser:
         if not np.isfinite(float(x)) and v == v and abs(v) != math.inf:
             raise self.error("P006", f"{v} is too large for {d}", "write inf if that is meant", at)
         return x.tobytes()
+
+    def _bytes(self, text: str, t: Type, shape: tuple[int, ...], size: int) -> Literal:
+        at = self.i - 1
+        self.expect(")")
+        try:
+            raw = base64.b64decode(text, validate=True)
+        except ValueError:
+            raw = b""
+        if len(raw) != size * t.dtype.bytes:
+            raise self.error("P008", f"no base64 of {size * t.dtype.bytes} bytes", "copy the text whole", at)
+        a = np.frombuffer(raw, np.uint8) != 0 if t.dtype.kind == "b" else np.frombuffer(raw, t.dtype.numpy)
+        return Literal(a.reshape(shape))
 
     def _blob(self, key: str, t: Type, shape: tuple[int, ...]) -> Literal:
         at = self.i - 1

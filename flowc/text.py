@@ -4,12 +4,14 @@ Here: printers of graphs, kernels, plans and programs.  Not here: reading text (
 holds the grammar.
 
 Names that are no plain words stand in backquotes.  Big constants are printed by content hash: ``graph_text(graph,
-constants)`` fills the dict ``constants`` with hash -> array, and the parser takes it.  Inside kernels ``$1 = ...``
-abbreviates an expression that is used more than once or is long; it is a name for the expression, no statement.
+constants)`` fills the dict ``constants`` with hash -> array, and the parser takes it; ``to_text`` prints them whole.
+Inside kernels ``$1 = ...`` abbreviates an expression that is used more than once or is long; it is a name for the
+expression, no statement.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -29,6 +31,7 @@ from flowc.plan import Plan, PlanBuffer, Program, Step
 from flowc.types import DTYPES, DType, Type, bool_, dtype, f32, i32, i64
 
 Constants = MutableMapping[str, np.ndarray]
+ALONE: Constants = {}  # in place of a side table: every constant stands in the text, big ones as base64
 
 INLINE = 16          # elements of a constant that are printed in place when a side table takes the bigger ones
 INLINE_ALONE = 64    # ... and when there is no side table
@@ -47,7 +50,8 @@ PREFIX = {"neg": "-", "not": "~"}
 STATEMENTS = ("acc", "let", "for", "if", "fold", "alloc", "barrier")
 
 KEYWORDS = frozenset((*STATEMENTS, "true", "false", "nan", "inf", "else", "where"))  # in scalar expressions
-VALUES = frozenset((*DTYPES, "true", "false", "none", "nan", "inf", "dense", "splat", "blob", "graph"))  # attributes
+VALUES = frozenset((*DTYPES, "true", "false", "none", "nan", "inf", "dense", "splat", "blob", "bytes",
+                    "graph"))  # attributes
 _WORD = re.compile(r"[^\W\d]\w*(\.\w+)*")
 _VALUE = re.compile(r"\w+(\.\w+)*")
 
@@ -142,11 +146,13 @@ def literal_text(value: Literal, constants: Constants | None) -> str:
     a = value.array
     d = dtype(a.dtype)
     t = type_text(Type(d, a.shape))
-    if a.size <= (INLINE_ALONE if constants is None else INLINE):
+    if a.size <= (INLINE_ALONE if constants is None or constants is ALONE else INLINE):
         return f"dense({t}, [{', '.join(_elements(a, d))}])"
     raw = a.reshape(-1).view(np.uint8).reshape(a.size, d.bytes)
     if a.size <= SPLAT and (raw == raw[0]).all():
         return f"splat({t}, {_elements(a.reshape(-1)[:1], d)[0]})"
+    if constants is ALONE:
+        return f'bytes({t}, "{base64.b64encode(a.tobytes()).decode()}")'
     key = content_hash(a)
     if constants is not None:
         constants[key] = a
@@ -520,9 +526,9 @@ def program_text(program: Program, constants: Constants | None = None) -> str:
 
 
 def to_text(ir: Graph | Kernel | Plan | Program) -> str:
-    """The text of any of the IRs, without a side table."""
+    """The text of any of the IRs; it parses without a side table."""
     if isinstance(ir, Graph):
-        return graph_text(ir)
+        return graph_text(ir, ALONE)
     if isinstance(ir, Kernel):
         return kernel_text(ir)
-    return plan_text(ir) if isinstance(ir, Plan) else program_text(ir)
+    return plan_text(ir) if isinstance(ir, Plan) else program_text(ir, ALONE)

@@ -477,7 +477,10 @@ class _Checker:
 
     def races(self, name: str, m: _Memory) -> None:
         """No two iterations of a loop whose iterations are independent touch one place of ``m``, if one writes it."""
-        touched, m.touched = m.touched, []
+        kinds: dict[tuple, _Touch] = {}
+        for t in m.touched:
+            kinds.setdefault((t.write, t.index, tuple(x.serial for x in t.loops), tuple(t.facts.known), t.guarded), t)
+        touched, m.touched = list(kinds.values()), []
         for i, w in enumerate(touched):
             if not w.write:
                 continue

@@ -149,6 +149,15 @@ def test_every_ir_prints_by_one_name():
     assert parse_program(program_text(program)) == program
 
 
+def test_one_text_may_hold_everything():
+    values = [constant(np.arange(1000)), constant(np.linspace(0, 1, 99).astype(t.bf16.numpy)), constant(np.ones(999))]
+    text = to_text(Graph("g", [], values))
+    assert same_graph(parse_graph(text), Graph("g", [], values))
+    cuts = (text.replace('"', '"!', 1), text.replace('"A', '"', 1), text.replace("bytes(i64[1000]", "bytes(i64[1001]")):
+        with pytest.raises(ParseError, match="P008"):
+            parse_graph(cut)
+
+
 # ---- random programs ------------------------------------------------------------------------------------------------
 
 @given(programs())
@@ -208,8 +217,9 @@ def test_constants_of_every_dtype_come_back_bit_by_bit(d):
     if d.kind == "f":
         bits = np.array([1, (1 << d.bits) - 1, (1 << d.bits - 1) + 1, (1 << d.bits) - 2], f"u{d.bytes}")
         a = np.concatenate([a, bits.view(d.numpy)])
-    for value in (a[:7], np.resize(a[-9:], (3, 3)), a[:0], a[:1].reshape(()), a, np.resize(a, 300), np.repeat(a[:1], 500)):
+    for value in (a[:7], np.resize(a[-9:], (3, 3)), a[:0], a[:1].reshape(()), a, np.resize(a, 300), a[:1].repeat(500)):
         back(Graph("g", [], [constant(value)]))
+        assert same_graph(parse_graph(to_text(Graph("g", [], [constant(value)]))), Graph("g", [], [constant(value)]))
 
 
 def big() -> tuple[Graph, str, dict]:
