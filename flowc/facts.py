@@ -45,15 +45,20 @@ _FLIPPED = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le", "eq": "ne", "ne": "e
 @dataclass
 class Facts:
     """ranges: of every symbol in sight, in the order of definition.  known: sizes that are >= 0 by conditions.
-    opaque: some condition depends on data, so the place may never be reached."""
+    alias: bindings that are a size of other names.  opaque: some condition depends on data, so the place may never be reached."""
 
     ranges: dict[str, Range] = field(default_factory=dict)
     known: list[DimLike] = field(default_factory=list)
     opaque: bool = False
+    alias: dict[str, DimLike] = field(default_factory=dict)
     asked: dict[DimLike, bool] = field(default_factory=dict, compare=False)  # answers, as long as nothing is added
 
     def copy(self) -> Facts:
-        return Facts(dict(self.ranges), list(self.known), self.opaque)
+        return Facts(dict(self.ranges), list(self.known), self.opaque, dict(self.alias))
+
+    def resolve(self, d: DimLike) -> DimLike:
+        """``d`` with bindings replaced by what they are."""
+        return substitute(d, self.alias) if self.alias else d
 
     def define(self, name: str, range_: Range) -> None:
         self.asked.clear()
@@ -72,7 +77,7 @@ class Facts:
             elif e.op == ("and" if yes else "or"):
                 stack += [(a, yes) for a in e.args]
             elif e.op in _FLIPPED and all(_size(a) is not None for a in e.args):
-                a, b = (_size(x) for x in e.args)
+                a, b = (self.resolve(_size(x) or 0) for x in e.args)
                 self._compare(e.op if yes else _FLIPPED[e.op], a, b)
             elif not (e.op == "const" and bool(e.attr) == yes):
                 self.opaque = True

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any
@@ -25,7 +25,7 @@ import flowc.numpy_api  # noqa: F401  (fills the tables that tensors look into)
 from flowc import config
 from flowc.compiled import Compiled, check_device, compile_graph
 from flowc.diag import FlowcTypeError, FlowcValueError, caller_loc
-from flowc.dims import Dim, DimLike, sym, symbols
+from flowc.dims import Dim, DimLike, Range, sym, symbols
 from flowc.size import SizeUnknownError
 from flowc.trace import Leaf, Tensor, Traced, current_trace, trace
 from flowc.tree import Tree, flatten
@@ -130,12 +130,7 @@ class Variant:
                         return False
                 elif seen.setdefault(want, have) != have:
                     return False
-        ranges = self.traced.graph.ranges
-        for d, value in seen.items():
-            lo, hi = ranges.get(str(d), (0, None))
-            if (isinstance(lo, int) and value < lo) or (isinstance(hi, int) and value > hi):
-                return False
-        return True
+        return not beyond(list(seen), list(seen.values()), self.traced.graph.ranges)
 
     def __call__(self, args: Sequence[Argument]) -> Any:
         arrays = [normal(a.array, t) for a, t in zip(args, self.types, strict=True)]
@@ -242,18 +237,23 @@ class Function:
         history = [*family.seen, sizes]
         given = any(not isinstance(n, int) for n in sizes)
         everything = self.dynamic or len(family.variants) >= MAX_VARIANTS
+        fixed: set[int] = set()  # positions that stay numbers in this variant only
         while True:
-            shapes = args_shapes(args) if given else symbolic_shapes(args, history, everything, family.rigid)
+            shapes = args_shapes(args) if given else symbolic_shapes(args, history, everything, family.rigid | fixed)
             types = tuple(Type(a.type.dtype, s) for a, s in zip(args, shapes, strict=True))
+            flat = [n for s in shapes for n in s]
             try:
                 traced = self.trace(types, [a.weak for a in args], static, tree, paths)
-                break
             except SizeUnknownError as e:
-                flat = [n for s in shapes for n in s]
                 stuck = {i for i, n in enumerate(flat) if not isinstance(n, int) and symbols(n) & e.symbols}
                 if given or not stuck:
                     raise
                 family.rigid |= stuck  # the function needs these as numbers: compiled for each value
+                continue
+            outside = set() if given else beyond(flat, sizes, traced.graph.ranges)
+            if not outside:
+                break
+            fixed |= outside  # what was traced is for larger sizes: this one is compiled on its own
         self._explain(family, sizes, paths, args)
         variant = Variant(types, traced, compile_graph(traced.graph, device=where))
         family.variants.insert(0, variant)
@@ -413,6 +413,17 @@ def symbolic_shapes(args: Sequence[Argument], history: Sequence[tuple[DimLike, .
     for a in args:
         out.append(tuple(flat[at:at + a.type.rank]))
         at += a.type.rank
+    return out
+
+
+def beyond(flat: Sequence[DimLike], sizes: Sequence[DimLike], ranges: Mapping[str, Range]) -> set[int]:
+    """Positions whose symbol cannot take its value: it is outside the symbol's range."""
+    out = set()
+    for i, (n, value) in enumerate(zip(flat, sizes, strict=True)):
+        if not isinstance(n, int) and isinstance(value, int):
+            lo, hi = ranges.get(str(n), (0, None))
+            if (isinstance(lo, int) and value < lo) or (isinstance(hi, int) and value > hi):
+                out.add(i)
     return out
 
 

@@ -107,6 +107,7 @@ class _Checker:
 
     def claim(self, claims: Sequence[DimLike], code: str, text: str, facts: Facts) -> None:
         """Every size of ``claims`` is >= 0: proved, refuted (an error), or unknown."""
+        claims = [facts.resolve(d) for d in claims]
         if all(facts.nonnegative(d) for d in claims):
             return
         example = facts.refuted(claims, frozenset(n for n, _ in self.names))
@@ -273,6 +274,7 @@ class _Checker:
     def touch(self, m: _Memory, write: bool, index: tuple[DimLike, ...], facts: Facts, guarded: bool) -> None:
         if m.role != "in" and any(x.stmt.kind in INDEPENDENT for x in self.loops[m.depth:]):
             assert self.stmt is not None
+            index = tuple(map(facts.resolve, index))
             m.touched.append(_Touch(write, index, facts, tuple(self.loops), tuple(self.names), self.stmt,
                                     guarded or self.guards > 0))
 
@@ -295,6 +297,8 @@ class _Checker:
         self.names.append((s.name, len(self.loops)))
         self.facts.define(s.name, I64 if s.range is None else (s.range[0], I64[1] if s.range[1] is None
                                                                else s.range[1]))
+        if s.value.op == "index":
+            self.facts.alias[s.name] = self.facts.resolve(s.value.attr)
 
     def binding(self, s: Let, range_: Range) -> None:
         lo, hi = range_

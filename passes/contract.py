@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flowc.dims import DimLike, ceildiv, dmin, linear, prod, sym
+from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, prod, sym
 from flowc.graph import Node
 from flowc.kernel import Expr, Kernel
 from flowc.op import Access
@@ -226,7 +226,7 @@ def _panel(k: KernelBuilder, p: _Problem, temp: str, packed: str, tile: str, out
     s, b, width = p.sched, k.b, p.ctx.machine.lanes(p.acc)
     k.buffer(temp, p.acc, p.packed.shape)
     one_block = isinstance(p.k, int) and p.k <= s.kc
-    blocks: DimLike = 1 if one_block else ceildiv(p.k, s.kc)
+    blocks: DimLike = 1 if one_block else dmax(1, ceildiv(p.k, s.kc))  # a sum of nothing is written, too
 
     def keep(ip: DimLike, load: bool, acc: str) -> None:
         with k.loop(s.mr, "unroll", "i") as i, k.loop(s.nr, "vector", "j", width) as j:

@@ -179,7 +179,7 @@ def native(arrays, op: Op, attrs) -> bool:
 
 # ---- records and type rules -----------------------------------------------------------------------------------------
 
-@named([op for op in REGISTRY.values() if op not in (PARAM, CONSTANT)])
+@named([op for op in REGISTRY.values() if op not in (PARAM, CONSTANT) and not op.name.startswith("test_")])
 def test_records_are_complete(op: Op):
     assert op.doc.endswith(".") and len(op.doc.split()) >= 2
     assert op.dtypes and op.ulp is not None and op.arity is not None or op.name == "concatenate"

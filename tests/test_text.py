@@ -153,7 +153,8 @@ def test_one_text_may_hold_everything():
     values = [constant(np.arange(1000)), constant(np.linspace(0, 1, 99).astype(t.bf16.numpy)), constant(np.ones(999))]
     text = to_text(Graph("g", [], values))
     assert same_graph(parse_graph(text), Graph("g", [], values))
-    cuts = (text.replace('"', '"!', 1), text.replace('"A', '"', 1), text.replace("bytes(i64[1000]", "bytes(i64[1001]")):
+    cuts = (text.replace('"', '"!', 1), text.replace('"A', '"', 1), text.replace("bytes(i64[1000]", "bytes(i64[1001]"))
+    for cut in cuts:
         with pytest.raises(ParseError, match="P008"):
             parse_graph(cut)
 

@@ -224,6 +224,8 @@ RIGHT = [  # bodies whose safety needs a proof
     "for i in n seq { if index(i) > 0 { %y[i - 1] = 1.0 } }",
     "for i in n seq { if ~(index(i) < 1) & (index(i) <= index(n - 2)) { %y[i + 1] = %x[i - 1] } }",
     "for i in n parallel { for j in 0 seq { %y[99] = 1.0 } }",
+    ("for b in (n + 255) // 256 block { for t in 256 thread { if index(256*b + t) < index(n) { "
+    "let i: i64 in 0..n - 1 = index(256*b + t) %y[i] = %x[i] } } }"),
     ("for b in n block { alloc %s: f32[64] shared for t in 64 thread { %s[t] = 1.0 barrier "
      "if index(t) < 32 { %s[t] = %s[t + 32] } barrier if index(t) == 0 { %y[b] = %s[t] } } }"),
 ]
