@@ -45,7 +45,8 @@ _FLIPPED = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le", "eq": "ne", "ne": "e
 @dataclass
 class Facts:
     """ranges: of every symbol in sight, in the order of definition.  known: sizes that are >= 0 by conditions.
-    alias: bindings that are a size of other names.  opaque: some condition depends on data, so the place may never be reached."""
+    alias: bindings that are a size of other names.  opaque: some condition depends on data, so the place may never be
+    reached."""
 
     ranges: dict[str, Range] = field(default_factory=dict)
     known: list[DimLike] = field(default_factory=list)
@@ -77,8 +78,9 @@ class Facts:
             elif e.op == ("and" if yes else "or"):
                 stack += [(a, yes) for a in e.args]
             elif e.op in _FLIPPED and all(_size(a) is not None for a in e.args):
-                a, b = (self.resolve(_size(x) or 0) for x in e.args)
-                self._compare(e.op if yes else _FLIPPED[e.op], a, b)
+                a, b = (_size(x) for x in e.args)
+                assert a is not None and b is not None
+                self._compare(e.op if yes else _FLIPPED[e.op], self.resolve(a), self.resolve(b))
             elif not (e.op == "const" and bool(e.attr) == yes):
                 self.opaque = True
 
@@ -165,9 +167,12 @@ class Facts:
         a, m = x.args
         if not self.positive(m):
             return None
+        bounded = [n for n, (_, hi) in self.ranges.items() if hi is not None]
+        if symbols(a).isdisjoint(bounded):
+            return None  # a size like any other
         if x.fn == "mod":
             return 0, m - 1
-        top = self.greatest(a, [n for n, (_, hi) in self.ranges.items() if hi is not None])
+        top = self.greatest(a, bounded)
         return None if top is None or not self._by_ranges(a) else (0, floordiv(top, m))
 
     def _by_ranges(self, d: DimLike) -> bool:

@@ -22,6 +22,7 @@ from flowc.graph import Graph, Node, constant, make, param
 from flowc.types import DType, Type, bf16, bool_, dtype, f16, f32, f64, i8, i32, i64, u8, u32
 
 SIZES = (0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 70)
+LARGE = (100, 129, 257, 1000, 4097, 65537)  # beyond lanes, chunks, tiles and pieces
 DTYPES = (f32, f32, f32, f64, i32, i64, bool_, f16, bf16, u8, i8, u32)
 DRAWN: Counter[str] = Counter()  # operators drawn so far, for the test that watches the generator
 
@@ -56,8 +57,8 @@ class Drawn:
 class _Pool:
     """Nodes drawn so far; which of them are exact."""
 
-    def __init__(self, draw, sizes: dict[str, int]):
-        self.draw, self.sizes = draw, sizes
+    def __init__(self, draw, sizes: dict[str, int], least: dict[str, int], room: int):
+        self.draw, self.sizes, self.least, self.room = draw, sizes, least, room
         self.nodes: list[Node] = []
         self.exact: set[Node] = set()
 
@@ -74,6 +75,18 @@ class _Pool:
 
     def count(self, d: DimLike) -> int:
         return evaluate(d, self.sizes)
+
+    def small(self, *nodes: Node) -> bool:
+        """Are all of them of a size that interpreters get through?"""
+        return all(self.count(n.type.size) <= self.room and n.rank <= 6 for n in nodes)
+
+    def positions(self, count: int) -> Node:
+        return constant(np.array(self.draw(st.lists(st.integers(-3, 90), min_size=count, max_size=count)), np.int64))
+
+    def numbers(self, dtype: DType, shape: tuple[int, ...]) -> Node:
+        """A constant of small whole numbers, exact in every dtype."""
+        rng = np.random.default_rng(self.draw(st.integers(0, 2 ** 32 - 1)))
+        return constant(rng.integers(0 if dtype.kind == "u" else -3, 4, shape).astype(dtype.numpy))
 
     def fit(self, x: Node, like: Node) -> Node | None:
         """``x`` cast and broadcast to the type of ``like``, if that is possible."""
@@ -119,7 +132,12 @@ def _binary(p: _Pool) -> Node | None:
     kind = x.dtype.kind
     exact = x in p.exact and y in p.exact
     names = BINARY[kind] + (COMPARE if exact else []) + (JUMPS["f"][7:] if exact and kind == "f" else [])
+    if kind == "f" and y not in p.exact:  # the sign of what is nearly zero
+        names = [n for n in names if n != "copysign"]
     name = p.draw(st.sampled_from(names))
+    if name == "copysign":  # the sign of a NaN is nobody's promise
+        one = make("broadcast", (constant(1, y.dtype),), {"shape": y.shape, "axes": ()})
+        y = make("select", (make("isnan", (y,)), one, y))
     return p.add(make(name, (x, y)), exact and (kind != "f" or name in EXACT_FLOAT or name in COMPARE
                                                 or name in JUMPS["f"]))
 
@@ -149,19 +167,19 @@ def _movement(p: _Pool) -> Node | None:
     which = p.draw(st.sampled_from(("transpose", "flip", "slice", "pad", "concatenate", "flatten", "insert", "gather",
                                     "broadcast")))
     out: Node | None = None
+    exact = x in p.exact
     if which == "transpose":
         out = make("transpose", (x,), {"perm": tuple(p.draw(st.permutations(range(x.rank))))})
     elif which == "flip":
         out = make("flip", (x,), {"axes": tuple(sorted(p.draw(st.sets(st.integers(0, x.rank - 1), min_size=1))))})
     elif which == "slice":
         axis = p.draw(st.integers(0, x.rank - 1))
-        n = p.count(x.shape[axis])
-        if n >= 2:
-            start, step = p.draw(st.integers(0, 1)), p.draw(st.integers(1, 3))
-            if isinstance(x.shape[axis], int):
-                starts, stops, steps = [0] * x.rank, list(x.shape), [1] * x.rank
-                starts[axis], steps[axis] = start, step
-                out = make("slice", (x,), {"start": tuple(starts), "stop": tuple(stops), "step": tuple(steps)})
+        n = x.shape[axis]
+        surely = n if isinstance(n, int) else p.least.get(str(n), 0)
+        start, step = p.draw(st.integers(0, min(surely, 2))), p.draw(st.integers(1, 3))
+        starts, stops, steps = [0] * x.rank, list(x.shape), [1] * x.rank
+        starts[axis], steps[axis] = start, step
+        out = make("slice", (x,), {"start": tuple(starts), "stop": tuple(stops), "step": tuple(steps)})
     elif which == "pad":
         low = tuple(p.draw(st.integers(0, 2)) for _ in range(x.rank))
         high = tuple(p.draw(st.integers(0, 2)) for _ in range(x.rank))
@@ -181,16 +199,15 @@ def _movement(p: _Pool) -> Node | None:
     elif which == "gather":
         axis = p.draw(st.integers(0, x.rank - 1))
         if p.count(x.shape[axis]) > 0:
-            index = constant(np.array(p.draw(st.lists(st.integers(-3, 90), min_size=1, max_size=5)), np.int64))
-            out = make("gather", (x, index), {"axis": axis})
+            index = p.pick(lambda n: n.dtype is i64 and n in p.exact and n.rank < 3) if p.draw(st.booleans()) else None
+            out = make("gather", (x, index or p.positions(p.draw(st.integers(1, 5)))), {"axis": axis})
+            exact = x in p.exact and (index is None or index in p.exact)
     else:
         d = p.draw(st.sampled_from([*[n.shape[0] for n in p.nodes if n.rank], 3]))
         at = p.draw(st.integers(0, x.rank))
         axes = tuple(i if i < at else i + 1 for i in range(x.rank))
         out = make("broadcast", (x,), {"shape": (*x.shape[:at], d, *x.shape[at:]), "axes": axes})
-    if out is None or p.count(out.type.size) > 40000 or out.rank > 6:
-        return None
-    return p.add(out, x in p.exact)
+    return p.add(out, exact) if out is not None and p.small(out) else None
 
 
 def _reduce(p: _Pool) -> Node | None:
@@ -219,15 +236,131 @@ def _dot(p: _Pool) -> Node | None:
     y = p.pick(lambda n: n.dtype is x.dtype and x.shape[axis] in n.shape)
     assert y is not None
     other = p.draw(st.sampled_from([i for i, d in enumerate(y.shape) if d == x.shape[axis]]))
-    size = p.count(x.type.size) * p.count(y.type.size)
-    if size > 200000 or x.rank + y.rank > 6:
+    lhs, rhs = [], []
+    if p.draw(st.booleans()):  # a batch axis of equal size
+        pairs = [(i, j) for i, a in enumerate(x.shape) for j, b in enumerate(y.shape)
+                 if a == b and i != axis and j != other]
+        if pairs:
+            i, j = p.draw(st.sampled_from(pairs))
+            lhs, rhs = [i], [j]
+    work = p.count(x.type.size) * p.count(y.type.size) // max(1, p.count(prod(x.shape[i] for i in lhs)))
+    if work > 10 * p.room or x.rank + y.rank > 6:
         return None
-    return p.add(make("dot", (x, y), {"lhs_batch": (), "rhs_batch": (), "lhs_contract": (axis,),
-                                      "rhs_contract": (other,)}), x in p.exact and x.dtype.kind != "f")
+    out = make("dot", (x, y), {"lhs_batch": tuple(lhs), "rhs_batch": tuple(rhs), "lhs_contract": (axis,),
+                               "rhs_contract": (other,)})
+    return p.add(out, x in p.exact and y in p.exact and x.dtype.kind != "f") if p.small(out) else None
+
+
+def _row(p: _Pool) -> Node | None:
+    """What networks do along one axis: softmax, normalization, log of a sum of exponentials, distance to the mean."""
+    x = p.pick(lambda n: n.rank > 0 and n.dtype.kind == "f")
+    if x is None:
+        return None
+    axis = p.draw(st.integers(0, x.rank - 1))
+    kept = tuple(a for a in range(x.rank) if a != axis)
+    if p.count(x.shape[axis]) == 0:
+        return None
+
+    def reduce(name: str, y: Node) -> Node:
+        return make(name, (y,), {"axes": (axis,)})
+
+    def back(y: Node) -> Node:
+        return make("broadcast", (y,), {"shape": x.shape, "axes": kept})
+
+    which = p.draw(st.sampled_from(("softmax", "logsumexp", "normalize", "range", "weights")))
+    if which in ("softmax", "logsumexp"):
+        top = reduce("reduce_max", x)
+        e = p.add(make("exp", (make("sub", (x, back(top))),)), False)
+        total = p.add(reduce("reduce_sum", e), False)
+        if which == "logsumexp":
+            return p.add(make("add", (make("log", (total,)), top)), False)
+        return p.add(make("div", (e, back(total))), False)
+    if which == "normalize":
+        centred = p.add(make("sub", (x, back(reduce("reduce_max", x)))), x in p.exact)
+        square = reduce("reduce_sum", make("mul", (centred, centred)))
+        return p.add(make("mul", (centred, back(make("rsqrt", (square,))))), False)
+    if which == "range":
+        low, high = reduce("reduce_min", x), reduce("reduce_max", x)
+        return p.add(make("sub", (high, low)), x in p.exact)
+    total = p.add(reduce("reduce_sum", make("abs", (x,))), False)
+    return p.add(make("div", (x, back(total))), False)
+
+
+def _general(p: _Pool) -> Node | None:
+    """Ops with loops of their own: running values, writes at positions, sorting."""
+    x = p.pick(lambda n: n.rank > 0 and n.dtype.kind in "iuf")
+    if x is None:
+        return None
+    axis, exact = p.draw(st.integers(0, x.rank - 1)), x in p.exact
+    which = p.draw(st.sampled_from(("cumsum", "cumprod", "scatter", "scatter_add", "update_slice", "sort", "argsort")))
+    if which in ("cumsum", "cumprod"):
+        return p.add(make(which, (x,), {"axis": axis}), exact and x.dtype.kind != "f")
+    if which in ("sort", "argsort"):
+        return p.add(make(which, (x,), {"axis": axis}), exact) if exact else None
+    count = p.draw(st.integers(1, 4))
+    if which == "update_slice":
+        n = x.shape[axis]
+        surely = n if isinstance(n, int) else p.least.get(str(n), 0)
+        if not surely or not all(isinstance(d, int) for i, d in enumerate(x.shape) if i != axis):
+            return None
+        step = p.draw(st.integers(1, 2))
+        start = p.draw(st.integers(0, surely - 1))
+        extent = p.draw(st.integers(0, (surely - 1 - start) // step + 1))
+        shape = tuple(extent if i == axis else d for i, d in enumerate(x.shape))
+        steps = tuple(step if i == axis else 1 for i in range(x.rank))
+        starts = tuple(start if i == axis else 0 for i in range(x.rank))
+        return p.add(make(which, (x, p.numbers(x.dtype, shape)), {"start": starts, "step": steps}), exact)
+    at = p.positions(count)
+    updates = make("gather", (x, p.positions(count)), {"axis": axis})
+    return p.add(make(which, (x, at, updates), {"axis": axis}), exact and (which == "scatter" or x.dtype.kind != "f"))
+
+
+def _filter(p: _Pool) -> Node | None:
+    """Sliding windows, their sum, and convolutions, along the last axis or two."""
+    x = p.pick(lambda n: n.rank > 0 and n.dtype.kind in "iuf" and n.dtype.bits > 8)
+    if x is None:
+        return None
+    exact = x in p.exact
+    strides, dilation = p.draw(st.integers(1, 3)), p.draw(st.integers(1, 2))
+    taps = p.draw(st.integers(1, 4))
+    if p.draw(st.booleans()):
+        attrs = {"window": (taps,), "strides": (strides,), "dilation": (dilation,)}
+        w = make("windows", (x,), attrs)
+        if not p.small(w):
+            return None
+        if p.draw(st.booleans()):
+            return p.add(w, exact)
+        w = make("mul", (w, w))
+        return p.add(make("windows_sum", (w,), {**attrs, "shape": (x.shape[-1],)}), exact and x.dtype.kind != "f")
+    while x.rank < 3:
+        x = make("reshape", (x,), {"shape": (*x.shape[:-1], 1, *x.shape[-1:])})
+    channels = x.shape[1]
+    if not isinstance(channels, int) or not 0 < channels <= 8 or x.rank > 4:
+        return None
+    groups = p.draw(st.sampled_from([g for g in (1, 2, 4) if channels % g == 0]))
+    outs = groups * p.draw(st.integers(1, 3))
+    w = p.numbers(x.dtype, (outs, channels // groups, *(taps if i == 2 else 1 for i in range(2, x.rank))))
+    one = (1,) * (x.rank - 3)
+    pads = tuple((p.draw(st.integers(-1, 2)), p.draw(st.integers(0, 2))) for _ in range(2, x.rank))
+    out = make("conv", (x, w), {"strides": (strides, *one), "padding": pads, "rhs_dilation": (dilation, *one),
+                                "lhs_dilation": (p.draw(st.integers(1, 2)), *one), "groups": groups})
+    return p.add(out, exact and x.dtype.kind != "f") if p.small(out) else None
+
+
+def _made(p: _Pool) -> Node | None:
+    """Values from nothing: positions, and bits that depend on a key."""
+    x = p.pick(lambda n: 0 < n.rank)
+    if x is None:
+        return None
+    if p.draw(st.booleans()):
+        d = p.draw(st.sampled_from((i64, f32, i32)))
+        return p.add(make("iota", (), {"shape": x.shape, "axis": p.draw(st.integers(0, x.rank - 1)), "dtype": d}), True)
+    key = constant(np.array([p.draw(st.integers(0, 9)), 7], np.uint32))
+    return p.add(make("random_bits", (key,), {"shape": x.shape, "dtype": u32}), True)
 
 
 MAKERS = (_elementwise, _elementwise, _binary, _binary, _binary, _select, _cast, _movement, _movement, _reduce, _reduce,
-          _dot)
+          _dot, _row, _row, _general, _filter, _made)
 
 
 def values(draw, t: Type, sizes: dict[str, int], special: bool) -> np.ndarray:
@@ -253,22 +386,24 @@ def values(draw, t: Type, sizes: dict[str, int], special: bool) -> np.ndarray:
 
 @st.composite
 def programs(draw, dtypes: tuple[DType, ...] = DTYPES, max_ops: int = 14, symbolic: bool = True,
-             special: bool | None = None) -> Drawn:
-    """A graph of up to ``max_ops`` operators with arguments."""
+             special: bool | None = None, large: bool = False) -> Drawn:
+    """A graph of up to ``max_ops`` operators with arguments.  ``large``: one of the sizes is."""
     sizes: dict[str, int] = {}
+    least: dict[str, int] = {}  # what the graph promises of a symbol
     pool: list[DimLike] = []
+    room = 300_000 if large else 40_000
     for i in range(draw(st.integers(1, 3))):
-        n = draw(st.sampled_from(SIZES))
-        if symbolic and n != 1 and draw(st.booleans()):
-            sizes[f"n{i}"] = n
+        n = draw(st.sampled_from(LARGE if large and i == 0 else SIZES))
+        if symbolic and (n != 1 or draw(st.booleans())) and draw(st.booleans()):
+            sizes[f"n{i}"], least[f"n{i}"] = n, draw(st.sampled_from((0, 0, min(n, 1), min(n, 3))))
             pool.append(sym(f"n{i}"))
         else:
             pool.append(n)
-    p = _Pool(draw, sizes)
+    p = _Pool(draw, sizes, least, room)
     params: list[Node] = []
     for i in range(draw(st.integers(1, 4))):
         shape = tuple(draw(st.lists(st.sampled_from(pool), max_size=3)))
-        while evaluate(prod(shape), sizes) > 20000:
+        while evaluate(prod(shape), sizes) > room // 2:
             shape = shape[1:]
         params.append(p.add(param(f"x{i}", Type(dtype(draw(st.sampled_from(dtypes))), shape)), True))
     for s in sizes:  # every symbol must be known from an argument
@@ -282,4 +417,4 @@ def programs(draw, dtypes: tuple[DType, ...] = DTYPES, max_ops: int = 14, symbol
         outputs.append(draw(st.sampled_from(params)))
     hard = draw(st.integers(0, 3)) == 0 if special is None else special
     arrays = [values(draw, x.type, sizes, hard) for x in params]
-    return Drawn(Graph("drawn", params, outputs, dict.fromkeys(sizes, (0, None))), sizes, arrays)
+    return Drawn(Graph("drawn", params, outputs, {s: (least[s], None) for s in sizes}), sizes, arrays)

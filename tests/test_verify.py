@@ -292,6 +292,35 @@ def test_a_proof_of_distinct_places_is_never_wrong():
     assert proved > 150
 
 
+def test_bounds_agree_with_a_run():
+    """What passes strict verification stays inside; what is refuted goes outside when it runs."""
+    rng = np.random.default_rng(1)
+    count = {"proved": 0, "refuted": 0, "open": 0}
+    for _ in range(1500):
+        a, b, c, k, lanes, size, d = (int(v) for v in rng.integers((0, -3, -4, 1, 1, 1, 0), (9, 4, 6, 9, 9, 40, 12)))
+        at = [f"{a}*i + {b}*j + {c}", f"({a}*i + j) // 3", f"min({a}*i + j, {size - 1})", f"{a}*i + (j % 4) + {c}",
+              f"max({b}*j + i, {c})"][rng.integers(5)]
+        test = ["", f"index({at}) < {size}", f"(index({at}) >= 0) & (index({at}) < {size})", f"index(i) < {d}",
+                f"index(i + j) == {d}", f"~(index(j) < {d})"][rng.integers(6)]
+        extent = str(lanes) if rng.random() < 0.5 else f"min({lanes}, {d} - i)"
+        store = f"%y[{at}] = 1.0 where {test}" if test and rng.random() < 0.5 else (
+            f"if {test} {{ %y[{at}] = 1.0 }}" if test else f"%y[{at}] = 1.0")
+        text = f"kernel @k(%y: out f32[{size}]) {{ for i in {k} seq {{ for j in {extent} seq {{ {store} }} }} }}"
+        kernel = parse_kernel(text)
+        codes = []
+        for check in (lambda k: verify_kernel(k), lambda k: verify_kernel(k, strict=True),
+                      lambda k: run_kernel(k, {"y": np.zeros(size, np.float32)}, {})):  # noqa: B023
+            try:
+                check(kernel)
+                codes.append("")
+            except VerifyError as e:
+                codes.append(e.code)
+        plain, strict, ran = codes
+        assert tuple(codes) in {("", "", ""), ("V106", "V106", "V401"), ("", "V107", ""), ("", "V107", "V401")}, text
+        count["refuted" if plain else "open" if strict else "proved"] += 1
+    assert count["proved"] > 800 and count["refuted"] > 200 and count["open"] < 150, count
+
+
 def test_messages_show_the_statement_and_an_example():
     with pytest.raises(VerifyError) as e:
         verify_kernel(kernel(KERNELS["V106"][1]))
