@@ -65,11 +65,11 @@ class FastFunction(Function):
                 kinds.append(Same(a))
                 continue
             parts, _ = flatten(a)
-            if not parts:
+            if a is None:
                 kinds.append(Same(a))
                 continue
             if len(parts) != 1 or parts[0] is not a:
-                return None
+                return None  # a container, also an empty one, which may be filled before the next call
             leaf = next(leaves)
             kinds.append("array" if not leaf.weak else {"f64": "float", "i64": "int", "bool": "bool"}.get(
                 leaf.type.dtype.name))

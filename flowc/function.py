@@ -28,7 +28,7 @@ from flowc.diag import FlowcTypeError, FlowcValueError, caller_loc
 from flowc.dims import Dim, DimLike, Range, sym, symbols
 from flowc.size import SizeUnknownError
 from flowc.trace import Leaf, Tensor, Traced, current_trace, trace
-from flowc.tree import Tree, flatten
+from flowc.tree import Tree, exact, flatten
 from flowc.types import Type, bool_, c128, dtype, f64, i64
 
 log = logging.getLogger("flowc")
@@ -85,6 +85,9 @@ def as_argument(x: Any, path: str) -> Argument:
                                   cure="pass a float, or a smaller number") from None
     if isinstance(x, Spec):
         return Argument(None, x.type, False)
+    if isinstance(x, np.ndarray) and not _plain(type(x)):
+        raise FlowcTypeError("C020", f"argument {path} is a {type(x).__name__}, whose arithmetic is not that of arrays",
+                             loc=caller_loc(), cure="convert it with numpy.asarray if its plain values are meant")
     if isinstance(x, (np.ndarray, np.generic)) or any(hasattr(x, a) for a in (
             "__array_interface__", "__array__", "__array_struct__")):
         a = np.asarray(x)
@@ -102,6 +105,12 @@ def as_argument(x: Any, path: str) -> Argument:
                              cure="pass arrays and numbers; name other arguments in static_argnames, or make the class "
                              "a container with register_pytree")
     return Argument(a, Type(_known(a.dtype, path), a.shape), False)
+
+
+def _plain(cls: type) -> bool:
+    """Does a subclass of arrays compute as they do?  Masked arrays, matrices and quantities do not."""
+    return all(getattr(cls, name) is getattr(np.ndarray, name) for name in (
+        "__array_ufunc__", "__array_function__", "__add__", "__mul__"))
 
 
 def _known(d: np.dtype, path: str):
@@ -353,27 +362,26 @@ class CompiledFunction:
 
 
 class _Static:
-    """A static argument as part of a key: equal values of different types (1, True, 1.0) are different."""
+    """A static argument as part of a key; compared by ``exact``."""
 
-    __slots__ = ("value",)
+    __slots__ = ("key", "value")
 
     def __init__(self, value: Any):
-        self.value = value
+        self.value, self.key = value, exact(value)
 
     def __hash__(self) -> int:
-        return hash((type(self.value), self.value))
+        return hash(self.key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and type(self.value) is type(other.value) and self.value == other.value
+        return isinstance(other, _Static) and self.key == other.key
 
 
 def _hashable(value: Any, name: str) -> _Static:
     try:
-        hash(value)
+        return _Static(value)
     except TypeError:
         raise FlowcTypeError("C025", f"static argument {name} is a {type(value).__name__}, which has no hash",
                              loc=caller_loc(), cure="pass a hashable value, a tuple instead of a list") from None
-    return _Static(value)
 
 
 def _parameter_names(fn: Callable[..., Any]) -> list[str]:

@@ -35,14 +35,19 @@ class Attrs(dict):
             return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return dict.__eq__(self, other) and all(_same(v, other[k]) for k, v in self.items())  # type: ignore[index]
+        return isinstance(other, dict) and self.keys() == other.keys() and all(
+            _same(v, other[k]) for k, v in self.items())
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
 
 def _hashed(v: Any) -> int:
-    return hash((type(v).__name__, v)) if isinstance(v, (float, bool)) else hash(v)
+    if isinstance(v, float):
+        return hash(np.float64(v).tobytes())  # two NaNs are one attribute; Python hashes them by identity
+    if isinstance(v, tuple):
+        return hash(tuple(map(_hashed, v)))
+    return hash((bool, v)) if isinstance(v, bool) else hash(v)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -52,8 +57,8 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, float):
         return np.float64(a).tobytes() == np.float64(b).tobytes()
     if isinstance(a, tuple):
-        return all(_same(x, y) for x, y in zip(a, b, strict=True)) if len(a) == len(b) else False
-    return True
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
 
 
 class Literal:

@@ -1,6 +1,7 @@
 """Nested arguments and results: containers taken apart into leaves and put together again.
 
-Here: ``flatten``, ``Tree`` (the shape of the nesting: hashable, comparable, printable), ``register_pytree``.
+Here: ``flatten``, ``Tree`` (the shape of the nesting: hashable, comparable, printable), ``register_pytree``, and
+``exact``, by which static values are compared.
 Not here: what a leaf may be (jit.py, trace.py).  Read next: trace.py.
 
 Containers are ``None`` (no leaves), list, tuple, namedtuple, dict and OrderedDict (sorted keys), dataclass instances
@@ -13,6 +14,8 @@ import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from flowc.diag import FlowcTypeError, FlowcValueError
 
@@ -30,21 +33,40 @@ class Kind(NamedTuple):
     labels: Callable[[Any, int], list[str]]
 
 
+def exact(value: Any) -> Hashable:
+    """A key that is equal for values a program cannot tell apart: 1, True and 1.0 differ, 0.0 and -0.0 differ, inside
+    tuples and frozensets too, and NaN equals itself.  TypeError if ``value`` has no hash."""
+    cls = type(value)
+    if cls is float:
+        return cls, value.hex()
+    if cls is complex:
+        return cls, value.real.hex(), value.imag.hex()
+    if isinstance(value, np.generic):
+        return cls, value.dtype, value.tobytes()
+    if isinstance(value, tuple):
+        return cls, tuple(map(exact, value))
+    if cls is frozenset:
+        return cls, frozenset(map(exact, value))
+    hash(value)
+    return cls, value
+
+
 class Tree:
     """The nesting of a value without its leaves.  ``kind`` is None for a leaf."""
 
-    __slots__ = ("_hash", "children", "kind", "leaves", "meta")
+    __slots__ = ("_hash", "_key", "children", "kind", "leaves", "meta")
 
     def __init__(self, kind: Kind | None, meta: Hashable = None, children: tuple[Tree, ...] = ()):
         self.kind, self.meta, self.children = kind, meta, children
         self.leaves: int = 1 if kind is None else sum(c.leaves for c in children)
-        self._hash = hash((kind.name if kind else None, meta, children))
+        self._key = exact(meta)
+        self._hash = hash((kind.name if kind else None, self._key, children))
 
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
         return (isinstance(other, Tree) and self._hash == other._hash and self.kind is other.kind
-                and self.meta == other.meta and self.children == other.children)
+                and self._key == other._key and self.children == other.children)
 
     def __hash__(self) -> int:
         return self._hash

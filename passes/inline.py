@@ -7,7 +7,7 @@ Not here: which nodes share a kernel (fuse.py), the shapes of loop nests (lower.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -53,8 +53,9 @@ class KernelBuilder:
     """Statements of one kernel under construction.  ``b`` builds expressions; loops, conditions and bindings append
     statements; buffers are declared when first asked for."""
 
-    def __init__(self, name: str, ranges: Mapping[str, Range]):
+    def __init__(self, name: str, ranges: Mapping[str, Range], symbols: Iterable[str] = ()):
         self.name, self.b = name, Builder()
+        self.reserved = set(symbols) | set(ranges)  # sizes of the graph: no name of a kernel may hide one
         self.ranges: dict[str, Range] = dict(ranges)
         self.params: dict[str, Buffer] = {}
         self.scopes = [Scope()]
@@ -64,8 +65,11 @@ class KernelBuilder:
     # -- names and statements
 
     def fresh(self, stem: str) -> str:
-        self._n += 1
-        return f"{stem}{self._n}"
+        while True:
+            self._n += 1
+            name = f"{stem}{self._n}"
+            if name not in self.reserved:
+                return name
 
     def add(self, s: Stmt) -> None:
         self.scopes[-1].stmts.append(s)

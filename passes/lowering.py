@@ -41,7 +41,7 @@ class Context:
     contraction: Callable[[Group, Context], Lowered]
 
     def builder(self, suffix: str = "") -> KernelBuilder:
-        return KernelBuilder(self.name + suffix, self.ranges)
+        return KernelBuilder(self.name + suffix, self.ranges, self.dims)
 
 
 def inliner(k: KernelBuilder, g: Group, ctx: Context) -> Inliner:

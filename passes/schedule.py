@@ -170,26 +170,29 @@ def _merge(outer: Loop, kinds: tuple[str, ...]) -> Loop | None:
 def tile_map(kernel: Kernel, sched: MapSchedule) -> Kernel:
     """Cut the innermost loop of a nest of parallel loops into pieces and vectorise inside a piece."""
     body = collapse(kernel.body)
-    body = tuple(_tile(s, sched, dict(kernel.ranges)) if isinstance(s, Loop) else s for s in body)
+    body = tuple(_tile(s, sched, dict(kernel.ranges), set(kernel.dims)) if isinstance(s, Loop) else s for s in body)
     return replace(kernel, body=body, notes=(*kernel.notes, str(sched)))
 
 
-def _tile(loop: Loop, sched: MapSchedule, ranges: dict) -> Stmt:
+def _tile(loop: Loop, sched: MapSchedule, ranges: dict, dims: set[str]) -> Stmt:
     ranges[loop.var] = (0, loop.extent - 1)
     if len(loop.body) == 1 and isinstance(loop.body[0], Loop) and loop.body[0].kind == "parallel":
-        return replace(loop, body=(_tile(loop.body[0], sched, ranges),))
+        return replace(loop, body=(_tile(loop.body[0], sched, ranges, dims),))
     if any(isinstance(s, Loop) for s in loop.body):
         return loop  # an op with loops of its own
     n, tile, width = loop.extent, sched.tile, sched.width
     if isinstance(n, int) and n <= tile:
         return replace(loop, kind="vector", width=min(width, _pow2(n)))
-    block, var = sym(loop.var + "b"), loop.var
+    var, outer = loop.var, loop.var + "b"
+    while outer in dims:
+        outer += "b"
+    block = sym(outer)
     inner = dmin(tile, n - tile * block)
     del ranges[var]
-    ranges[loop.var + "b"] = (0, ceildiv(n, tile) - 1)
+    ranges[outer] = (0, ceildiv(n, tile) - 1)
     ranges[var] = (0, inner - 1)
     body = map_dims(loop.body, lambda d: simplify(substitute(d, {var: tile * block + sym(var)}), ranges))
-    return Loop(loop.var + "b", ceildiv(n, tile), "parallel", (Loop(var, inner, "vector", body, width),))
+    return Loop(outer, ceildiv(n, tile), "parallel", (Loop(var, inner, "vector", body, width),))
 
 
 def _pow2(n: int) -> int:
