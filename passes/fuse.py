@@ -174,6 +174,8 @@ class _Partitioner:
         """Is a value asked for at ``d`` computed more often than it has elements?"""
         if d is None:
             return False
+        if g.kind == "column" and all(isinstance(a, int) for a in d):
+            return True  # the columns are lanes: nothing is bound outside the walk over the rows
         rows = {a for a in range(g.outer) if not (isinstance(g.space[a], int) and g.space[a] == 1)}
         return not rows <= set(d)  # a value of the row alone is bound once per row
 

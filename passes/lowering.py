@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from flowc.dims import DimLike, Ranges
 from flowc.graph import Node
-from flowc.kernel import Kernel
+from flowc.kernel import Kernel, Store, walk
 from flowc.passes.fuse import EXPENSIVE, Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.schedule import Machine
@@ -69,8 +69,11 @@ def emit_outputs(k: KernelBuilder, inl: Inliner, nodes: Sequence[Node], idx: Idx
 
 
 def declare_outputs(k: KernelBuilder, g: Group, ctx: Context) -> None:
+    """Declare what the finished statements write; every output of the group must be among it."""
+    written = {s.buffer for s in walk(k.scopes[0].stmts) if isinstance(s, Store)}
     for n in g.outputs:
-        k.buffer(ctx.name_of(n), n.dtype, n.shape, "out")
+        name = k.buffer(ctx.name_of(n), n.dtype, n.shape, "out")
+        assert name in written, f"{g} computes {n} and does not write it"
 
 
 def describe(g: Group) -> list[str]:

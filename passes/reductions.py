@@ -339,7 +339,12 @@ def lower_columns(g: Group, ctx: Context) -> Lowered:
     inl = inliner(k, g, ctx)
     with nest(k, g.root.shape[:-1], "parallel") as o:
         def leave(n: Node, state: tuple[Expr, ...], column: DimLike, where: Expr | None) -> None:
-            k.write(ctx.name_of(n), linear_index((*o, column), n.shape), result(k, n, state), where)
+            at = (*o, column)
+            k.write(ctx.name_of(n), linear_index(at, n.shape), result(k, n, state), where)
+            if n is g.reductions[-1]:  # what the elements were computed from and others read, too
+                for m in g.outputs:
+                    if m not in g.reductions:
+                        k.write(ctx.name_of(m), linear_index(at, m.shape), inl.value(m, at, where), where)
         Columns(k, inl, g.reductions, o, ctx).emit(leave)
     declare_outputs(k, g, ctx)
     return Lowered([k.finish(ctx.dims, describe(g))], {}, [g.root.inputs[0].type.size * cost(g)])
