@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 import flowc
+from flowc.backends.interp import run_graph
+from flowc.compiled import compile_graph
 from flowc.diag import FlowcIndexError, FlowcTypeError, FlowcValueError
+from flowc.dims import sym
+from flowc.graph import Graph, constant, make, param
+from flowc.types import Type, f32
+from flowc.verify_kernel import check_kernel
 
 
 def rand(*shape, dtype=np.float64):
@@ -37,9 +43,26 @@ def test_column_kernel_writes_all_that_it_is_asked_for():
 
     def several(x):
         y = x * 2 + 1
-        return np.sum(np.broadcast_to(y, (5, 70)), axis=0), y, np.max(np.broadcast_to(y, (5, 70)), axis=0)
+        return np.sum(np.broadcast_to(y, (5, *y.shape)), axis=0), y, np.max(np.broadcast_to(y, (5, *y.shape)), axis=0)
     for got, want in zip(flowc.jit(several, dynamic=True)(x), several(x), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("op", ["scatter", "scatter_add"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_writes_at_positions_of_an_axis_that_becomes_empty(op, axis):
+    """The clamped position in an empty axis was -1, and the update was written there: before the array."""
+    n = sym("n")
+    x = param("x", Type(f32, (n, 5) if axis == 0 else (5, n)))
+    updates = param("u", Type(f32, (3, 5) if axis == 0 else (5, 3)))
+    out = make(op, (x, constant(np.array([0, 1, -4])), updates), {"axis": axis})
+    c = compile_graph(Graph("write", [x, updates], [out], {"n": (0, None)}), device="cpu")
+    for k in c.program.kernels.values():
+        check_kernel(k, strict=True)  # every position is proved to exist
+    for size in (2, 0, 1):
+        arrays = [np.zeros([size if d is n else d for d in t.shape], np.float32) for t in (x, updates)]
+        arrays[1][...] = 1
+        assert np.array_equal(c(arrays)[0], run_graph(c.source, arrays)[0])
 
 
 @pytest.mark.parametrize("options", [{"fuse": False}, {"fuel": 0}, {"fuel": 1}, {"fuel": 5}, {"num_threads": 1}])
@@ -120,7 +143,7 @@ def test_empty_container_that_is_filled_later(fill):
     assert np.array_equal(f(x, c), x * 6)
 
 
-@pytest.mark.parametrize("x", [np.ma.array([1.0, 2.0], mask=[0, 1]), np.matrix([[1.0, 2.0], [3.0, 4.0]])],
+@pytest.mark.parametrize("x", [np.ma.array([1.0, 2.0], mask=[0, 1]), np.ones((2, 2)).view(np.matrix)],
                          ids=["masked", "matrix"])
 def test_arrays_with_arithmetic_of_their_own(x):
     """Masks were dropped, and products of matrices taken element by element."""

@@ -9,6 +9,7 @@ Along an empty axis a gather gives zeros and a scatter writes nothing.  Position
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,8 @@ def _write_body(combine: Callable[..., Expr]) -> Callable[..., None]:
 
             with k.loop(size) as i:
                 rows(lambda tail: k.store((*lead, i, *tail), k.load(0, (*lead, i, *tail))))
-            with nest(k, indices.shape) as j:
+            exists = k.if_(k.b.gt(k.b.index(size), 0)) if _may_be_empty(k, size) else nullcontext()
+            with exists, nest(k, indices.shape) as j:
                 at = _clamped(_With(k), k.load(1, j), size)
                 rows(lambda tail: k.store((*lead, at, *tail), combine(
                     k.b, lambda: k.load_out((*lead, at, *tail)), k.load(2, (*lead, *j, *tail)))))
