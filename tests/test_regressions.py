@@ -77,6 +77,16 @@ def test_options_change_no_result(options):
             assert np.array_equal(a, b)
 
 
+@pytest.mark.parametrize("fn", [lambda x: np.sum(x, axis=0), lambda x: np.sum(x), lambda x: x @ x.T],
+                         ids=["columns", "all", "product"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_verify_knows_the_rounding_of_long_sums_of_equal_numbers(fn, dtype):
+    """Equal addends are all rounded the same way; correct kernels were called wrong."""
+    for shape in ((64, 4096), (1000, 3)):
+        report = flowc.verify(fn, np.full(shape, 0.1, dtype))
+        assert report, report
+
+
 # ---- sizes of later calls -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("fn", [lambda x: np.diff(x), lambda x: np.sum(x[1:] - x[:-1])], ids=["diff", "slices"])
