@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-import flowc.numpy as fnp
 from flowc.dims import ceildiv, dmax
+from flowc.numpy_api import functions as fnp
 from flowc.numpy_core import argument_error, as_dim, op_call, to_dtype
 from flowc.size import plain
 
@@ -330,3 +330,30 @@ def top_k(x: Array, k: int, axis: int = -1) -> tuple[Array, Array]:
     return fnp.take_along_axis(x, order, axis), order
 
 
+def segment_sum(data: Array, segments: Array, count: Any) -> Array:
+    """Sums of the rows of ``data`` by segment: row i goes to segment ``segments[i]`` of ``count`` ones.
+
+    data: (n, ...); segments: (n,) integers; result: (count, ...).  Rows of a segment that does not exist are dropped.
+    """
+    data, segments = fnp.asarray(data), fnp.astype(fnp.asarray(segments), np.int64)
+    inside = fnp.logical_and(segments >= 0, segments < count)
+    kept = fnp.where(fnp.reshape(inside, (-1, *[1] * (data.ndim - 1))), data, fnp.zeros_like(data))
+    empty = fnp.zeros((count, *data.shape[1:]), dtype=data.dtype)
+    return op_call("scatter_add", empty, fnp.where(inside, segments, 0), kept, axis=0)
+
+
+# ---- short names, in the signatures that libraries of kernels share ------------------------------------------------
+
+def conv2d(x: Array, w: Array, padding: Any = 0) -> Array:
+    """Cross-correlation of x (N, C, H, W) with w (O, C, h, w), stride 1."""
+    return conv(x, w, padding=padding)
+
+
+def maxpool2(x: Array) -> Array:
+    """The largest element of each 2 x 2 window of x (N, C, H, W)."""
+    return max_pool(x, 2)
+
+
+def sdpa(q: Array, k: Array, v: Array) -> Array:
+    """Scaled dot-product attention: ``attention`` without a mask."""
+    return attention(q, k, v)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from flowc.nn import conv2d, erf, gelu, layer_norm, maxpool2, sdpa, segment_sum, softmax  # noqa: F401  (beyond NumPy)
 from flowc.numpy_api import public
 from flowc.types import bf16
 

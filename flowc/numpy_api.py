@@ -8,6 +8,7 @@ numpy_core.py for how to add one.  Read next: numpy.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from flowc import (  # noqa: F401  (each fills the table)
@@ -27,6 +28,9 @@ from flowc.size import rooms
 def public() -> dict[str, Callable[..., Any]]:
     """Every function of flowc.numpy by name; names of ``linalg`` carry the prefix ``linalg.``."""
     return dict(sorted(PUBLIC.items()))
+
+
+functions = SimpleNamespace(**PUBLIC)  # for the rooms that compose them
 
 
 def supported(fn: Callable[..., Any]) -> bool:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-import flowc.numpy as fnp
 from flowc.dims import Dim
+from flowc.numpy_api import functions as fnp
 from flowc.numpy_core import argument_error, as_dim, as_shape, op_call, to_dtype
 from flowc.types import f32, f64, u32, u64
 
