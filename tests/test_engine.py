@@ -267,3 +267,14 @@ def test_ptx_architecture(arch):
     with pytest.raises(FlowcError) as e:
         engine.compile_ptx(STORE.format(code="%y = fadd float 1.0, 2.0", declare=""), arch)
     assert e.value.code == "C110"
+
+
+def test_older_llvm_gets_its_own_spelling():
+    text = ("declare <4 x float> @llvm.masked.load.v4f32.p0(ptr, <4 x i1>, <4 x float>)\n"
+            "  %a = call <4 x float> @llvm.masked.load.v4f32.p0(ptr align 4 %p, <4 x i1> %m, <4 x float> %z)\n"
+            "  call void @llvm.masked.scatter.v4f32.v4p0(<4 x float> %a, <4 x ptr> align 4 %q, <4 x i1> %m)\n"
+            "  call void @llvm.nvvm.barrier.cta.sync.aligned.all(i32 0)\n")
+    assert engine.spelled_for((22, 1, 0), text) == text
+    old = engine.spelled_for((20, 1, 8), text)
+    assert "(ptr, i32, <4 x i1>, <4 x float>)" in old and "(ptr %p, i32 4, <4 x i1> %m" in old
+    assert "<4 x ptr> %q, i32 4, <4 x i1>" in old and "@llvm.nvvm.barrier0()" in old

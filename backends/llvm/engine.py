@@ -203,6 +203,32 @@ def content_name(ir_text: str, stand_in: str) -> tuple[str, str]:
     return ir_text.replace(stand_in, name), name
 
 
+_MASKED = re.compile(r"^.*@llvm\.masked\..*$", re.M)
+_BARRIER = re.compile(r"@llvm\.nvvm\.barrier\.cta\.sync\.aligned\.all\(i32(?: 0)?\)")
+_THREADS = re.compile(r'^define ptx_kernel void (@[\w.$]+)\(.*"nvvm\.reqntid"="(\d+)"', re.M)
+_POINTERS = re.compile(r"(?P<type>\bptr(?: addrspace\(\d+\))?>?)(?: align (?P<align>\d+) (?P<value>[%@][\w.$]+))?(?=, )")
+
+
+def spelled_for(version: Sequence[int], ir_text: str) -> str:
+    """``ir_text``, which is written for the newest LLVM, as LLVM ``version`` writes it.
+
+    Before LLVM 22 the masked memory operations take the alignment as an operand after the pointers; before LLVM 21
+    the barrier of a CUDA block has another name, and the threads of a block are metadata.
+    """
+    if version[0] < 21:
+        ir_text = _BARRIER.sub("@llvm.nvvm.barrier0()", ir_text)
+        sizes = [f'!{{ptr {name}, !"reqntidx", i32 {threads}}}' for name, threads in _THREADS.findall(ir_text)]
+        ir_text += "".join(f"!{k} = {text}\n" for k, text in enumerate(sizes, 9000))
+        if sizes:
+            ir_text += f"!nvvm.annotations = !{{{', '.join(f'!{k}' for k in range(9000, 9000 + len(sizes)))}}}\n"
+    if version[0] >= 22 or "@llvm.masked." not in ir_text:
+        return ir_text
+
+    def pointers(m: re.Match[str]) -> str:
+        return f"{m['type']}, i32" if m["align"] is None else f"{m['type']} {m['value']}, i32 {m['align']}"
+    return _MASKED.sub(lambda line: _POINTERS.sub(pointers, line[0], count=1), ir_text)
+
+
 def _optimise(module: Any, machine: Any) -> None:
     llvm = _llvm()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
@@ -219,7 +245,7 @@ def _translate(ir_text: str, machine: Callable[[], Any], take: Callable[[Any, An
         llvm, tm = _llvm(), machine()
         context = llvm.create_context()
         try:
-            module = llvm.parse_assembly(ir_text, context=context)
+            module = llvm.parse_assembly(spelled_for(llvm.llvm_version_info, ir_text), context=context)
         except RuntimeError as e:
             raise FlowcError("C101", f"LLVM does not accept the generated code: {e}", notes=_excerpt(ir_text, str(e)),
                              cure="this is an error of flowc; report it with FLOWC_DUMP_DIR's files") from None
