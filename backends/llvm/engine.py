@@ -74,12 +74,12 @@ def host() -> Host:
     except RuntimeError:  # LLVM cannot tell on this machine: the cpu name stands for itself
         features, has = "", set()
     bits = 512 if "avx512f" in has else 256 if "avx" in has else 128
-    return Host(triple, cpu, features, bits)
+    return Host(triple, cpu, features, bits, llvm.llvm_version_info[0])
 
 
 @functools.cache
 def _machine(level: int = OPT_LEVEL) -> llvm.TargetMachine:
-    triple, cpu, features, _ = host()
+    triple, cpu, features = host()[:3]
     target = _llvm().Target.from_triple(triple)
     # small + pic: constants are read relative to the instruction pointer, and the object loads anywhere
     return target.create_target_machine(cpu=cpu, features=features, opt=level, reloc="pic", codemodel="small",
@@ -112,12 +112,14 @@ _SESSION = _Session()
 
 
 class Host(NamedTuple):
-    """A machine as the code generator sees it; ``vector_bits``: width of its widest vector registers."""
+    """A machine as the code generator sees it; ``vector_bits``: width of its widest vector registers;
+    ``llvm``: the major version of the code generator."""
 
     triple: str
     cpu: str
     features: str
     vector_bits: int
+    llvm: int
 
 
 class Code:
@@ -206,7 +208,8 @@ def content_name(ir_text: str, stand_in: str) -> tuple[str, str]:
 _MASKED = re.compile(r"^.*@llvm\.masked\..*$", re.M)
 _BARRIER = re.compile(r"@llvm\.nvvm\.barrier\.cta\.sync\.aligned\.all\(i32(?: 0)?\)")
 _THREADS = re.compile(r'^define ptx_kernel void (@[\w.$]+)\(.*"nvvm\.reqntid"="(\d+)"', re.M)
-_POINTERS = re.compile(r"(?P<type>\bptr(?: addrspace\(\d+\))?>?)(?: align (?P<align>\d+) (?P<value>[%@][\w.$]+))?(?=, )")
+_POINTERS = re.compile(r"(?P<type>\bptr(?: addrspace\(\d+\))?>?)"
+                       r"(?: align (?P<align>\d+) (?P<value>[%@][\w.$]+))?(?=, )")
 
 
 def spelled_for(version: Sequence[int], ir_text: str) -> str:

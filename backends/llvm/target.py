@@ -76,11 +76,12 @@ class Target:
                                    cure="this is an error of flowc: the emitter must expand it")
 
 
-def cpu_target(triple: str, cpu: str, features: str, vector_bits: int = 512) -> Target:
-    """A CPU.  ``features`` in LLVM's form ``+avx2,-avx512f``; AVX-512 scales by a power of two in one instruction."""
+def cpu_target(triple: str, cpu: str, features: str, vector_bits: int = 512, llvm: int = 22) -> Target:
+    """A CPU.  ``features`` in LLVM's form ``+avx2,-avx512f``; AVX-512 scales by a power of two in one instruction,
+    which LLVM knows from version 22 on (``llvm``); before, it calls a function for each lane."""
     has = set(features.split(","))
     wide = "+avx512f" in has
-    native = frozenset({"ldexp", "scale"}) if wide else frozenset()
+    native = frozenset({"ldexp", "scale"}) if wide and llvm >= 22 else frozenset()
     # without a library behind it, llvm.ldexp is no instruction elsewhere
     intrinsics = _CPU if native else _CPU - {"ldexp"}
     return Target("cpu", triple, cpu, features, vector_bits, intrinsics=intrinsics, native=native, masks=wide)
