@@ -62,7 +62,7 @@ def test_host_is_described():
     host = engine.host()
     assert host.vector_bits in (128, 256, 512)
     assert host.triple and host.cpu
-    assert host == (host.triple, host.cpu, host.features, host.vector_bits)
+    assert host == (host.triple, host.cpu, host.features, host.vector_bits, host.llvm)
 
 
 def test_exports_are_functions_and_globals_of_others():
@@ -160,8 +160,8 @@ def test_key_covers_everything(monkeypatch):
             engine.object_key(text, ["x", "y"]), engine.object_key(text, ["xy"]), engine.object_key(text, level=0)}
     for name, value in (("FORMAT", 99), ("PASSES", ("sroa",)),
                         ("llvm_version", lambda: "1.2.3"),
-                        ("host", lambda: engine.Host("t", "c", "f", 128)),
-                        ("host", lambda: engine.Host(*engine.Host("t", "c", "", 128)))):
+                        ("host", lambda: engine.Host("t", "c", "f", 128, 22)),
+                        ("host", lambda: engine.Host(*engine.Host("t", "c", "", 128, 22)))):
         with monkeypatch.context() as m:
             m.setattr(engine, name, value)
             keys.add(engine.object_key(text))
