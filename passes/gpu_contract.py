@@ -19,10 +19,10 @@ from flowc.graph import Node
 from flowc.kernel import Barrier, Expr, Loop
 from flowc.op import Access
 from flowc.op import Contraction as ContractionRule
-from flowc.passes.contract import accumulator, assign_roles, exists
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner
+from flowc.passes.problem import accumulator, assign_roles, exists
 from flowc.types import DType
 
 

@@ -2,8 +2,9 @@
 
 Here: rewrites that are no simplification but a choice of kernel family.  Not here: laws (rules_*.py), fusion (fuse.py).
 
-A contraction in which one operand has no axes of its own moves one pass over the other operand: as a reduction it is
-fused with its neighbours and reads memory once, without packing.
+A contraction in which one operand has no axes of its own is one pass over the other operand: as a reduction it is
+fused with its neighbours and reads memory once, without packing.  Where the summed axis is not the innermost one and
+the rows are long, it stays a contraction, which streams whole rows (contract_direct.py, the thin form).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from flowc.dims import prod
 from flowc.graph import Graph, Node, make
 from flowc.passes.manager import PassContext, graph_pass
 from flowc.types import f32
+
+LONG = 128  # elements of a row: enough to fill registers
 
 
 @graph_pass("legalize")
@@ -25,7 +28,7 @@ def legalize(graph: Graph, ctx: PassContext) -> Graph:
         if n.op.name != "dot" or n.dtype.kind in "bc":
             return n
         for vector in (1, 0):
-            if _free_size(n, vector) == 1 and ctx.allow("legalize", "dot-vector", n):
+            if _free_size(n, vector) == 1 and not _long_rows(n, 1 - vector) and ctx.allow("legalize", "dot-vector", n):
                 changed = True
                 return dot_as_reduction(n, vector)
         return n
@@ -44,6 +47,15 @@ def _axes(n: Node, side: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[i
 def _free_size(n: Node, side: int):
     _, _, free = _axes(n, side)
     return prod(n.inputs[side].shape[a] for a in free)
+
+
+def _long_rows(n: Node, side: int) -> bool:
+    """Is the operand's innermost axis a long one that is not summed over?"""
+    x, (_, _, free) = n.inputs[side], _axes(n, side)
+    if x.rank - 1 not in free:
+        return False
+    size = x.shape[-1]
+    return not isinstance(size, int) or size >= LONG
 
 
 def dot_as_reduction(n: Node, vector: int) -> Node:

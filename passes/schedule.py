@@ -43,16 +43,23 @@ class MapSchedule:
 
 @dataclass(frozen=True)
 class ContractSchedule:
-    """Register tile ``mr`` x ``nr``, ``kc`` summed indices per block, ``mc`` rows and ``nc`` columns per task."""
+    """``form``: packed, direct or thin (tiles.py).  Register tile ``mr`` x ``nr`` of ``width`` lanes, ``kc`` summed
+    indices per block, ``mc`` rows and ``nc`` columns per task; ``copy_rows``: the rows are packed as well."""
 
+    form: str = "packed"
     mr: int = 8
     nr: int = 48
+    width: int = 16
     kc: int = 256
     mc: int = 96
     nc: int = 960
+    copy_rows: bool = True
 
     def __str__(self) -> str:
-        return f"contraction: tile {self.mr}x{self.nr}, block {self.mc}x{self.nc}, k {self.kc}"
+        tile = f"contraction: {self.form}, tile {self.mr}x{self.nr}"
+        if self.form != "packed":
+            return tile
+        return f"{tile}, block {self.mc}x{self.nc}, k {self.kc}, rows {'copied' if self.copy_rows else 'in place'}"
 
 
 def choose_map(machine: Machine, kernel: Kernel) -> MapSchedule:

@@ -1,0 +1,64 @@
+"""The register tile of a contraction: adding products to it, and what is done with the sums.
+
+Here: statements that every form of contraction shares.  Not here: the nests around them (contract.py,
+contract_direct.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flowc.dims import DimLike
+from flowc.kernel import Expr
+from flowc.passes.fuse import EXPENSIVE
+from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
+from flowc.passes.problem import Problem
+from flowc.passes.schedule import ContractSchedule
+
+LIGHT = 6  # operations of an epilogue that may be written once per register of the tile
+
+
+def lanes_exist(k: KernelBuilder, p: Problem, s: ContractSchedule, col: DimLike) -> Expr | None:
+    """Is there a column ``col``; None if there always is."""
+    if isinstance(p.n, int) and p.n % s.nr == 0:
+        return None
+    return k.b.lt(k.b.index(col), k.b.index(p.n))
+
+
+def add_products(k: KernelBuilder, p: Problem, s: ContractSchedule, acc: str, row: Callable[[DimLike], Expr],
+                 col: Callable[[DimLike], Expr]) -> None:
+    """acc[i, j] += row(i) * col(j) in one rounding.  The operand with fewer registers stays in registers."""
+    def one(i: DimLike, j: DimLike) -> None:
+        x, y, old = row(i), col(j), k.get(acc, i, j)
+        k.set(acc, k.b.fma(x, y, old) if p.acc.floating else k.b.add(k.b.mul(x, y), old), i, j)
+    if s.mr * s.width < s.nr:
+        with k.loop(s.nr, "vector", "j", s.width) as j, k.loop(s.mr, "unroll", "i") as i:
+            one(i, j)
+    else:
+        with k.loop(s.mr, "unroll", "i") as i, k.loop(s.nr, "vector", "j", s.width) as j:
+            one(i, j)
+
+
+def light(p: Problem) -> bool:
+    """Is what follows the sums so little that it may stand in the code once per register?"""
+    after = [n for n in p.group.members if n is not p.node and not p.before(n)]
+    return len(after) <= LIGHT and not any(n.op.name in EXPENSIVE for n in after)
+
+
+def finish(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule, acc: str, outer: Idx,
+           row: Callable[[DimLike], DimLike], start: DimLike) -> None:
+    """Epilogue and store of a tile in registers; rows that repeat the last are stored twice, with the same bits."""
+    with k.loop(s.mr, "unroll", "i") as i, k.loop(s.nr, "vector", "j", s.width) as j:
+        store(k, inl, p, s, k.get(acc, i, j), outer, row(i), start + j)
+
+
+def store(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule, total: Expr, outer: Idx, row: DimLike,
+          col: DimLike) -> None:
+    """What the group makes of one sum, written where its column exists."""
+    o = tuple(map(k.tidy, p.access.place(p.out_index(outer, row, col))))
+    where = lanes_exist(k, p, s, col)
+    v = k.let(k.b.cast(total, p.node.dtype))
+    inl.bound[p.node] = lambda idx, _: v if idx == o else None
+    for n in p.group.outputs:
+        k.write(p.ctx.name_of(n), linear_index(o, n.shape), inl.value(n, o, where), where)
+    del inl.bound[p.node]

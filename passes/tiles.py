@@ -1,0 +1,124 @@
+"""Tiles of contractions: which form a contraction takes on a machine, and how it is cut.
+
+Here: the choice.  Not here: the loop nests of the forms (contract.py, contract_direct.py), what a schedule is made of
+(schedule.py).
+
+Forms.  *packed*: both operands are copied into the order in which the tile reads them; for products that are large in
+every direction.  *direct*: the column operand is read where it lies; for products whose column operand fits half of
+the second-level cache or is read once or twice.  *thin*: few rows; the column operand streams past once in whole rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flowc.dims import DimLike
+from flowc.passes.problem import Problem
+from flowc.passes.schedule import ContractSchedule, Machine
+from flowc.types import DType
+
+THIN = 4              # rows that stream
+STREAM = 2048         # columns of one thin task, at most: a page or two per row keeps the prefetcher running
+CROWD = 2048          # bytes between rows: lines of rows at multiples of it meet in few sets of the first-level cache
+WAYS = 8              # of that cache: more such rows at once would push each other out
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def choose_schedule(machine: Machine, p: Problem) -> ContractSchedule:
+    """The form and the tiles of a contraction."""
+    streams = p.col_reach.plain and p.col_reach.own == 1
+    if streams and p.row_reach.plain and isinstance(p.m, int) and p.m <= THIN and _worth_streaming(machine, p):
+        return _thin(machine, p)
+    mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if crowded(p) else 32)
+    if streams and p.row_reach.plain and _fits(machine, p, mr):
+        return ContractSchedule("direct", mr=mr, nr=nr, width=width)
+    return _packed(machine, p)
+
+
+def _worth_streaming(machine: Machine, p: Problem) -> bool:
+    """Enough columns to fill registers and threads; one register of columns is a tile like any other."""
+    return not isinstance(p.n, int) or p.n > 4 * machine.lanes(p.acc)
+
+
+def _fits(machine: Machine, p: Problem, mr: int) -> bool:
+    """Is reading the column operand in place as good as a packed copy?"""
+    if isinstance(p.m, int) and p.m <= 2 * mr:
+        return True  # a copy would be read as often as it is written
+    return isinstance(p.n, int) and isinstance(p.k, int) and 2 * p.n * p.k * p.acc.bytes <= machine.l2
+
+
+def crowded(p: Problem) -> bool:
+    """Do the rows lie so that reading many at once defeats the cache?"""
+    own = p.row_reach.own
+    return p.row_reach.summed == 1 and own is not None and own * p.acc.bytes % CROWD == 0
+
+
+def register_tile(machine: Machine, dtype: DType, m: DimLike, n: DimLike, most: int = 32) -> tuple[int, int, int]:
+    """(rows, columns, lanes) of the tile that wastes least, of at most ``most`` rows: a step of the sum costs an issue
+    slot per register of the tile and a part of one per operand loaded, and no less than the latency of an addition."""
+    best: tuple[float, int, int, int] | None = None
+    for mr, nv, width in _tiles(machine, dtype, n):
+        if mr > most:
+            continue
+        step = max(mr * nv + 0.25 * nv + 0.125 * mr, 8.0)
+        nr = nv * width
+        rows = ceil_div(m, mr) if isinstance(m, int) else 1 / mr
+        cols = ceil_div(n, nr) if isinstance(n, int) else 1 / nr
+        rows += 0.25 * (rows % 2) if isinstance(rows, int) and rows * cols < 8 else 0  # two threads share evenly
+        cost = rows * cols * step * (width / machine.lanes(dtype) if width * 2 >= machine.lanes(dtype) else 0.5)
+        if best is None or cost < best[0] * 0.999:
+            best = (cost, mr, nr, width)
+    assert best is not None
+    _, mr, nr, width = best
+    return (min(mr, m) if isinstance(m, int) and m else mr), nr, width
+
+
+def _tiles(machine: Machine, dtype: DType, n: DimLike) -> Iterator[tuple[int, int, int]]:
+    """Register tiles, the squarest first: (rows, registers of columns, lanes)."""
+    lanes = machine.lanes(dtype)
+    registers = 32 if machine.vector_bits >= 512 else 16
+    widths = [lanes]
+    while isinstance(n, int) and widths[-1] > 2 and n <= widths[-1] // 2:
+        widths.append(widths[-1] // 2)
+    width = widths[-1]
+    for nv in (3, 2, 4, 1, 6, 8) if width == lanes else (1,):
+        for mr in range(min(30, (registers - 2 - nv) // nv), 0, -1):
+            if mr * nv >= 4 or mr == 1:
+                yield mr, nv, width
+
+
+def _thin(machine: Machine, p: Problem) -> ContractSchedule:
+    lanes = machine.lanes(p.acc)
+    nr = STREAM
+    if isinstance(p.n, int):
+        nr = min(STREAM, max(8 * lanes, ceil_div(ceil_div(p.n, 4), lanes) * lanes))
+    assert isinstance(p.m, int)
+    return ContractSchedule("thin", mr=p.m, nr=nr, width=lanes, kc=max(2, 8 // max(1, p.m)))
+
+
+def _packed(machine: Machine, p: Problem) -> ContractSchedule:
+    """24 accumulators leave room for operands in 32 registers (AVX-512), 12 in 16 (AVX2)."""
+    w, m, n = machine.lanes(p.acc), p.m, p.n
+    shapes = ((8, 3), (12, 2), (24, 1)) if machine.vector_bits >= 512 else ((6, 2), (12, 1))
+    mr, nv = shapes[0]
+    if isinstance(n, int):
+        def padded(shape: tuple[int, int]) -> float:
+            width = shape[1] * w
+            return ceil_div(int(n), width) * width * {3: 1.0, 2: 1.03, 1: 1.2}[shape[1]]
+        mr, nv = min(shapes, key=padded)
+    if isinstance(m, int):
+        mr = max(1, min(mr, m))
+    mc = max(mr, 96 // mr * mr)
+    if isinstance(m, int) and m > mc:  # even blocks, an even number of them where there are few
+        blocks = ceil_div(m, mc)
+        blocks += blocks % 2 if blocks < 16 else 0
+        mc = ceil_div(ceil_div(m, blocks), mr) * mr
+    elif isinstance(m, int) and m > 2 * mr:
+        mc = ceil_div(ceil_div(m, 2), mr) * mr
+    nr = nv * w
+    in_place = p.row_reach.plain and p.row_reach.summed == 1 and not crowded(p)
+    return ContractSchedule("packed", mr=mr, nr=nr, width=w, kc=256 if p.acc.bits <= 32 else 192, mc=mc,
+                            nc=max(1, 960 // nr) * nr, copy_rows=not in_place)
