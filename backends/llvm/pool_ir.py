@@ -113,19 +113,29 @@ def _pause_ir() -> tuple[str, str]:
 
 
 def _drain_ir() -> str:
+    """``drain``: take chunks until none is left.  The caller takes from the front and helpers from the back, so that
+    with two threads a part of the data meets the same core, and its cache, in every region.  NEXT counts what is
+    taken at the front in its low half and at the back in its high half."""
     return f"""
-define internal void @drain(ptr %p) nounwind {{
+define internal void @drain(ptr %p, i1 %front) nounwind {{
 entry:
 {_fields("NEXT", "FN", "ARG", "COUNT")}
   %fn = load ptr, ptr %FN
   %arg = load ptr, ptr %ARG
   %count = load i64, ptr %COUNT
+  %last = sub i64 %count, 1
+  %step = select i1 %front, i64 1, i64 {1 << 32}
   br label %take
 take:
-  %chunk = atomicrmw add ptr %NEXT, i64 1 monotonic
-  %some = icmp ult i64 %chunk, %count
+  %taken = atomicrmw add ptr %NEXT, i64 %step monotonic
+  %ahead = and i64 %taken, {(1 << 32) - 1}
+  %behind = lshr i64 %taken, 32
+  %all = add i64 %ahead, %behind
+  %some = icmp ult i64 %all, %count
   br i1 %some, label %run, label %empty
 run:
+  %mirrored = sub i64 %last, %behind
+  %chunk = select i1 %front, i64 %ahead, i64 %mirrored
   call void %fn(ptr %arg, i64 %chunk, i64 %count)
   br label %take
 empty:
@@ -164,7 +174,7 @@ def _part_ir() -> str:
 define internal void @part(ptr %p) nounwind {{
 entry:
 {_fields("WAITING")}
-  call void @drain(ptr %p)
+  call void @drain(ptr %p, i1 false)
   %before = atomicrmw sub ptr %p, i32 1 seq_cst
   %low = and i32 %before, {OPEN | INSIDE}
   %last = icmp eq i32 %low, 1
@@ -377,7 +387,7 @@ wake:
   call void @unpark(ptr %p, ptr %p, i32 {WORKERS})
   br label %work
 work:
-  call void @drain(ptr %p)
+  call void @drain(ptr %p, i1 true)
   %o = atomicrmw and ptr %p, i32 {-1 - OPEN} seq_cst
   call void @await(ptr %p)
   store atomic i32 0, ptr %LOCK release, align 4

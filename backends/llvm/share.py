@@ -16,9 +16,9 @@ from flowc.backends.llvm.builder import Function, Module
 from flowc.backends.llvm.pool_ir import THREADS
 
 WORK_PER_US = 4000                  # work units (machine operations and bytes) that one core does in a microsecond
-SERIAL_WORK = 50 * WORK_PER_US      # a wave below this is not worth waking a thread
-CHUNK_WORK = 10 * WORK_PER_US       # no chunk is planned smaller than this
-CHUNKS_PER_THREAD = 4               # more chunks than threads: an interrupted thread holds up less
+SERIAL_WORK = 20 * WORK_PER_US      # a wave below this is not worth waking a thread
+CHUNK_WORK = 5 * WORK_PER_US        # no chunk is planned smaller than this
+CHUNKS_PER_THREAD = 16             # more chunks than threads: an interrupted thread holds up less
 ROW = 4                             # 8-byte fields of a row of ``run_many``'s table
 
 
