@@ -75,6 +75,7 @@ class _Partitioner:
         self.groups: list[Group] = []
         self.readers: dict[Node, list[Group]] = {}    # groups by a node they read, for merging siblings
         self.ranges = graph.ranges
+        self.after_product = _after_product(graph)
 
     def run(self) -> list[Group]:
         for node in reversed(self.graph.nodes):
@@ -163,6 +164,8 @@ class _Partitioner:
         demands = g.demands[node]
         lower = node.op.lower
         if isinstance(lower, Pointwise):
+            if g.kind == "contraction" and node in self.after_product and not lower.movement:
+                return self.refuse(node, g, "it is computed where the product that it comes from is")
             if node.op.name in EXPENSIVE and any(self.repeats(d, g) for d in demands):
                 return self.refuse(node, g, "it would be computed again for every element it is broadcast to")
             return True
@@ -315,6 +318,17 @@ class _Partitioner:
             return (isinstance(g.root.op.lower, Reduction) and self.same(x.shape, g.root.inputs[0].shape)
                     and axes == g.root.attrs["axes"])
         return (g.kind == "column" and self.same(x.shape, g.root.inputs[0].shape) and axes == g.root.attrs["axes"])
+
+
+def _after_product(graph: Graph) -> set[Node]:
+    """Elementwise nodes that a contraction of their shape flows into: its kernel computes them last, in registers.
+    As a producer of another contraction they would be computed again for each of its tiles."""
+    out: set[Node] = set()
+    for n in graph.nodes:
+        if isinstance(n.op.lower, Pointwise) and not n.op.lower.movement and any(
+                x.shape == n.shape and (x in out or isinstance(x.op.lower, Contraction)) for x in n.inputs):
+            out.add(n)
+    return out
 
 
 ONE = -1  # the only index of an axis of size 1

@@ -30,7 +30,7 @@ def ceil_div(a: int, b: int) -> int:
 def choose_schedule(machine: Machine, p: Problem) -> ContractSchedule:
     """The form and the tiles of a contraction."""
     streams = p.col_reach.plain and p.col_reach.own == 1
-    if streams and p.row_reach.plain and isinstance(p.m, int) and p.m <= THIN and _worth_streaming(machine, p):
+    if streams and isinstance(p.m, int) and p.m <= THIN and _worth_streaming(machine, p):
         return _thin(machine, p)
     mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if crowded(p) else 32)
     if streams and p.row_reach.plain and _fits(machine, p, mr):
