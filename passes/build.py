@@ -19,6 +19,7 @@ from flowc.passes.lower import lower_group
 from flowc.passes.lowering import Context, Lowered
 from flowc.passes.memory import plan_arena
 from flowc.passes.place import assign_waves
+from flowc.passes.rowblocks import join_row_blocks
 from flowc.passes.schedule import Machine, map_dims
 from flowc.plan import Place, Plan, PlanBuffer, Program, Step
 from flowc.types import Type
@@ -76,6 +77,9 @@ class _Builder:
         for i, p in enumerate(graph.params):
             self.names[p] = f"p{i}"
         groups = partition(graph, self.options.fuse, native, self.allow)
+        if self.options.fuse and self.options.machine.name == "cpu":
+            probe = Context(lambda n: "x", "k", self.symbols, graph.ranges, self.options.machine, lower_contraction)
+            groups = join_row_blocks(groups, probe, set(graph.outputs), self.allow)
         count = 0
         for g in groups:
             for n in g.outputs:

@@ -41,13 +41,14 @@ def lower_contraction(g: Group, ctx: Context) -> Lowered:
         return Lowered([lower_direct(p, s)], {}, [work])
     if s.form == "thin":
         return Lowered([lower_thin(p, s)], {}, [work + prod(p.outer_extents) * p.n * p.k])
-    return _Packed(p, s).lower(work)
+    return Packed(p, s, f"{ctx.name}.packed").lower(work)
 
 
-class _Packed:
-    def __init__(self, p: Problem, s: ContractSchedule):
-        self.p, self.s = p, s
-        self.temp = f"{p.ctx.name}.packed"
+class Packed:
+    """The packed form; ``temp`` names the buffer of the packed columns."""
+
+    def __init__(self, p: Problem, s: ContractSchedule, temp: str):
+        self.p, self.s, self.temp = p, s, temp
         self.panels = ceildiv(p.n, s.nr)
         self.packed = Type(p.acc, (*p.outer_extents, self.panels, p.k, s.nr))
         self.one_block = isinstance(p.k, int) and p.k <= s.kc
@@ -115,7 +116,6 @@ class _Packed:
     def panel(self, k: KernelBuilder, inl: Inliner, element: Callable[[DimLike, DimLike, DimLike], Expr], tile: str,
               outer: Idx, panel: DimLike, first: DimLike, rows: DimLike) -> None:
         p, s, b = self.p, self.s, k.b
-        k.buffer(self.temp, p.acc, self.packed.shape)
         blocks: DimLike = 1 if self.one_block else dmax(1, ceildiv(p.k, s.kc))  # a sum of nothing is written, too
 
         def keep(ip: DimLike, load: bool, acc: str) -> None:
@@ -133,12 +133,17 @@ class _Packed:
                     keep(ip, True, acc)
             with k.loop(p.k if self.one_block else dmin(s.kc, p.k - s.kc * kb), "seq", "k") as kk:
                 at = kk if self.one_block else s.kc * kb + kk
-                add_products(k, p, s, acc, lambda i: element(ip, i, at), lambda j: b.load(
-                    self.temp, linear_index((*outer, panel, at, j), self.packed.shape), p.acc))
+                add_products(k, p, s, acc, lambda i: element(ip, i, at),
+                             lambda j: self.column(k, outer, panel, at, j))
             if tile:
                 keep(ip, False, acc)
             else:
                 finish(k, inl, p, s, acc, outer, lambda i: dmin(first + s.mr * ip + i, p.m - 1), s.nr * panel)
+
+    def column(self, k: KernelBuilder, outer: Idx, panel: DimLike, kk: DimLike, j: DimLike) -> Expr:
+        """An element of the packed columns."""
+        k.buffer(self.temp, self.p.acc, self.packed.shape)
+        return k.b.load(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), self.p.acc)
 
     def epilogue(self, k: KernelBuilder, inl: Inliner, tile: str, outer: Idx, first: DimLike, rows: DimLike,
                  panel: DimLike) -> None:

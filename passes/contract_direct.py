@@ -30,10 +30,7 @@ def lower_direct(p: Problem, s: ContractSchedule) -> Kernel:
         with k.loop(p.k, "seq", "k") as kk:
             add_products(k, p, s, acc, lambda i: p.row_element(k, inl, outer, row(i), kk), lambda j: p.col_element(
                 k, inl, outer, s.nr * jp + j, kk, lanes_exist(k, p, s, s.nr * jp + j)))
-        if light(p):
-            finish(k, inl, p, s, acc, outer, row, s.nr * jp)
-        else:
-            _finish_through_memory(k, inl, p, s, acc, outer, row, s.nr * jp)
+        finish_tile(k, inl, p, s, acc, outer, row, s.nr * jp)
     declare_outputs(k, p.group, p.ctx)
     return k.finish(p.ctx.dims, [*describe(p.group), str(s)])
 
@@ -45,9 +42,12 @@ def _rows(p: Problem, mr: int, ip: DimLike) -> Callable[[DimLike], DimLike]:
     return lambda i: dmin(mr * ip + i, p.m - 1)
 
 
-def _finish_through_memory(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule, acc: str, outer: Idx,
-                           row: Callable[[DimLike], DimLike], start: DimLike) -> None:
-    """A long epilogue stands in the code once: the tile is put down and walked over."""
+def finish_tile(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule, acc: str, outer: Idx,
+                row: Callable[[DimLike], DimLike], start: DimLike) -> None:
+    """Epilogue and store.  A long epilogue stands in the code once: the tile is put down and walked over."""
+    if light(p):
+        finish(k, inl, p, s, acc, outer, row, start)
+        return
     tile = k.alloc(p.acc, s.mr * s.nr)
     with k.loop(s.mr, "unroll", "i") as i, k.loop(s.nr, "vector", "j", s.width) as j:
         k.write(tile, s.nr * i + j, k.get(acc, i, j))

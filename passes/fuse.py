@@ -35,7 +35,8 @@ Demand = tuple  # of axis ids: ints are axes of the space, (node, axis) are axes
 
 @dataclass(eq=False)
 class Group:
-    """Nodes of one kernel.  kind: map, row, column, contraction, general, host."""
+    """Nodes of one kernel.  kind: map, row, column, contraction, general, host; or row block, which does
+    the work of three ``stages`` (rowblocks.py)."""
 
     kind: str
     root: Node
@@ -47,6 +48,7 @@ class Group:
     reads: set[Group] = field(default_factory=set)
     contraction: Node | None = None
     refused: list[str] = field(default_factory=list)
+    stages: tuple[Group, ...] = ()
 
     @property
     def reductions(self) -> list[Node]:

@@ -14,6 +14,7 @@ from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, emit_outputs, inliner, nest
 from flowc.passes.reductions import lower_columns, lower_rows, lower_split, splits
+from flowc.passes.rowblocks import lower_row_block
 from flowc.passes.schedule import choose_map, tile_map
 
 
@@ -26,6 +27,8 @@ def lower_group(g: Group, ctx: Context) -> Lowered:
         return Lowered([k.finish(ctx.dims, ["nothing to compute"])], {}, [0])
     if g.kind == "contraction":
         return ctx.contraction(g, ctx)
+    if g.kind == "row block":
+        return lower_row_block(g, ctx)
     if g.kind == "general":
         return lower_general(g, ctx)
     if g.kind == "map":

@@ -22,7 +22,7 @@ from flowc.kernel import CHUNK, LANES, Expr, Fold, Kernel
 from flowc.op import Pointwise, Reduction
 from flowc.passes.fuse import EXPENSIVE, Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
-from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, emit_outputs, inliner, nest
+from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.schedule import Machine, collapse
 from flowc.types import DType, Type
 
@@ -161,37 +161,46 @@ def lower_rows(g: Group, ctx: Context) -> Lowered:
     """Rows in parallel; per row, reductions level by level, then what needs all of the row."""
     k = ctx.builder()
     inl = inliner(k, g, ctx)
-    outer, inside = g.space[:g.outer], g.space[g.outer:]
-    flat = flat_ok(g)
-    caches = row_caches(g)
-    with nest(k, outer, "parallel") as o:
-        where_cached = {n: k.alloc(n.dtype, prod(n.shape[g.outer:])) for n in caches}
-        filled: set[Node] = set()
-        for batch in phases(g):
-            now = [n for n in caches if n not in filled and any(_feeds(n, r, g) for r in batch)]
-
-            def also(r: Idx, where: Expr | None, now=now) -> None:
-                for n in now:
-                    at = linear_index(r, n.shape[g.outer:])
-                    k.write(where_cached[n], at, inl.value(n, (*o, *r), where), where)
-            states = reduce_batch(k, inl, batch, o, ctx.machine, flat, also)
-            for n, s in zip(batch, states, strict=True):
-                v = k.let(result(k, n, s))
-                inl.bound[n] = _row_value(n, o, v)
-            for n in now:
-                filled.add(n)
-                inl.bound[n] = _cached(k, n, where_cached[n], o, g.outer)
-        emit_outputs(k, inl, [n for n in g.outputs if n.rank == g.outer], o, ctx)
-        full = [n for n in g.outputs if n.rank > g.outer]
-        if full:
-            with (nest(k, inside[:-1], "seq", "q") as q,
-                  k.loop(inside[-1], "vector", "j", ctx.machine.lanes(full[0].dtype)) as j):
-                emit_outputs(k, inl, full, (*o, *q, j), ctx)
+    with nest(k, g.space[:g.outer], "parallel") as o:
+        walk_row(k, inl, g, o, ctx, lambda n, idx, v: k.write(ctx.name_of(n), linear_index(idx, n.shape), v))
     declare_outputs(k, g, ctx)
     kernel = k.finish(ctx.dims, describe(g))
     kernel = replace(kernel, body=collapse(kernel.body, ("parallel", "seq")))
     work = max((n.inputs[0].type.size for n in g.reductions), key=lambda d: (not isinstance(d, int), str(d)))
     return Lowered([kernel], {}, [work * cost(g)])
+
+
+def walk_row(k: KernelBuilder, inl: Inliner, g: Group, o: Idx, ctx: Context,
+             write: Callable[[Node, Idx, Expr], None]) -> None:
+    """One row of a row kernel; ``write(node, idx, value)`` takes the elements of the group's outputs."""
+    inside = g.space[g.outer:]
+    flat = flat_ok(g)
+    caches = row_caches(g)
+    where_cached = {n: k.alloc(n.dtype, prod(n.shape[g.outer:])) for n in caches}
+    filled: set[Node] = set()
+    for batch in phases(g):
+        now = [n for n in caches if n not in filled and any(_feeds(n, r, g) for r in batch)]
+
+        def also(r: Idx, where: Expr | None, now=now) -> None:
+            for n in now:
+                at = linear_index(r, n.shape[g.outer:])
+                k.write(where_cached[n], at, inl.value(n, (*o, *r), where), where)
+        states = reduce_batch(k, inl, batch, o, ctx.machine, flat, also)
+        for n, s in zip(batch, states, strict=True):
+            v = k.let(result(k, n, s))
+            inl.bound[n] = _row_value(n, o, v)
+        for n in now:
+            filled.add(n)
+            inl.bound[n] = _cached(k, n, where_cached[n], o, g.outer)
+    for n in g.outputs:
+        if n.rank == g.outer:
+            write(n, o, inl.value(n, o))
+    full = [n for n in g.outputs if n.rank > g.outer]
+    if full:
+        with (nest(k, inside[:-1], "seq", "q") as q,
+              k.loop(inside[-1], "vector", "j", ctx.machine.lanes(full[0].dtype)) as j):
+            for n in full:
+                write(n, (*o, *q, j), inl.value(n, (*o, *q, j)))
 
 
 def _row_value(node: Node, o: Idx, v: Expr):

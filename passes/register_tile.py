@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flowc.dims import DimLike
+from flowc.graph import Node
 from flowc.kernel import Expr
 from flowc.passes.fuse import EXPENSIVE
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
@@ -53,12 +54,17 @@ def finish(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule, acc:
 
 
 def store(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule, total: Expr, outer: Idx, row: DimLike,
-          col: DimLike) -> None:
-    """What the group makes of one sum, written where its column exists."""
+          col: DimLike, put: Callable[[Node, Idx, Expr, Expr | None], None] | None = None) -> None:
+    """What the group makes of one sum, written where its column exists; ``put(node, index, value, where)`` writes
+    elsewhere than to the buffer of the node."""
     o = tuple(map(k.tidy, p.access.place(p.out_index(outer, row, col))))
     where = lanes_exist(k, p, s, col)
     v = k.let(k.b.cast(total, p.node.dtype))
     inl.bound[p.node] = lambda idx, _: v if idx == o else None
     for n in p.group.outputs:
-        k.write(p.ctx.name_of(n), linear_index(o, n.shape), inl.value(n, o, where), where)
+        value = inl.value(n, o, where)
+        if put is None:
+            k.write(p.ctx.name_of(n), linear_index(o, n.shape), value, where)
+        else:
+            put(n, o, value, where)
     del inl.bound[p.node]

@@ -1,0 +1,233 @@
+"""Products of products by blocks of rows: attention without the matrix of scores.
+
+Here: recognising a contraction, a row kernel and a contraction that hand each other whole rows, and the one kernel
+that does all three for a block of rows whose values in between stay in the second-level cache.
+Not here: the three on their own (contract.py, reductions.py).
+
+    for outer, row block in parallel:
+        S[block][N] = rows of the first product, its epilogue applied
+        for each row of S: the row kernel, in place
+        rows of the second product, read from S, epilogue, store
+
+Every number is computed as by the three kernels, in the same order: the bits are theirs.  (The tiling is that of
+Dao et al., "FlashAttention", 2022; without its running rescaling, as a block of whole rows fits the cache.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from flowc.dims import DimLike, ceildiv, dmin, known_eq, prod
+from flowc.graph import Node
+from flowc.kernel import Expr
+from flowc.passes.contract import Packed
+from flowc.passes.contract_direct import finish_tile
+from flowc.passes.fuse import Group
+from flowc.passes.inline import Idx, Inliner, KernelBuilder
+from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
+from flowc.passes.problem import Problem
+from flowc.passes.reductions import walk_row
+from flowc.passes.register_tile import add_products, lanes_exist, store
+from flowc.passes.schedule import ContractSchedule, Machine
+from flowc.passes.tiles import register_tile
+
+BLOCKS = (48, 32, 24, 16, 8)  # rows of a block, the first that fits
+
+
+def rows_of(machine: Machine, columns: int, size: int) -> int | None:
+    """Rows of a block that fit a quarter of the second-level cache."""
+    return next((r for r in BLOCKS if 4 * r * columns * size <= machine.l2), None)
+
+
+def join_row_blocks(groups: Sequence[Group], ctx: Context, graph_outputs: set[Node],
+                    allow: Callable[[str, Node], bool]) -> list[Group]:
+    """The groups with every such triple made one."""
+    writer = {n: g for g in groups for n in g.outputs}
+    readers: dict[Node, set[Group]] = {}
+    for g in groups:
+        members = set(g.members)
+        for n in g.members:
+            for x in n.inputs:
+                if x not in members:
+                    readers.setdefault(x, set()).add(g)
+    gone: set[Group] = set()
+    for last in groups:
+        first_two = _before(last, writer, readers, graph_outputs, gone)
+        if first_two is None or not _agree((*first_two, last), ctx) or not allow("row-block", last.root):
+            continue
+        gone.update(first_two)
+        _absorb(last, first_two)
+    return [g for g in groups if g not in gone]
+
+
+def _before(last: Group, writer: dict[Node, Group], readers: dict[Node, set[Group]], kept: set[Node],
+            gone: set[Group]) -> tuple[Group, Group] | None:
+    """The row kernel whose only result ``last`` multiplies, and the product that is all it is made from."""
+    def sole(node: Node, reader: Group) -> Group | None:
+        g = writer.get(node)
+        alone = g is not None and g not in gone and g.outputs == [node] and readers.get(node) == {reader}
+        return g if alone and node not in kept else None
+    if last.kind != "contraction" or last.contraction is None:
+        return None
+    for b in last.contraction.inputs:
+        row = sole(b, last)
+        if row is None or row.kind != "row" or row.outer != b.rank - 1 or not row.reductions:
+            continue
+        for a in row.demands:
+            first = sole(a, row)
+            if first is not None and first.kind == "contraction" and a.shape == b.shape and _in_place(row, a):
+                return first, row
+    return None
+
+
+def _in_place(row: Group, a: Node) -> bool:
+    """Is ``a`` read only at the element that is written, or while a row is reduced?"""
+    lead = tuple(range(row.outer))
+    return all(d is not None and d[:-1] == lead and (d[-1] == row.outer or isinstance(d[-1], tuple))
+               for d in row.demands[a])
+
+
+def _agree(stages: tuple[Group, Group, Group], ctx: Context) -> bool:
+    """Do the three walk the same rows, with row lengths that are known and fit?"""
+    first, row, last = stages
+    a, b = first.outputs[0], row.outputs[0]
+    n = a.shape[-1]
+    if not isinstance(n, int) or not 1 < n or rows_of(ctx.machine, n, 4) is None:
+        return False
+    named = _with_names(ctx, (a, b))
+    pa, pc = Problem(first, named), Problem(last, named)
+    if a.dtype is not pa.acc or b.dtype is not pc.acc or len(pa.roles.cols) != 1:
+        return False
+    side = pc.roles.row_operand
+    if pc.node.inputs[side] is not b or not pc.col_reach.plain or pc.col_reach.own != 1:
+        return False
+    same = len(pa.outer_extents) == len(pc.outer_extents) and len(pa.row_extents) == len(pc.row_extents) and all(
+        known_eq(x, y, ctx.ranges) for x, y in zip((*pa.outer_extents, *pa.row_extents),
+                                                   (*pc.outer_extents, *pc.row_extents), strict=True))
+    in_order = pa.roles.outer + pa.roles.rows == tuple(range(a.rank - 1))
+    return same and in_order and pc.access.reduce == (n,) and _reads_rows(pc, side)
+
+
+def _reads_rows(p: Problem, side: int) -> bool:
+    """Is the row operand read at (outer, row, summed index)?"""
+    lead = tuple(range(100, 100 + len(p.roles.outer) + len(p.roles.rows)))
+    o: list[DimLike] = [0] * len(p.access.out)
+    for at, v in zip((*p.roles.outer, *p.roles.rows), lead, strict=True):
+        o[at] = v
+    idx, conditions = (p.access.lhs, p.access.rhs)[side](tuple(o), (7,))
+    return tuple(idx) == (*lead, 7) and not conditions
+
+
+def _absorb(last: Group, first_two: tuple[Group, Group]) -> None:
+    first, row = first_two
+    last.stages = (first, row, replace(last, stages=()))
+    last.kind = "row block"
+    last.members = list(dict.fromkeys((*first.members, *row.members, *last.members)))
+    last.demands = {n: set().union(*(g.demands.get(n, ()) for g in (*first_two, last)))
+                    for g in (*first_two, last) for n in g.demands}
+    last.reads = (first.reads | row.reads | last.reads) - {first, row}
+    last.refused = []
+
+
+def _with_names(ctx: Context, inner: Sequence[Node]) -> Context:
+    """``ctx`` in which values that never reach memory have names, so that accesses to them can be written down."""
+    names = {n: f"{ctx.name}.inner{i}" for i, n in enumerate(inner)}
+    return replace(ctx, name_of=lambda n: names.get(n) or ctx.name_of(n))
+
+
+def lower_row_block(g: Group, ctx: Context) -> Lowered:
+    return _RowBlock(g, ctx).lower()
+
+
+class _RowBlock:
+    def __init__(self, g: Group, ctx: Context):
+        self.g, self.ctx = g, ctx
+        self.first, self.row, self.last = g.stages
+        self.a, self.b = self.first.outputs[0], self.row.outputs[0]
+        named = _with_names(ctx, (self.a, self.b))
+        self.pa, self.pc = Problem(self.first, named), Problem(self.last, named)
+        self.n = int(self.a.shape[-1])  # type: ignore[arg-type]
+        rows = rows_of(ctx.machine, self.n, 4)
+        assert rows is not None
+        m = self.pa.m
+        self.rows = min(rows, max(8, ceil_half(m))) if isinstance(m, int) else rows
+        self.sa, self.sc = (self._tile(p) for p in (self.pa, self.pc))
+        self.packed = None if self.pa.col_reach.plain and self.pa.col_reach.own == 1 else Packed(
+            self.pa, self.sa, f"{ctx.name}.packed")
+
+    def _tile(self, p: Problem) -> ContractSchedule:
+        mr, nr, width = register_tile(self.ctx.machine, p.acc, self.rows, p.n)
+        return ContractSchedule("direct", mr=mr, nr=nr, width=width)
+
+    def lower(self) -> Lowered:
+        k = self.ctx.builder("b")
+        with (nest(k, self.pa.outer_extents, "parallel", "o") as outer,
+              k.loop(ceildiv(self.pa.m, self.rows), "parallel", "rb") as block):
+            table = k.alloc(self.pa.acc, self.rows * self.n)
+            self.scores(k, table, outer, block)
+            self.normalise(k, table, outer, block)
+            self.product(k, table, outer, block)
+        declare_outputs(k, self.g, self.ctx)
+        notes = [*(line for s in self.g.stages for line in describe(s)), f"row blocks of {self.rows}"]
+        kernel = k.finish(self.ctx.dims, notes)
+        work = (self.pa.work + self.pc.work) // 8 + self.a.type.size * cost(self.row)
+        if self.packed is None:
+            return Lowered([kernel], {}, [work])
+        return Lowered([self.packed.pack_columns(), kernel], {self.packed.temp: self.packed.packed},
+                       [prod(self.packed.packed.shape) * 2, work])
+
+    def local(self, s: ContractSchedule, ip: DimLike, i: DimLike) -> DimLike:
+        """Row of the block; rows beyond the last repeat it."""
+        return s.mr * ip + i if self.rows % s.mr == 0 else dmin(s.mr * ip + i, self.rows - 1)
+
+    def whole(self, block: DimLike, i: DimLike) -> DimLike:
+        """Row of the tensor at row ``i`` of the block."""
+        even = isinstance(self.pa.m, int) and self.pa.m % self.rows == 0
+        return self.rows * block + i if even else dmin(self.rows * block + i, self.pa.m - 1)
+
+    def scores(self, k: KernelBuilder, table: str, outer: Idx, block: DimLike) -> None:
+        p, s = self.pa, self.sa
+        inl = inliner(k, self.first, self.ctx)
+        with k.loop(ceildiv(p.n, s.nr), "seq", "jp") as jp, k.loop(ceildiv(self.rows, s.mr), "seq", "ip") as ip:
+            def col(kk: DimLike, j: DimLike) -> Expr:
+                if self.packed is not None:
+                    return self.packed.column(k, outer, jp, kk, j)
+                return p.col_element(k, inl, outer, s.nr * jp + j, kk, lanes_exist(k, p, s, s.nr * jp + j))
+            acc = k.acc(p.acc, k.b.const(0, p.acc), (s.mr, s.nr))
+            with k.loop(p.k, "seq", "k") as kk:
+                add_products(k, p, s, acc, lambda i: p.row_element(
+                    k, inl, outer, self.whole(block, self.local(s, ip, i)), kk), lambda j: col(kk, j))
+            with k.loop(s.mr, "unroll", "i") as i, k.loop(s.nr, "vector", "j", s.width) as j:
+                at = self.local(s, ip, i)
+                store(k, inl, p, s, k.get(acc, i, j), outer, self.whole(block, at), s.nr * jp + j,
+                      lambda _, o, v, where: k.write(table, self.n * at + o[-1], v, where))
+
+    def normalise(self, k: KernelBuilder, table: str, outer: Idx, block: DimLike) -> None:
+        inl = inliner(k, self.row, self.ctx)
+        with k.loop(self.rows, "seq", "r") as i:
+            o = tuple(map(k.tidy, self.pa.out_index(outer, self.whole(block, i), 0)[:-1]))
+            self._walk(k, inl, table, o, i)
+
+    def _walk(self, k: KernelBuilder, inl: Inliner, table: str, o: Idx, i: DimLike) -> None:
+        def score(idx: Idx, where: Expr | None) -> Expr:
+            assert idx[:-1] == o, f"{self.a} asked for at {idx} in a row {o}"
+            return k.b.load(table, k.tidy(self.n * i + idx[-1]), self.a.dtype, where)
+        inl.bound[self.a] = score
+        walk_row(k, inl, self.row, o, self.ctx, lambda _, idx, v: k.write(table, self.n * i + idx[-1], v))
+
+    def product(self, k: KernelBuilder, table: str, outer: Idx, block: DimLike) -> None:
+        p, s = self.pc, self.sc
+        inl = inliner(k, self.last, self.ctx)
+        with k.loop(ceildiv(p.n, s.nr), "seq", "jq") as jp, k.loop(ceildiv(self.rows, s.mr), "seq", "iq") as ip:
+            acc = k.acc(p.acc, k.b.const(0, p.acc), (s.mr, s.nr))
+            with k.loop(p.k, "seq", "k") as kk:
+                add_products(k, p, s, acc, lambda i: k.b.load(table, self.n * self.local(s, ip, i) + kk, p.acc),
+                             lambda j: p.col_element(k, inl, outer, s.nr * jp + j, kk,
+                                                     lanes_exist(k, p, s, s.nr * jp + j)))
+            finish_tile(k, inl, p, s, acc, outer, lambda i: self.whole(block, self.local(s, ip, i)), s.nr * jp)
+
+
+def ceil_half(m: int) -> int:
+    """Rows of one of two blocks."""
+    return -(-m // 2)
