@@ -10,6 +10,7 @@ where that is cheaper than memory, or starts a group of its own.
 A group computes over a *space*: ``outer`` leading axes, one iteration each, and the axes inside.  For every node it
 records *demands*: at which axes of the space the node is asked for, position by position (None: at other places than
 plain axes).  A reduction can be computed inside a group exactly if it is asked for at the outer axes in order.
+*Places* (places.py) tell shifted demands apart: they bound how often a node is computed again.
 """
 
 from __future__ import annotations
@@ -20,15 +21,19 @@ from dataclasses import dataclass, field
 from flowc.dims import DimLike, known_eq, prod
 from flowc.graph import CONSTANT, PARAM, Graph, Node
 from flowc.op import Contraction, General, HostCall, Pointwise, Reduction
+from flowc.passes.places import Place, Places, at_origin, evaluations
 
 MAX_NODES = 160       # members of one group: bounds code size and compile time
 MAX_BUFFERS = 28      # memory operands of one group
-CHEAP = 4             # instructions worth repeating instead of a trip through memory
+RECOMPUTE = 32        # work worth repeating instead of a trip through memory: 8 per instruction, 1 per condition
+MUCH = 1 << 12        # work beyond which it is no longer counted
 FEW_ROWS = 16         # fewer rows than this do not occupy a machine: their reductions are split instead
 SEARCH = 256          # groups looked at when searching for a cycle
 
 EXPENSIVE = frozenset("exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh "
                       "erf erfc cbrt pow atan2 logistic fmod mod random_bits".split())
+
+CONDITIONAL = frozenset(("pad", "concatenate", "update_slice", "gather"))  # movement that decides, not only renames
 
 Demand = tuple  # of axis ids: ints are axes of the space, (node, axis) are axes a reduction runs over
 
@@ -45,6 +50,7 @@ class Group:
     members: list[Node] = field(default_factory=list)   # consumers first; reversed at the end
     outputs: list[Node] = field(default_factory=list)
     demands: dict[Node, set[Demand | None]] = field(default_factory=dict)
+    places: dict[Node, set[Place]] = field(default_factory=dict)
     reads: set[Group] = field(default_factory=set)
     contraction: Node | None = None
     refused: list[str] = field(default_factory=list)
@@ -78,6 +84,8 @@ class _Partitioner:
         self.readers: dict[Node, list[Group]] = {}    # groups by a node they read, for merging siblings
         self.ranges = graph.ranges
         self.after_product = _after_product(graph)
+        self.work = _work(graph)
+        self.table = Places()
 
     def run(self) -> list[Group]:
         for node in reversed(self.graph.nodes):
@@ -133,12 +141,14 @@ class _Partitioner:
         """Compute ``node`` in ``g``, asked for at ``demands``; hand the demands on to its inputs."""
         g.members.append(node)
         g.demands[node] = demands
+        places = g.places.setdefault(node, {at_origin(node.rank)})
         self.homes.setdefault(node, []).append(g)
         for k, x in enumerate(node.inputs):
             self.readers.setdefault(x, []).append(g)
             into = g.demands.setdefault(x, set())
             for d in demands:
                 into.add(_pass_on(node, k, d))
+            g.places.setdefault(x, set()).update(self.table.pass_on(node, k, p) for p in places)
 
     def publish(self, node: Node, g: Group, wanted: Sequence[Group]) -> None:
         """``node`` is written to memory by ``g``; the other groups that want it read it."""
@@ -170,6 +180,9 @@ class _Partitioner:
                 return self.refuse(node, g, "it is computed where the product that it comes from is")
             if node.op.name in EXPENSIVE and any(self.repeats(d, g) for d in demands):
                 return self.refuse(node, g, "it would be computed again for every element it is broadcast to")
+            times = evaluations(g.places[node])
+            if times > 1 and not _free(node) and (times - 1) * self.work[node] > RECOMPUTE:
+                return self.refuse(node, g, f"it would be computed at {times} places for every element")
             return True
         if isinstance(lower, Reduction):
             return self.fits_reduction(node, g, demands)
@@ -367,6 +380,28 @@ def _pass_on(node: Node, k: int, d: Demand | None) -> Demand | None:
 def _trivial(x: Node) -> bool:
     return x.rank == 0 or x.op is CONSTANT or (x.op.name in ("broadcast", "iota") and all(
         y.rank == 0 for y in x.inputs))
+
+
+def _free(x: Node) -> bool:
+    """Does the node only rename indices?  Then its operand is what has to be computed or read."""
+    lower = x.op.lower
+    return isinstance(lower, Pointwise) and lower.movement and x.op.name not in CONDITIONAL or _trivial(x)
+
+
+def _work(graph: Graph) -> dict[Node, int]:
+    """For every node the work of computing one element from what lies in memory anyway: instructions of the tree of
+    operations above it, up to MUCH."""
+    out: dict[Node, int] = {}
+    for n in graph.nodes:
+        lower = n.op.lower
+        if _trivial(n) or not isinstance(lower, Pointwise) or n.op is PARAM:
+            out[n] = 0
+            continue
+        own = 8 * (16 if n.op.name in EXPENSIVE else 1)
+        if lower.movement:
+            own = len(n.inputs) - 1 if n.op.name in CONDITIONAL else 0
+        out[n] = min(MUCH, own + sum([out[x] for x in n.inputs]))
+    return out
 
 
 def _depends(node: Node, on: Node | None) -> bool:

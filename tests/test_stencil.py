@@ -1,0 +1,223 @@
+"""Stencils: producers that are asked for at several places, bounded recomputation, several steps in one kernel.
+
+Programs are drawn as data (taps, boundary, dtype, sizes) and run through the compiler and the interpreter, which must
+agree in every bit: fusing steps only decides where and when a value is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import flowc
+import flowc.numpy as fnp
+from flowc.kernel import walk
+from flowc.passes.build import BuildOptions, build
+from flowc.passes.manager import PassContext
+from flowc.passes.pipeline import optimise
+from flowc.passes.schedule import Machine
+
+DTYPES = ("float32", "float32", "float64", "float16", "bfloat16", "int32", "int8", "uint8", "bool", "int64")
+BOUNDARIES = ("pad", "prepad", "update", "where", "concat", "valid")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: the sum of the neighbours at ``taps``, by a boundary rule where a neighbour is missing."""
+
+    taps: tuple[tuple[int, ...], ...]
+    boundary: str
+    value: int
+
+    def reach(self) -> list[tuple[int, int]]:
+        return [(max(0, *(-t[a] for t in self.taps), 0), max(0, *(t[a] for t in self.taps), 0))
+                for a in range(len(self.taps[0]))]
+
+    def combine(self, parts):
+        first, *rest = parts
+        if first.dtype == np.bool_:
+            out = first
+            for p in rest:
+                out = out ^ p
+            return out
+        scale = np.asarray(0.25 if first.dtype.kind not in "iu" else 3).astype(first.dtype)
+        for p in rest:
+            first = first + p
+        return first * scale
+
+    def inner(self, u, reach):
+        """The stencil where every neighbour exists."""
+        return self.combine([u[tuple(slice(lo + o, n - hi + o) for o, (lo, hi), n in
+                                     zip(t, reach, u.shape, strict=True))] for t in self.taps])
+
+    def __call__(self, u):
+        reach = self.reach()
+        value = np.asarray(self.value).astype(u.dtype)
+        if self.boundary == "pad":
+            return fnp.pad(self.inner(u, reach), reach, constant_values=value)
+        if self.boundary == "update":
+            out = fnp.where(True, u, u) if u.dtype == np.bool_ else u + np.asarray(0).astype(u.dtype)
+            out[tuple(slice(lo, n - hi) for (lo, hi), n in zip(reach, u.shape, strict=True))] = self.inner(u, reach)
+            return out
+        if self.boundary == "concat":
+            mid = self.inner(u, reach)
+            for a, (lo, hi) in enumerate(reach):
+                window = tuple(slice(r[0], n - r[1]) if b > a else slice(None)
+                               for b, (r, n) in enumerate(zip(reach, u.shape, strict=True)))
+                side = u[window]
+                low, high = [slice(None)] * u.ndim, [slice(None)] * u.ndim
+                low[a], high[a] = slice(0, lo), slice(u.shape[a] - hi, u.shape[a])
+                mid = fnp.concatenate([side[tuple(low)], mid, side[tuple(high)]], axis=a)
+            return mid
+        if self.boundary == "valid":
+            return self.inner(u, reach)
+        new = self.inner(fnp.pad(u, reach, constant_values=value), reach)
+        if self.boundary == "prepad":
+            return new
+        inside = None
+        for a, ((lo, hi), n) in enumerate(zip(reach, u.shape, strict=True)):
+            i = fnp.reshape(fnp.arange(n), tuple(-1 if a == b else 1 for b in range(u.ndim)))
+            here = (i >= lo) & (i < n - hi)
+            inside = here if inside is None else inside & here
+        return fnp.where(inside, new, u)
+
+
+@st.composite
+def programs(draw, max_steps: int = 12, boundaries=BOUNDARIES):
+    """(function of one array, the array): steps with one or several rules."""
+    rank = draw(st.integers(1, 3))
+    radius = draw(st.integers(1, 3 if rank == 1 else 2))
+    offsets = st.tuples(*[st.integers(-radius, radius)] * rank)
+    kinds = [Step(tuple(draw(st.lists(offsets, min_size=1, max_size=6))), draw(st.sampled_from(boundaries)),
+                  draw(st.integers(0, 3))) for _ in range(draw(st.integers(1, 2)))]
+    count = draw(st.integers(1, max_steps))
+    steps = [kinds[i % len(kinds)] for i in range(count)]
+    least = [1] * rank
+    for s in steps:
+        for a, (lo, hi) in enumerate(s.reach()):
+            least[a] = least[a] + lo + hi if s.boundary == "valid" else max(least[a], lo + hi)
+    extra = [0, 1, 2, 5, 16, 17, 33, 64] + [200, 1000] * (rank == 1) + [130] * (rank == 2)
+    shape = tuple(n + draw(st.sampled_from(extra)) for n in least)
+    dtype = draw(st.sampled_from(DTYPES))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    if dtype == "bfloat16":
+        from flowc.types import bf16
+        u = rng.standard_normal(shape).astype(bf16.numpy)
+    elif dtype.startswith("float"):
+        u = rng.standard_normal(shape).astype(dtype)
+    else:
+        u = rng.integers(0, 2 if dtype == "bool" else 100, shape).astype(dtype)
+    extra_output = draw(st.none() | st.integers(0, count - 1))
+
+    def run(u):
+        kept = None
+        for i, s in enumerate(steps):
+            u = s(u)
+            kept = u if i == extra_output else kept
+        return u if kept is None or kept is u else (u, kept)
+    return run, u
+
+
+def same_bits(got, want) -> None:
+    got, want = (x if isinstance(x, tuple) else (x,) for x in (got, want))
+    for a, b in zip(got, want, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.dtype == b.dtype and a.shape == b.shape
+        kind = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[a.dtype.itemsize]
+        differ = a.view(kind) != b.view(kind)
+        if a.dtype.kind == "f" or a.dtype.name == "bfloat16":
+            differ &= ~(np.isnan(a.astype(np.float64)) & np.isnan(b.astype(np.float64)))
+        assert not differ.any(), np.argwhere(differ)[:5]
+
+
+@given(programs())
+def test_drawn_stencils(case):
+    run, u = case
+    want = flowc.interpret(run, u)
+    same_bits(flowc.jit(run)(u), want)
+    with flowc.options(num_threads=1):
+        same_bits(flowc.jit(run)(u), want)
+
+
+@given(programs(max_steps=8))
+def test_drawn_stencils_of_symbolic_sizes(case):
+    run, u = case
+    same_bits(flowc.jit(run, dynamic=True)(u), flowc.interpret(run, u))
+
+
+# ---- recomputation is bounded ---------------------------------------------------------------------------------------
+
+def jacobi(steps: int):
+    def run(u):
+        for _ in range(steps):
+            u = np.pad(0.25 * (u[:-2, 1:-1] + u[2:, 1:-1] + u[1:-1, :-2] + u[1:-1, 2:]), 1)
+        return u
+    return run
+
+
+def instructions(program) -> int:
+    """Statements of all kernels, a measure of code size."""
+    return sum(1 for k in program.kernels.values() for _ in walk(k.body))
+
+
+def built(fn, *specs, machine: Machine | None = None):
+    graph = optimise(flowc.jit(fn).lower(*map(flowc.spec, specs)).graph, PassContext())
+    return build(graph, BuildOptions(machine or Machine()))
+
+
+@pytest.mark.parametrize("machine", ["cpu", "gpu"])
+@pytest.mark.parametrize("steps", [3, 30])
+def test_steps_do_not_multiply(machine, steps):
+    """Every step asked for the one before at four places: 30 steps were 4**30 evaluations in one kernel."""
+    p = built(jacobi(steps), "f32[n, m]", machine=Machine(name=machine))
+    assert len(p.plan.steps) <= steps and instructions(p) <= 150 * steps
+
+
+def test_thirty_steps():
+    u = np.random.default_rng(0).standard_normal((70, 45)).astype(np.float32)
+    same_bits(flowc.jit(jacobi(30))(u), flowc.interpret(jacobi(30), u))
+
+
+def test_rolls_do_not_multiply():
+    """Conditions multiply too: each roll reads two parts of what it rolls."""
+    def run(x):
+        for k in range(24):
+            x = np.roll(x, k + 1) + x
+        return x
+    x = np.arange(50.0)
+    assert instructions(built(run, "f64[50]")) < 1000
+    same_bits(flowc.jit(run)(x), flowc.interpret(run, x))
+
+
+@st.composite
+def tangles(draw):
+    """Random graphs of slices, pads, flips, rolls, reversals and sums in which every node is used several times."""
+    plan = [(draw(st.sampled_from(("shift", "pad", "flip", "roll", "grow", "where"))), draw(st.integers(0, 3)),
+             draw(st.integers(1, 3)), draw(st.integers(1, 3))) for _ in range(draw(st.integers(1, 24)))]
+
+    def run(x):
+        n = x.shape[0]
+        seen = [x, x * 2]
+        for kind, k, i, j in plan:
+            a, b = seen[-min(i, len(seen))], seen[-min(j, len(seen))]
+            moved = {"shift": lambda a=a, k=k: np.pad(a[k:], (0, k)), "pad": lambda a=a, k=k: np.pad(a, (k, 2))[:n],
+                     "flip": lambda a=a: a[::-1], "roll": lambda a=a, k=k: np.roll(a, k),
+                     "grow": lambda a=a: np.pad(a, 1)[1:-1] + np.pad(a, 1)[2:],
+                     "where": lambda a=a, b=b: np.where(a > b, b, a)}[kind]()
+            seen.append(moved + b)
+        return seen[-1]
+    return run, np.random.default_rng(0).integers(-9, 9, draw(st.sampled_from((3, 4, 17, 70)))).astype(np.int64)
+
+
+@given(tangles())
+def test_tangles(case):
+    run, x = case
+    same_bits(flowc.jit(run)(x), flowc.interpret(run, x))
+    low = flowc.jit(run).lower(x)
+    program = build(optimise(low.graph, PassContext()), BuildOptions(Machine(name="gpu")))
+    nodes = len(low.graph.nodes)
+    assert instructions(program) <= 60 * nodes + 60
