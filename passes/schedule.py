@@ -63,11 +63,12 @@ class ContractSchedule:
 
 
 def choose_map(machine: Machine, kernel: Kernel) -> MapSchedule:
-    """Short bodies run two registers of the widest type at once to hide latency; long ones one, to spill nothing."""
+    """Two registers of the widest type at once, so that one computes while the other waits for a result; very long
+    bodies one, to spill less."""
     widest = max((p.dtype.bits for p in kernel.params), default=32)
     count = sum(_size(e) for s in walk(kernel.body) for e in expressions(s))
     one = max(1, machine.vector_bits // max(widest, 32))
-    return MapSchedule(width=one * (2 if count <= 24 else 1))
+    return MapSchedule(width=one * (2 if count <= 64 else 1))
 
 
 def _size(e: Expr) -> int:

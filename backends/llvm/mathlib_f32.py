@@ -50,11 +50,11 @@ COS = (2.44325638e-05, -0.00138873106, 0.0416666456)
 TAN = (0.00437231269, 9.88741303e-05, 0.0108270766, 0.0212862976, 0.0540589057, 0.133326754, 0.333333492)
 TANH = (0.00214134064, -0.0081786802, 0.0217028707, -0.0539475866, 0.133332178, -0.333333313)
 SINH = (2.78221319e-06, 0.000198428956, 0.00833331048, 0.166666672)
-ERF = (7.99664995e-05, -0.000804976968, 0.00519240508, -0.0268557314, 0.112836257, -0.376126289, 0.128379166)
-ERF_FAR = (4.93767584e-06, -4.55748232e-05, -4.96170178e-05, 0.00293023256, -0.022674242, 0.105262779, 0.635625243,
-           0.128551751)
-ERFC = (-0.000263965107, -0.00126409531, 0.00117901538, 0.00866235979, -0.0080154296, -0.0542134084, 0.164049938,
-        -0.166030481, -0.0927638113, 1.27697837)
+ERF = (-0.000595712918, 0.00498693297, -0.0267627407, 0.112817273, -0.376124889, 0.128379151)
+ERF_FAR = (-2.78636235e-05, 0.000266635383, 0.000175983048, -0.010487739, 0.0386089869, -0.0100073665, -0.0998952612,
+           -0.290369123, 1.00150526)
+ERFC = (-0.681896806, 0.300274074, 0.434018761, -0.468929797, 0.211018786, 0.0753362849, -0.303264439, 0.30942443,
+        -0.0218018033, -0.39431810, 0.426652998, 0.883362949)
 ATAN = (-0.0017875476, 0.0108873611, -0.0311270021, 0.0579065457, -0.0840047523, 0.109511748, -0.142640516,
         0.19998531, -0.333332986)
 ASIN = (0.0376968421, 0.0143148107, 0.0318390988, 0.0445133746, 0.0750052184, 0.166666597)
@@ -322,30 +322,30 @@ def acos(b: Builder, x: Expr) -> Expr:
 # ---- error functions ------------------------------------------------------------------------------------------------
 
 def erf(b: Builder, x: Expr) -> Expr:
+    """Odd polynomial near 0; beyond, the fourth root of erfc is nearly straight and a short polynomial."""
     a, z = b.abs(x), b.mul(x, x)
     near = b.fma(x, poly(b, z, ERF), x)
-    t = clamp(b, a, 0.0, 4.0)
-    far = b.sub(1.0, exp(b, b.neg(b.fma(t, poly(b, t, ERF_FAR), t))))
+    t = b.select(b.gt(a, 3.925), 3.925, a)
+    root = poly(b, t, ERF_FAR)
+    half = b.mul(root, root)
+    far = b.fma(b.neg(half), half, 1.0)
     return b.copysign(b.select(b.lt(a, 0.93), near, far), x)
 
 
 def erfc(b: Builder, x: Expr) -> Expr:
-    a, z = b.abs(x), b.mul(x, x)
-    near = b.sub(1.0, b.fma(x, poly(b, z, ERF), x))
-    t = clamp(b, a, 0.0, 10.3)
-    inverse = b.div(1.0, b.add(t, 2.0))
-    q = b.fma(inverse, -4.0, 1.0)  # (t - 2) / (t + 2)
-    q = b.fma(inverse, b.fma(b.neg(t), q, b.fma(b.add(q, 1.0), -2.0, t)), q)
+    """erfc(a) = exp(-a*a) * r * p(r) with r = 1 / (1 + a), for all a = |x|.
+
+    r * p(r) grows in proportion to r, near enough, so the relative error of r is taken off the exponent."""
+    a = b.abs(x)
+    t = b.select(b.gt(a, 10.3), 10.3, a)
+    r = b.div(1.0, b.add(t, 1.0))
+    lost = b.fma(b.neg(r), t, b.sub(1.0, r))  # 1 - r * (1 + t)
+    g = b.mul(r, poly(b, b.sub(r, 0.5625), ERFC))
     square = b.mul(t, t)
-    low = b.fma(t, t, b.neg(square))
-    g = poly(b, q, ERFC)
-    inverse = b.div(1.0, b.fma(t, 2.0, 1.0))
-    h = b.mul(g, inverse)
-    g = b.fma(b.fma(b.mul(h, t), -2.0, b.sub(g, h)), inverse, h)
-    p, n = exp_parts(b, b.neg(square), b.neg(low))
+    low = b.fma(b.neg(t), t, square)
+    p, n = exp_parts(b, b.neg(square), b.add(low, lost))
     far = scale(b, b.mul(p, g), n)
-    far = b.select(b.lt(x, 0.0), b.sub(2.0, far), far)
-    return b.select(b.lt(a, 0.5), near, far)
+    return b.select(b.lt(x, 0.0), b.sub(2.0, far), far)
 
 
 # ---- roots and powers -----------------------------------------------------------------------------------------------
