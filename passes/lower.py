@@ -15,7 +15,8 @@ from flowc.passes.inline import Idx, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, emit_outputs, inliner, nest
 from flowc.passes.reductions import lower_columns, lower_rows, lower_split, splits
 from flowc.passes.rowblocks import lower_row_block
-from flowc.passes.schedule import choose_map, tile_map
+from flowc.passes.schedule import choose_map
+from flowc.passes.turn import turned_map
 
 
 def lower_group(g: Group, ctx: Context) -> Lowered:
@@ -46,7 +47,7 @@ def lower_map(g: Group, ctx: Context) -> Lowered:
     declare_outputs(k, g, ctx)
     kernel = k.finish(ctx.dims, describe(g))
     if ctx.machine.name == "cpu":
-        kernel = tile_map(kernel, choose_map(ctx.machine, kernel))
+        kernel = turned_map(kernel, choose_map(ctx.machine, kernel), ctx.machine)
     return Lowered([kernel], {}, [prod(g.root.shape) * cost(g)])
 
 

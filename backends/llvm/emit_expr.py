@@ -261,7 +261,7 @@ class Values(Code):
     def _column(self, mem: Mem, index: DimLike, p: Place) -> str | None:
         """One of neighbouring columns, all of which are loaded together the first time."""
         count = BLOCK // mem.dtype.bytes
-        if self.rows is None or p.offsets is not None or self.lanes < count or mem.dtype.bytes < 4:
+        if self.rows is None or p.offsets is not None or self.lanes < count:
             return None
         split = linear(index, self.rows.var)
         at = int(self.env[self.rows.var].text)
