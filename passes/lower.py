@@ -1,7 +1,7 @@
 """Lowering: one fused group becomes one kernel, or a few.
 
 Here: the choice by kind of group, maps, ops with loops of their own.  Not here: which nodes form a group (fuse.py),
-reductions (reductions.py), contractions (contract.py), cutting maps for a machine (schedule.py).
+reductions (reductions.py), contractions (contract.py, convolve.py), cutting maps for a machine (schedule.py).
 Read next: reductions.py.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from flowc.dims import prod
 from flowc.graph import Node
 from flowc.kernel import Expr
+from flowc.passes.convolve import lower_convolution
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, emit_outputs, inliner, nest
@@ -27,6 +28,8 @@ def lower_group(g: Group, ctx: Context) -> Lowered:
             k.buffer(ctx.name_of(n), n.dtype, n.shape, "out")
         return Lowered([k.finish(ctx.dims, ["nothing to compute"])], {}, [0])
     if g.kind == "contraction":
+        if ctx.machine.name == "cpu" and g.contraction is not None and g.contraction.op.name == "conv":
+            return lower_convolution(g, ctx)
         return ctx.contraction(g, ctx)
     if g.kind == "row block":
         return lower_row_block(g, ctx)
