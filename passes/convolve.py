@@ -23,12 +23,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import gcd
 
-from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, prod
+from flowc.dims import DimLike, ceildiv, dmax, dmin, known_le, known_lt, linear, prod
 from flowc.graph import Node
 from flowc.kernel import Expr, Kernel
 from flowc.op import Access
 from flowc.op import Contraction as ContractionRule
-from flowc.passes.contract import accumulator, ceil_div, exists, lower_contraction
+from flowc.passes.contract import accumulator, ceil_div, lower_contraction
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
@@ -87,6 +87,23 @@ class Axis:
         at = j * self.stride + phase * self.step - self.low
         conditions: list[tuple] = [("divisible", at, self.gaps)] if self.gaps > 1 else []
         return at // self.gaps, [*conditions, ("range", at // self.gaps, self.size)]
+
+    def inside(self, phase: DimLike) -> tuple[DimLike, DimLike]:
+        """The range of positions of a phase that lie inside the input, or between its elements."""
+        first, total = self.low - phase * self.step, (self.size - 1) * self.gaps + 1
+        low = dmin(dmax(0, ceildiv(first, self.stride)), self.span)
+        return low, dmax(low, dmin(self.span, ceildiv(first + total, self.stride)))
+
+    @property
+    def shared(self) -> int:
+        """Zeros at the end of a row that may be those at the beginning of the next, in every phase."""
+        if not all(isinstance(d, int) for d in (self.lanes, self.span, self.size, self.low, self.others)):
+            return 0
+        rest = self.span - self.lanes
+        for f in range(self.phases):
+            low, high = self.inside(f)
+            rest = min(rest, low, self.span - high)  # type: ignore[type-var]
+        return max(0, rest)  # type: ignore[return-value]
 
     @property
     def plain(self) -> bool:
@@ -152,12 +169,14 @@ def plain(p: Problem, node: Node) -> bool:
 
 class Copy:
     """The input with its padding, cut into phases: [image][channel][phases...][spans...], or with the image as the
-    slowest position: [channel][phases...][image][spans...] (``joined``)."""
+    slowest position: [channel][phases...][image][spans...] (``joined``).  The zeros at the end of a row are those at
+    the beginning of the next one."""
 
     def __init__(self, p: Problem, axes: Sequence[Axis], joined: bool = False):
         self.p, self.axes, self.joined = p, axes, joined
-        self.spans = [a.span for a in axes]
         self.phases = [a.phases for a in axes]
+        self.shared = axes[-1].shared
+        self.spans = [*(a.span for a in axes[:-1]), axes[-1].span - self.shared]
         self.plane = prod(self.spans)
         self.all_channels = p.x.shape[1]
 
@@ -177,21 +196,50 @@ class Copy:
         return [f for f, _ in split], linear_index([i + s for i, (_, s) in zip(lanes, split, strict=True)], self.spans)
 
     def fill(self, k: KernelBuilder, inl: Inliner, target: str, n: DimLike, channel: DimLike, first: DimLike) -> None:
-        """Copy one channel of one image to the planes that start at ``first``."""
-        p = self.p
-        with (nest(k, self.phases, "seq", "f") as phases, nest(k, self.spans[:-1], "seq", "y") as rows,
-              k.loop(self.spans[-1], "vector", "x", p.width) as j):
+        """Copy one channel of one image to the planes that start at ``first``: whole rows of zeros, and rows with
+        zeros at their ends."""
+        p, last = self.p, self.axes[-1]
+        with nest(k, self.phases, "seq", "f") as phases, nest(k, self.spans[:-1], "seq", "y") as rows:
             at, conditions = [], []
-            for a, i, f in zip(self.axes, (*rows, j), phases, strict=True):
+            for a, i, f in zip(self.axes, rows, phases, strict=False):
                 here, needs = a.source(i, f)
                 at.append(k.tidy(here))
                 conditions += needs
-            where = exists(k, conditions, None)
-            v = k.b.cast(inl.value(p.x, (n, channel, *at), where), p.acc)
-            if where is not None and not (v.op == "load" and v.args):
-                v = k.b.select(where, v, k.b.const(0, p.acc))
             to = linear_index(phases, self.phases) * (self.plane * (p.images if self.joined else 1))
-            k.write(target, first + to + linear_index((*rows, j), self.spans), v)
+            to = first + to + linear_index((*rows, 0), self.spans)
+
+            def put(j: DimLike, exists: bool) -> None:
+                """Position j of the row; where it may lie between elements, under a condition."""
+                if not exists:
+                    k.write(target, to + j, k.b.const(0, p.acc))
+                    return
+                here, needs = last.source(j, phases[-1])
+                where = holds(k, [c for c in needs if c[0] == "divisible"], None)
+                v = k.b.cast(inl.value(p.x, (n, channel, *at, k.tidy(here)), where), p.acc)
+                if where is not None and not (v.op == "load" and v.args):
+                    v = k.b.select(where, v, k.b.const(0, p.acc))
+                k.write(target, to + j, v)
+
+            def run(low: DimLike, high: DimLike, exists: bool) -> None:
+                with k.loop(high - low, "vector", "x", p.width) as j:
+                    put(low + j, exists)
+
+            low, high = last.inside(phases[-1])
+            where = holds(k, conditions, None)
+            if where is None:
+                run(low, high, True)
+            else:
+                with k.if_(where):
+                    run(low, high, True)
+                with k.if_(k.b.not_(where)):
+                    run(low, high, False)
+            run(0, low, False)
+            run(high, self.spans[-1], False)
+    def end(self, k: KernelBuilder, target: str, images: DimLike, channels: DimLike) -> None:
+        """The zeros behind the last row."""
+        with k.loop(self.shared, "vector", "x", self.p.width) as j:
+            if self.shared:
+                k.write(target, self.size(images, channels, 0) + j, k.b.const(0, self.p.acc))
 
     def kernel(self, name: str, slack: int) -> tuple[Kernel, Type, DimLike]:
         """The kernel that makes the whole copy, the copy's type, the work."""
@@ -201,6 +249,11 @@ class Copy:
         whole = self.size(p.images, self.all_channels, slack)
         with k.loop(p.images, "parallel", "n") as n, k.loop(self.all_channels, "parallel", "c") as c:
             self.fill(k, inl, name, n, c, self.start(n, self.all_channels, c, [0] * len(self.axes)))
+            last = k.b.eq(k.b.index(linear_index((n, c), (1, self.all_channels))),
+                          k.b.index(p.images * self.all_channels - 1))
+            if self.shared:
+                with k.if_(last):
+                    self.end(k, name, p.images, self.all_channels)
         k.buffer(name, p.acc, (whole,), "out")
         return k.finish(p.ctx.dims, [f"the input of {p.node.op.name} with its padding"]), Type(p.acc, (whole,)), whole
 
@@ -243,7 +296,6 @@ class Positions:
         self.in_place = all(a.plain for a in self.axes) and plain(p, p.x) and self._pitched()
         self.copy = Copy(p, self.axes, not self.in_place and joins(p, self.axes))
         self.spans = list(p.x.shape[2:]) if self.in_place else self.copy.spans
-        self.plane = prod(self.spans)
         self.lead: list[DimLike] = [p.images] if self.copy.joined else []
         self.extent = reach([*self.lead, *p.outs], [*self.lead, *self.spans])  # positions up to the last result
         self.tile = choose_tile(c.machine, p.acc, p.rows, self.extent)
@@ -251,7 +303,8 @@ class Positions:
         small = isinstance(panel, int) and panel <= c.machine.l1 // 2
         even = isinstance(p.rows, int) and p.rows % self.tile.mr == 0
         self.weights_in_place = small and even and plain(p, p.w)
-        image = self.copy.size(1, p.channels, self.tile.nr)
+        self.slack = self.tile.nr + self.copy.shared
+        image = self.copy.size(1, p.channels, self.slack)
         tasks = guess(p.images) * p.groups
         self.local = (not self.in_place and not self.copy.joined and isinstance(image, int)
                       and image * p.acc.bytes <= LOCAL and tasks >= TASKS)
@@ -274,7 +327,7 @@ class Positions:
         out = Lowered()
         if not (self.in_place or self.local):
             name = f"{c.name}.copy"
-            kernel, kind, work = self.copy.kernel(name, self.tile.nr)
+            kernel, kind, work = self.copy.kernel(name, self.slack)
             out.kernels.append(kernel)
             out.work.append(work * 2)
             out.temps[name] = kind
@@ -338,11 +391,12 @@ class Positions:
         name, channels = f"{p.ctx.name}.copy", copy.all_channels
         if self.local:
             channels = p.channels
-            name = k.alloc(p.acc, copy.size(1, channels, self.tile.nr))
+            name = k.alloc(p.acc, copy.size(1, channels, self.slack))
             with k.loop(channels, "seq", "c") as c:
                 copy.fill(k, inl, name, n, g * channels + c, copy.start(0, channels, c, [0] * len(self.axes)))
+            copy.end(k, name, 1, channels)
         else:
-            k.buffer(name, p.acc, (copy.size(p.images, channels, self.tile.nr),))
+            k.buffer(name, p.acc, (copy.size(p.images, channels, self.slack),))
 
         def read(c: DimLike, taps: Idx, at: DimLike) -> Expr:
             phases, offset = copy.at([0] * len(taps), taps)
@@ -390,7 +444,7 @@ class Positions:
             start = pitch * (top + q) - first  # where the row begins in the tile
             low = dmax(0, -start)
             columns = dmax(0, dmin(outs[-1], t.nr - start) - low)
-            where = below(k, lead, outs[:-1])
+            where = holds(k, [("range", i, m) for i, m in zip(map(k.tidy, lead), outs[:-1], strict=True)], None)
             if where is None:
                 self._rows(k, inl, results, n, g, panel, (lead, outs), (start, low, columns))
             else:
@@ -411,12 +465,17 @@ class Positions:
             p.finish(k, inl, p.output(n, g, t.mr * panel + i, at), v)
 
 
-def below(k: KernelBuilder, idx: Idx, extents: Sequence[DimLike]) -> Expr | None:
-    """Is every index less than its extent?  None if there is none."""
-    where: Expr | None = None
-    for i, n in zip(map(k.tidy, idx), extents, strict=True):
-        test = k.b.lt(k.b.index(i), k.b.index(n))
-        where = test if where is None else k.b.and_(where, test)
+def holds(k: KernelBuilder, conditions: Sequence[tuple], where: Expr | None) -> Expr | None:
+    """The conditions of an access that loop ranges do not decide, and ``where``, as one expression; None for none."""
+    b = k.b
+    for kind, d, n in conditions:
+        if kind == "divisible":
+            tests = [b.eq(b.index(k.tidy(d % n)), 0)]
+        else:
+            tests = [] if known_le(0, d, k.ranges) else [b.ge(b.index(d), 0)]
+            tests += [] if known_lt(d, n, k.ranges) else [b.lt(b.index(d), b.index(n))]
+        for t in tests:
+            where = t if where is None else b.and_(where, t)
     return where
 
 
@@ -428,6 +487,7 @@ def reach(outs: Sequence[DimLike], spans: Sequence[DimLike]) -> DimLike:
 def density(p: Problem, axes: Sequence[Axis]) -> tuple[float, float]:
     """Which part of the lanes gives results, image by image and with all images in one row of positions."""
     outs, spans = [guess(o) for o in p.outs], [guess(a.span) for a in axes]
+    spans[-1] -= axes[-1].shared
     results = prod(outs)
     alone = reach(outs, spans)
     assert isinstance(results, int) and isinstance(alone, int)

@@ -38,6 +38,7 @@ class Taps:
         self.p, self.axes = p, p.axes(True)
         self.lanes = LANE_BITS // max(32, p.acc.bits)
         self.copy = Copy(p, self.axes)
+        self.slack = self.lanes + self.copy.shared
         self.x_in_place = all(a.plain for a in self.axes) and plain(p, p.x) and self._adjacent(p.x.shape, True)
         self.w_in_place = plain(p, p.w) and self._adjacent(p.w.shape, False)
         places: list[DimLike] = [p.images, *p.outs]
@@ -61,7 +62,7 @@ class Taps:
     def lower(self) -> Lowered:
         p, out = self.p, Lowered()
         if not self.x_in_place:
-            kernel, kind, work = self.copy.kernel(f"{self.name}.copy", self.lanes)
+            kernel, kind, work = self.copy.kernel(f"{self.name}.copy", self.slack)
             out.kernels.append(kernel)
             out.work.append(work * 2)
             out.temps[f"{self.name}.copy"] = kind
@@ -150,7 +151,7 @@ class Taps:
         p, copy = self.p, self.copy
         name = f"{self.name}.copy"
         if not self.x_in_place:
-            k.buffer(name, p.acc, (copy.size(p.images, copy.all_channels, self.lanes),))
+            k.buffer(name, p.acc, (copy.size(p.images, copy.all_channels, self.slack),))
 
         def read(n: DimLike, g: DimLike, c: DimLike, at: Idx, taps: Idx, where: Expr | None) -> Expr:
             if self.x_in_place:
