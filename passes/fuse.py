@@ -246,13 +246,37 @@ class _Partitioner:
         if not isinstance(lower, Pointwise) or node.op.name in EXPENSIVE or (len(wanted) > 4 and not _trivial(node)):
             return False
         big = [x for x in node.inputs if not _trivial(x)]
-        if not lower.movement and (len(big) > 1 or any(x.op is not PARAM for x in big)):
+        if not lower.movement and (len(big) > 1 or any(x.op is not PARAM for x in big)) and not self.at_hand(
+                node, wanted):
             return False
         if not all(self.fits(node, g) for g in wanted) or not self.allow("repeat", node):
             return False
         for g in wanted:
             self.absorb(node, g)
         return True
+
+    def at_hand(self, node: Node, wanted: Sequence[Group]) -> bool:
+        """Is the node a comparison of what lies in memory anyway, nearly all of it read by every group that wants it, or
+        a function of one such tensor?  Then computing it again costs less than writing and reading it."""
+        leaves: dict[Node, None] = {}
+        seen, stack, cost = {node}, [node], 0
+        while stack:
+            n = stack.pop()
+            if not isinstance(n.op.lower, Pointwise) or n.op.name in EXPENSIVE:
+                leaves[n] = None
+                continue
+            cost += not n.op.lower.movement and not _trivial(n)
+            for x in n.inputs:
+                if x not in seen and not _trivial(x):
+                    seen.add(x)
+                    stack.append(x)
+            if cost > CHEAP:
+                return False
+        one = len(leaves) == 1 and all(n.shape == node.shape and n.dtype is node.dtype for n in leaves)
+        if not (node.dtype.kind == "b" or one) or any(g.kind == "contraction" for g in wanted) or any(
+                n.op is not PARAM and all(g is wanted[0] for g in self.readers.get(n, ())) for n in leaves):
+            return False
+        return all(sum(n not in g.demands for n in leaves) <= 1 for g in wanted[1:])
 
     def join_as_output(self, node: Node, g: Group, wanted: Sequence[Group]) -> bool:
         """Let ``g``, which needs the node anyway, also write it to memory."""

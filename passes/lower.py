@@ -18,6 +18,7 @@ from flowc.passes.reductions import lower_columns, lower_rows, lower_split, spli
 from flowc.passes.rowblocks import lower_row_block
 from flowc.passes.schedule import choose_map
 from flowc.passes.turn import turned_map
+from flowc.passes.small_rows import lower_small_rows, small_rows
 
 
 def lower_group(g: Group, ctx: Context) -> Lowered:
@@ -39,6 +40,8 @@ def lower_group(g: Group, ctx: Context) -> Lowered:
         return lower_map(g, ctx)
     if splits(g):
         return lower_split(g, ctx)
+    if small_rows(g, ctx):
+        return lower_small_rows(g, ctx)
     return lower_rows(g, ctx) if g.kind == "row" else lower_columns(g, ctx)
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from flowc.backends.llvm.builder import Function, Module, float_literal
 from flowc.backends.llvm.target import Target
-from flowc.dims import Call, Dim, DimLike, Range, apply, bounds, floordiv, simplify, substitute, sym, symbols
+from flowc.dims import Call, Dim, DimLike, Range, apply, bounds, evaluate, floordiv, simplify, substitute, sym, symbols
 from flowc.types import DType
 
 _NAMES = re.compile(r"%[\w.]+")
@@ -67,12 +67,14 @@ class Mem:
 @dataclass
 class Place:
     """An index, taken apart: scalar terms that are the same for all lanes, a constant, the distance between
-    neighbouring lanes, and a vector of offsets for what is not linear in the lane."""
+    neighbouring lanes, and a vector of offsets for what is not linear in the lane.  ``pattern``: distance of every lane
+    from the scalar part, where all are known."""
 
     terms: list[str]
     const: int
     stride: int | str
     offsets: str | None
+    pattern: tuple[int, ...] | None = None
 
 
 def place_at(index: str | int) -> Place:
@@ -301,6 +303,7 @@ class Code(Function):
         with self.index_arithmetic():
             d = self._resolve(d)
             terms, const, strides, wide = [], 0, [], []
+            known: list[tuple[int, ...]] = []
             for mono, c in d.terms if isinstance(d, Dim) else (((), d),):
                 if not mono:
                     const += c
@@ -311,7 +314,11 @@ class Code(Function):
                     continue
                 split = self._lane_coefficient(mono, c)
                 if split is None:
-                    wide.append(self._wide_term(mono, c))
+                    values = self._lane_values(one)
+                    if values is None:
+                        wide.append(self._wide_term(mono, c))
+                    else:
+                        known.append(values)
                     continue
                 factor, base = split
                 strides.append(factor)
@@ -324,10 +331,24 @@ class Code(Function):
             stride: str | int = 0
             for f in strides:
                 stride = self.add(stride, f)
+            pattern = None
+            if isinstance(stride, int) and not wide and self.lanes > 1 and (known or stride):
+                pattern = tuple(stride * k + sum(v[k] for v in known) for k in range(self.lanes))
+            if known:
+                wide.append(f"<{', '.join(f'i64 {sum(column)}' for column in zip(*known, strict=True))}>")
             offsets = wide[0] if wide else None
             for w in wide[1:]:
                 offsets = self.op(f"add {self.vec('i64')} {offsets}, {w}")
-            return Place([t for t in terms if isinstance(t, str)], const, stride, offsets)
+            return Place([t for t in terms if isinstance(t, str)], const, stride, offsets, pattern)
+
+    def _lane_values(self, d: Dim) -> tuple[int, ...] | None:
+        """The size in every lane, if the lane alone decides it."""
+        names = symbols(d)
+        if len(names) != 1:
+            return None
+        (name,) = names
+        base = self.lane_base.get(name)
+        return tuple(evaluate(d, {name: base + k}) for k in range(self.lanes)) if isinstance(base, int) else None
 
     def _lane_coefficient(self, mono, c: int) -> tuple[str | int, str | int] | None:
         """(factor, value in lane 0) of a term that is the loop variable of the lanes times a uniform factor."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from flowc.backends.llvm.emit_code import Code, Mem, Place, Val, intrinsic_name, literal, memory_type, register_type
 from flowc.backends.llvm.emit_convert import cast, divide, fmod
-from flowc.backends.llvm.emit_interleave import BLOCK, load_columns
+from flowc.backends.llvm.emit_interleave import BLOCK, load_columns, load_pattern
 from flowc.backends.llvm.mathlib import EXPAND
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, linear
@@ -248,7 +248,7 @@ class Values(Code):
             out = self.fetch(mem, self.vec(ty), self.address(mem, p))
         elif p.offsets is not None or not isinstance(p.stride, int) or p.stride not in (-1, 0, 1):
             column = self._column(mem, index, p) if mask is None else None
-            out = column or self._gather(mem, ty, p, mask, filler)
+            out = column or load_pattern(self, mem, p, mask, where and filler) or self._gather(mem, ty, p, mask, filler)
         elif p.stride == 0 and where is None:
             out = self.fetch(mem, ty, self.address(mem, p))
             return Val(self._loaded(Val(out), d))
@@ -287,9 +287,13 @@ class Values(Code):
         else:
             if back:
                 mask, filler = self.reverse(mask, "i1"), self.reverse(filler, ty)
-            out = self._masked("masked.load", mem, full, f"{mem.type} align {mem.align} {pointer}", mask, filler,
-                               [full, mem.type])
+            out = self.masked_load(mem, pointer, mask, filler)
         return self.reverse(out, ty) if back else out
+
+    def masked_load(self, mem: Mem, pointer: str, mask: str, filler: str) -> str:
+        full = self.vec(memory_type(mem.dtype))
+        return self._masked("masked.load", mem, full, f"{mem.type} align {mem.align} {pointer}", mask, filler,
+                            [full, mem.type])
 
     def _gather(self, mem: Mem, ty: str, p: Place, mask: str | None, filler: str) -> str:
         full, pointers = self.vec(ty), f"<{self.lanes} x {mem.type}>"

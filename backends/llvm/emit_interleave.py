@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BLOCK = 16     # bytes within which merging is one cheap instruction
 COLUMNS = 32   # neighbouring columns of one table, at most
+SPREAD = 4     # vectors that may be loaded for one that is used
 
 
 @dataclass
@@ -213,3 +214,71 @@ def _joined(e: Values, ty: str, parts: list[str], size: int) -> str:
                  for x, y in zip(parts[::2], parts[1::2], strict=True)]
         size *= 2
     return parts[0]
+
+
+# ---- known patterns -------------------------------------------------------------------------------------------------
+
+def load_pattern(e: Values, mem: Mem, p: Place, mask: str | None, filler: str | None) -> str | None:
+    """Lanes at known distances from each other that lie close together, such as every second element, or each element
+    twice: what lies between the first and the last is loaded as whole vectors, and shuffled.  None if they do not.
+
+    filler: what lanes hold that the mask turns off; None: anything."""
+    if p.pattern is None or mem.registers or mem.lanes:
+        return None
+    lanes, ty = e.lanes, memory_type(mem.dtype)
+    on = _constant_mask(mask, lanes)
+    used = [d for k, d in enumerate(p.pattern) if on is None or on[k]]
+    if not used or max(used) - min(used) >= SPREAD * lanes:
+        return None
+    low, count = min(used), max(used) - min(used) + 1
+    width = min(lanes, 1 << (count - 1).bit_length())
+    starts = [*range(0, count - width, width), max(0, count - width)]
+    parts = []
+    for s in starts:
+        pointer = e.address(mem, Place(p.terms, p.const + low + s, 0, None))
+        if on is None:
+            needed = _needed(e, str(mask), [d - low - s for d in p.pattern], width)
+        elif count < width:
+            needed = f"<{', '.join(f'i1 {int(t < count)}' for t in range(width))}>"
+        else:
+            parts.append(e.fetch(mem, f"<{width} x {ty}>", pointer))
+            continue
+        e.lanes = width
+        parts.append(e.masked_load(mem, pointer, needed, "zeroinitializer"))
+        e.lanes = lanes
+    part_of = {d: (i, d - s) for i, s in enumerate(starts) for d in range(s, s + width)}
+    out = _picked(e, ty, parts, width, [part_of.get(d - low, (0, 0)) for d in p.pattern])
+    if filler is None or on is not None and all(on):
+        return out
+    return e.op(f"select {e.vec('i1')} {mask}, {e.vec(ty)} {out}, {e.vec(ty)} {filler}")
+
+
+def _constant_mask(mask: str | None, lanes: int) -> list[bool] | None:
+    """The lanes that are on; None if the code decides that as it runs."""
+    if mask is None or mask == "splat (i1 true)":
+        return [True] * lanes
+    return [flag.split()[-1] in ("1", "true") for flag in mask[1:-1].split(",")] if mask.startswith("<") else None
+
+
+def _needed(e: Values, mask: str, distance: Sequence[int], width: int) -> str:
+    """Which of ``width`` elements a lane that is on reads at its distance."""
+    flags, out = e.vec("i1"), ""
+    readers = [[k for k, d in enumerate(distance) if d == t] for t in range(width)]
+    for turn in range(max(map(len, readers), default=0)):
+        order = ", ".join(f"i32 {r[turn] if turn < len(r) else e.lanes}" for r in readers)
+        part = e.op(f"shufflevector {flags} {mask}, {flags} zeroinitializer, <{width} x i32> <{order}>")
+        out = e.op(f"or <{width} x i1> {out}, {part}") if out else part
+    return out or "zeroinitializer"
+
+
+def _picked(e: Values, ty: str, parts: Sequence[str], width: int, picks: Sequence[tuple[int, int]]) -> str:
+    """One element of one part for every lane."""
+    def shuffled(x: str, y: str, order: Sequence[int], size: int) -> str:
+        return e.op(f"shufflevector <{size} x {ty}> {x}, <{size} x {ty}> {y}, "
+                    f"<{len(order)} x i32> <{', '.join(f'i32 {k}' for k in order)}>")
+
+    pair = [at + width * i if i < 2 else 0 for i, at in picks]
+    out = shuffled(parts[0], parts[1] if len(parts) > 1 else "poison", pair, width)
+    for i, part in enumerate(parts[2:], 2):  # parts beyond the first are as wide as the lanes
+        out = shuffled(out, part, [e.lanes + at if j == i else k for k, (j, at) in enumerate(picks)], e.lanes)
+    return out

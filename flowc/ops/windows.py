@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flowc.dims import DimLike, ceildiv, floordiv
+from flowc.dims import DimLike, ceildiv, floordiv, known_le, known_lt
 from flowc.graph import Node
 from flowc.kernel import Builder, Expr
 from flowc.op import Pointwise
@@ -133,15 +133,16 @@ def _sum_expr(b: Builder, idx: tuple, load: Callable[..., Expr], types: tuple[Ty
     lead, wide = idx[:len(idx) - k], f32 if out.dtype.floating and out.dtype.bits == 16 else out.dtype
     counts = g.shape[g.rank - 2 * k:g.rank - k]
     rows = [_taps(*row) for row in zip(idx[len(idx) - k:], window, strides, dilation, strict=True)]
-    total: Expr | None = None
+    total, ranges = None, getattr(b, "ranges", None)  # of the loops around, where there are any
     for choice in product(*rows):
         inside = []
         for p, (o, w, unsure), c, size, s, d in zip(idx[len(idx) - k:], choice, counts, window, strides, dilation,
                                                     strict=True):
-            inside += [b.ge(b.index(o), 0), b.lt(b.index(o), b.index(c))]
+            inside += [] if known_le(0, o, ranges) else [b.ge(b.index(o), 0)]
+            inside += [] if known_lt(o, c, ranges) else [b.lt(b.index(o), b.index(c))]
             if d > 1 and s > 1:
                 inside.append(b.eq(b.index((p - w * d) % s), 0))
-            if unsure:
+            if unsure and not known_lt(w, size, ranges):
                 inside.append(b.lt(b.index(w), size))
         at = (*lead, *(o for o, _, _ in choice), *(w for _, w, _ in choice))
         part = b.cast(load(0, at, all_of(b, inside)), wide)
