@@ -58,6 +58,7 @@ SETTINGS: dict[str, Setting] = {s.name: s for s in (
     Setting("device", "FLOWC_DEVICE", str, "cpu", "device of jit functions that name none: cpu, cuda, interpreter"),
     Setting("gpu", "FLOWC_GPU", str, "auto", "auto: the GPU driver; sim: the PTX interpreter"),
     Setting("gpu_arch", "FLOWC_GPU_ARCH", str, "sm_80", "architecture PTX is emitted for on the interpreter", True),
+    Setting("progress", "FLOWC_PROGRESS", _flag, True, "show a line on the terminal while a compile takes long"),
     Setting("debug_nans", "FLOWC_DEBUG_NANS", _flag, False, "raise where a kernel first produces a NaN"),
 )}
 

@@ -7,11 +7,14 @@ Text is some ninety times faster to build than llvmlite's IR objects.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from flowc.dims import Call, DimLike
+
+_DEFINES = re.compile(r"^define [^@\n]*@\"?([^\"(]+)\"?\(", re.M)
 
 
 def float_literal(x: float, ty: str) -> str:
@@ -44,6 +47,22 @@ class Module:
         ret, args = signature.split(" (", 1)
         self.declared.setdefault(name, f"declare {ret} @{name}({args}")
         return f"@{name}"
+
+    def take(self, other: Module, old: str = "", new: str = "") -> None:
+        """Add what another module holds, its symbol ``old`` renamed."""
+        self.head += other.head
+        self.functions += [f.replace(old, new) if old else f for f in other.functions]
+        self.declared = {**self.declared, **other.declared}
+
+    def define(self, other: Module) -> None:
+        """Put another module first; what it defines is no longer only declared."""
+        self.head = other.head + self.head
+        self.functions = other.functions + self.functions
+        names = {name for f in other.functions for name in _DEFINES.findall(f)}
+        self.declared = {n: text for n, text in {**other.declared, **self.declared}.items() if n not in names}
+
+    def lines(self) -> int:
+        return sum(f.count("\n") + 1 for f in self.functions)
 
     def text(self) -> str:
         return "\n".join(self.head + self.functions + list(self.declared.values())) + "\n"

@@ -8,24 +8,26 @@ Read next: entry.py.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from flowc import progress
 from flowc.backends import buffers
 from flowc.backends.llvm import pool
 from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.callpath import CallSpec, make_callable
 from flowc.backends.llvm.emit import emit_kernel
-from flowc.backends.llvm.engine import Code, Store, compile_module, content_name, host
-from flowc.backends.llvm.entry import emit_entry, emit_sizes, kernel_symbols, parallel_extent
+from flowc.backends.llvm.engine import OPT_LEVEL, QUICK, Code, Source, Store, compile_modules, content_name, host
+from flowc.backends.llvm.entry import emit_entry, emit_sizes, parallel_extent
 from flowc.backends.llvm.share import CHUNK_WORK, SERIAL_WORK, WORK_PER_US
 from flowc.backends.llvm.target import cpu_target
 from flowc.backends.runtime import Executable, normalise, run_host_step
 from flowc.dims import evaluate, substitute
 from flowc.plan import Program, Step
 
-ONE_MODULE = 8                       # distinct kernels that are compiled together with the entry
+MODULE = 300                         # lines from which on a module takes no further kernel
+LONG_ENTRY = 400                     # lines from which on the code between the kernels is compiled quickly
 PATIENCE = 500_000 * WORK_PER_US     # work (half a second) after which a run lets Python look for Ctrl-C
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -36,8 +38,9 @@ _STAND_IN = "flowc_kernel_symbol"
 class CpuExecutable(Executable):
     """A program compiled to machine code.
 
-    A small program is one module: kernels, ``@run`` and ``@sizes``.  With more kernels each is a module of its own,
-    named by its content, so that programs share kernels in memory and on disk.
+    Kernels are named by their content.  A large one is a module of its own, which programs share in memory and on
+    disk; small ones are put together, the last of them with ``@run`` and ``@sizes``, since each module costs a few
+    milliseconds whatever is in it.
     """
 
     def __init__(self, program: Program, store: Store | None = None):
@@ -45,60 +48,63 @@ class CpuExecutable(Executable):
         self._store = store
         self._target = cpu_target(*host())
         self._hosted = any(not s.kernel for s in self.plan.steps)
-        self._symbols = kernel_symbols(program)
-        self._codes: dict[str, Code] = {}  # by kernel symbol
+        self._symbols: dict[str, str] = {}  # of the kernels, by name
+        self._codes: dict[str, Code] = {}   # by kernel symbol
         self._entry: Code | None = None
         self.constants = {name: _aligned(a) for name, a in self.constants.items()}
-        if len(set(self._symbols.values())) <= ONE_MODULE:
-            self._compile_whole()
-        else:
-            self._compile_apart()
+        self._compile()
         self._work = sum((s.work for s in self.plan.steps if isinstance(s.work, int)), 0)
         self._run = _RUN(0 if self._entry is None else self._entry.address("run"))
 
     # -- compiling
 
-    def _emit(self, name: str, module: Module, symbol: str) -> None:
-        emit_kernel(self.program.kernels[name], module, self._target, symbol)
+    def _compile(self) -> None:
+        helpers = min(len(self.program.kernels), pool.num_threads()) - 1
+        plans: list[list[str]] = []  # symbols of the kernels of each module
+        codes = compile_modules(self._modules(plans), store=self._store, helpers=helpers)
+        for symbols, code in zip(plans, codes, strict=True):
+            self._codes.update(dict.fromkeys(symbols, code))
+        self._entry = codes[-1] if codes and not self._hosted else None
 
-    def _distinct(self) -> dict[str, str]:
-        """One kernel name per symbol."""
-        out: dict[str, str] = {}
-        for name, symbol in self._symbols.items():
-            out.setdefault(symbol, name)
-        return out
+    def _modules(self, plans: list[list[str]]) -> Iterator[Source]:
+        """The modules of the program, the one with the entry last.  ``plans`` is told the kernels of each."""
+        module, symbols = Module(), list[str]()
+        count, seen = len(self.program.kernels), set[str]()
+        for i, (name, kernel) in enumerate(self.program.kernels.items()):
+            progress.at("kernel", i, count)
+            alone = Module()
+            emit_kernel(kernel, alone, self._target, _STAND_IN)
+            final = content_name(alone.text(), _STAND_IN)[1]
+            self._symbols[name] = final
+            if final in seen:
+                continue
+            seen.add(final)
+            lines = alone.lines()
+            target, mine = (Module(), []) if lines >= MODULE else (module, symbols)
+            target.take(alone, _STAND_IN, final)
+            mine.append(final)
+            if target.lines() >= MODULE:
+                plans.append(mine)
+                yield Source(target.text())
+                if target is module:
+                    module, symbols = Module(), []
+        yield from self._last_module(module, symbols, plans)
 
-    def _compile_whole(self) -> None:
-        module = Module()
-        for symbol, name in self._distinct().items():
-            self._emit(name, module, symbol)
+    def _last_module(self, module: Module, symbols: list[str], plans: list[list[str]]) -> Iterator[Source]:
+        """The small kernels that are left and the entry, which is apart if it is long."""
+        entry = Module()
         if not self._hosted:
-            emit_entry(self.program, module, self._symbols)
-            emit_sizes(self.program, module)
-        if not module.functions:
-            return
-        code = compile_module(module.text(), store=self._store)
-        self._codes = dict.fromkeys(self._symbols.values(), code)
-        self._entry = None if self._hosted else code
-
-    def _compile_apart(self) -> None:
-        renamed: dict[str, str] = {}
-        for symbol, name in self._distinct().items():
-            module = Module()
-            self._emit(name, module, _STAND_IN)
-            text, final = content_name(module.text(), _STAND_IN)
-            renamed[symbol] = final
-            if final not in self._codes:
-                self._codes[final] = compile_module(text, store=self._store)
-        self._symbols = {name: renamed[symbol] for name, symbol in self._symbols.items()}
-        if self._hosted:
-            return
-        module = Module()
-        emit_entry(self.program, module, self._symbols)
-        emit_sizes(self.program, module)
-        imports = {symbol: code.address(symbol) for symbol, code in self._codes.items()}
-        self._entry = compile_module(module.text(), store=self._store, imports=imports,
-                                     keep=list(self._codes.values()))
+            emit_entry(self.program, entry, self._symbols)
+            emit_sizes(self.program, entry)
+        long = entry.lines() > LONG_ENTRY
+        if not long:
+            entry.define(module)
+        elif module.functions:
+            plans.append(symbols)
+            yield Source(module.text())
+        if entry.functions:
+            plans.append([] if long else symbols)
+            yield Source(entry.text(), QUICK if long else OPT_LEVEL)
 
     # -- running
 

@@ -1,12 +1,12 @@
-"""The only door to llvmlite: LLVM IR text in, loaded machine code or PTX out.
+"""The door to llvmlite: LLVM IR text in, loaded machine code or PTX out.
 
 Here: what this machine is, the pass pipeline, object code and its cache, loading and unloading.
-Not here: what is compiled (emit.py, entry.py, pool.py, callpath.py), where objects are kept (flowc/cache.py).
-Read next: entry.py.
+Not here: translating in several threads (translate.py), what is compiled (emit.py, entry.py, pool.py, callpath.py),
+where objects are kept (flowc/cache.py).  Read next: translate.py.
 
 Compiling always goes through object bytes: the bytes that run are the bytes that a store keeps.  Each module gets an
-LLVM context of its own, so that nothing of it outlives the compile.  llvmlite serialises every call; one lock here
-does the same for whole compiles, which also makes two threads asking for one key compile it once.
+LLVM context of its own, so that nothing of it outlives the compile.  One lock is held by whole compiles, whose
+modules several threads translate; it also makes two threads asking for one key compile it once.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import re
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from flowc.backends.llvm.translate import Job, NotLlvmError, Team, Translator
 from flowc.diag import FlowcError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ QUICK = 0             # for code that runs rarely: compiles some six times faste
 FORMAT = 1            # part of every key: raise it when the meaning of cached objects changes
 RECYCLE = 256         # libraries per JIT session; a session's table of names is freed with the session only
 PASSES = ("sroa", "instruction_combine", "simplify_cfg", "new_gvn", "aggressive_dce")
+
+# The scheduler compares every memory access of a block with every other one, which in the long blocks of unrolled
+# loops takes most of the time; beyond this many it goes by the most recent ones.  An option of the whole process.
+OPTIONS = ("-dag-maps-huge-region=100",)
+_OPTIONS_IN = range(20, 23)  # LLVM versions that have them: an unknown option would end the process
 
 _LOCK = threading.RLock()
 _LIVE: weakref.WeakValueDictionary[str, Code] = weakref.WeakValueDictionary()
@@ -56,6 +62,8 @@ def _llvm() -> Any:
     with _LOCK:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
+        for option in OPTIONS if llvm.llvm_version_info[0] in _OPTIONS_IN else ():
+            llvm.set_option("flowc", option)
     if hasattr(os, "register_at_fork"):
         # a child must not inherit a lock that another thread of the parent held
         os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
@@ -79,6 +87,10 @@ def host() -> Host:
 
 @functools.cache
 def _machine(level: int = OPT_LEVEL) -> llvm.TargetMachine:
+    return _new_machine(level)
+
+
+def _new_machine(level: int) -> llvm.TargetMachine:
     triple, cpu, features = host()[:3]
     target = _llvm().Target.from_triple(triple)
     # small + pic: constants are read relative to the instruction pointer, and the object loads anywhere
@@ -123,48 +135,57 @@ class Host(NamedTuple):
 
 
 class Code:
-    """Loaded machine code.  It stays loaded until the last reference to this object goes: whoever keeps an address
-    keeps the Code."""
+    """Loaded machine code of one or more modules, which see each other's symbols.  It stays loaded until the last
+    reference to this object goes: whoever keeps an address keeps the Code."""
 
-    def __init__(self, ir: str, key: str, obj: bytes, imports: Mapping[str, int], keep: Sequence[Any] = ()):
-        self.ir, self.key = ir, key
+    def __init__(self, texts: Sequence[str], objects: Sequence[bytes], imports: Mapping[str, int],
+                 keep: Sequence[Any] = ()):
+        self.texts = tuple(texts)
         self._keep = tuple(keep)  # code that the imports point into
         self._asm: str | None = None
-        builder = _llvm().JITLibraryBuilder().add_object_img(obj).add_current_process()
-        for name in exported(ir):
+        builder = _llvm().JITLibraryBuilder().add_current_process()
+        for obj in objects:
+            builder.add_object_img(obj)
+        for name in self.exports():
             builder.export_symbol(name)
         for name, address in imports.items():
             builder.import_symbol(name, address)
         try:
             self._library = _SESSION.link(builder)
         except RuntimeError as e:
-            missing = [n for n in foreign(ir) if n not in imports and not _llvm().address_of_symbol(n)]
+            own = set(self.exports())
+            missing = [n for text in texts for n in foreign(text)
+                       if n not in imports and n not in own and not _llvm().address_of_symbol(n)]
             raise FlowcError("C103", f"the compiled code cannot be loaded: {e}",
                              notes=[f"nobody defines {', '.join(missing)}"] if missing else (),
                              cure="this is an error of flowc; report it with FLOWC_DUMP_DIR's files") from None
+
+    def exports(self) -> list[str]:
+        """Names of what the modules define for others."""
+        return [name for text in self.texts for name in exported(text)]
 
     def address(self, symbol: str) -> int:
         """The address of an exported function or global; KeyError if there is none."""
         return int(self._library[symbol])
 
     @property
+    def ir(self) -> str:
+        return "\n".join(self.texts)
+
+    @property
     def asm(self) -> str:
         """Assembly text, made when asked for."""
         if self._asm is None:
-            self._asm = _translate(self.ir, _machine, _assembly)
+            self._asm = "\n".join(_translate(text, _machine, _assembly) for text in self.texts)
         return self._asm
 
     @property
     def optimised(self) -> str:
         """The LLVM IR after the pass pipeline."""
-        return _translate(self.ir, _machine, _text)
+        return "\n".join(_translate(text, _machine, _text) for text in self.texts)
 
 
 # what is taken out of an optimised module
-
-def _object(module: Any, machine: Any) -> bytes:
-    return machine.emit_object(module)
-
 
 def _assembly(module: Any, machine: Any) -> str:
     return machine.emit_assembly(module)
@@ -189,7 +210,7 @@ def foreign(ir_text: str) -> list[str]:
 def object_key(ir_text: str, extra: Sequence[object] = (), level: int = OPT_LEVEL) -> str:
     """The key of compiled code: everything that the object bytes depend on."""
     flowc_version = getattr(sys.modules.get("flowc"), "__version__", "")
-    parts = (FORMAT, flowc_version, llvm_version(), *host()[:3], level, "pic small", *PASSES, *extra, ir_text)
+    parts = (FORMAT, flowc_version, llvm_version(), *host()[:3], level, "pic small", *PASSES, *OPTIONS, *extra, ir_text)
     digest = hashlib.sha256()
     for part in parts:
         data = str(part).encode()
@@ -232,14 +253,36 @@ def spelled_for(version: Sequence[int], ir_text: str) -> str:
     return _MASKED.sub(lambda line: _POINTERS.sub(pointers, line[0], count=1), ir_text)
 
 
-def _optimise(module: Any, machine: Any) -> None:
+def _passes(machine: Any) -> tuple[Any, Any]:
+    """A pass manager, and the builder that it runs with."""
     llvm = _llvm()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
     builder, manager = llvm.create_pass_builder(machine, options), llvm.create_new_module_pass_manager()
     for name in PASSES:
         getattr(manager, f"add_{name}_pass")()
-    manager.run(module, builder)
+    return manager, builder
+
+
+_idle: dict[int, list[Translator]] = {}  # by level of the code generator
+
+
+def _object(ir_text: str, level: int) -> bytes:
+    """Object code of a module; any number of threads at a time."""
+    free = _idle.setdefault(level, [])
+    try:
+        translator = free.pop()
+    except IndexError:
+        machine = _new_machine(level)
+        translator = Translator(machine, _passes(machine))
+    try:
+        return translator.object(spelled_for(_llvm().llvm_version_info, ir_text))
+    except NotLlvmError as e:
+        raise _refused(ir_text, e) from None
+    except RuntimeError as e:
+        raise _uncompilable(e) from None
+    finally:
+        free.append(translator)
 
 
 def _translate(ir_text: str, machine: Callable[[], Any], take: Callable[[Any, Any], Any]) -> Any:
@@ -250,17 +293,26 @@ def _translate(ir_text: str, machine: Callable[[], Any], take: Callable[[Any, An
         try:
             module = llvm.parse_assembly(spelled_for(llvm.llvm_version_info, ir_text), context=context)
         except RuntimeError as e:
-            raise FlowcError("C101", f"LLVM does not accept the generated code: {e}", notes=_excerpt(ir_text, str(e)),
-                             cure="this is an error of flowc; report it with FLOWC_DUMP_DIR's files") from None
+            raise _refused(ir_text, e) from None
         with module:
             module.triple, module.data_layout = tm.triple, str(tm.target_data)
             try:
                 module.verify()
-                _optimise(module, tm)
+                manager, builder = _passes(tm)
+                manager.run(module, builder)
                 return take(module, tm)
             except RuntimeError as e:
-                raise FlowcError("C102", f"LLVM cannot compile the generated code: {e}",
-                                 cure="this is an error of flowc; report it with FLOWC_DUMP_DIR's files") from None
+                raise _uncompilable(e) from None
+
+
+def _refused(ir_text: str, e: RuntimeError) -> FlowcError:
+    return FlowcError("C101", f"LLVM does not accept the generated code: {e}", notes=_excerpt(ir_text, str(e)),
+                      cure="this is an error of flowc; report it with FLOWC_DUMP_DIR's files")
+
+
+def _uncompilable(e: RuntimeError) -> FlowcError:
+    return FlowcError("C102", f"LLVM cannot compile the generated code: {e}",
+                      cure="this is an error of flowc; report it with FLOWC_DUMP_DIR's files")
 
 
 def _excerpt(ir_text: str, message: str) -> list[str]:
@@ -270,6 +322,13 @@ def _excerpt(ir_text: str, message: str) -> list[str]:
     if m is None or not 1 <= int(m[1]) <= len(lines):
         return []
     return [f"line {m[1]}: {lines[int(m[1]) - 1].strip()}"]
+
+
+class Source(NamedTuple):
+    """A module to be compiled.  level: of the code generator; QUICK for code that hardly runs."""
+
+    text: str
+    level: int = OPT_LEVEL
 
 
 def compile_module(ir_text: str, *, store: Store | None = None, key_extra: Sequence[object] = (),
@@ -283,28 +342,63 @@ def compile_module(ir_text: str, *, store: Store | None = None, key_extra: Seque
     Symbols of the process itself (libc) resolve by themselves.  One text compiled twice is loaded once while the
     first is in use.  Raises FlowcError C101 (not LLVM IR), C102 (not compilable), C103 (a symbol nobody defines).
     """
-    key = object_key(ir_text, key_extra, level)
-    live = key + repr(sorted(imports.items())) if imports else key
-    with _LOCK:
-        code = _LIVE.get(live)
-        if code is None:
-            obj = store.get(key) if store is not None else None
-            code = _load(ir_text, key, obj, imports or {}, keep) if obj else None
-        if code is None:
-            obj = _translate(ir_text, lambda: _machine(level), _object)
-            code = Code(ir_text, key, obj, imports or {}, keep)
-            if store is not None:
-                store.put(key, obj)
-        _LIVE[live] = code
-        return code
+    codes = compile_modules([Source(ir_text, level)], store=store, key_extra=key_extra, imports=imports, keep=keep)
+    return codes[0]
 
 
-def _load(ir_text: str, key: str, obj: bytes, imports: Mapping[str, int], keep: Sequence[Any]) -> Code | None:
-    """Code of a stored object; None if LLVM refuses it, which then is compiled anew."""
-    try:
-        return Code(ir_text, key, obj, imports, keep)
-    except FlowcError:
+def compile_modules(sources: Iterable[Source], *, store: Store | None = None, key_extra: Sequence[object] = (),
+                    imports: Mapping[str, int] | None = None, keep: Sequence[Any] = (), helpers: int = 0
+                    ) -> list[Code]:
+    """The Code of each of several modules that may call each other, as in :func:`compile_module`; what is not loaded
+    yet is loaded as one Code.
+
+    sources: taken one by one while earlier ones are translated.  helpers: threads that translate besides the caller.
+    """
+    found: list[tuple[Source, str, str, Code | None, Job | bytes | None]] = []
+    _llvm()  # it takes the lock, so no helper may be the first to ask for it
+    with _LOCK, Team(_object, helpers) as team:
+        for source in sources:
+            key = object_key(source.text, key_extra, source.level)
+            live = key + repr(sorted(imports.items())) if imports else key
+            code = _LIVE.get(live)
+            obj = store.get(key) if code is None and store is not None else None
+            found.append((source, key, live, code, obj or (None if code else team.submit(*source))))
+        team.finish()
+        loaded = _load([(source, key, obj) for source, key, _, _, obj in found if obj is not None],
+                       [code for _, _, _, code, _ in found if code is not None], imports or {}, keep, store)
+        out = []
+        for _, _, live, code, _ in found:
+            if code is None:
+                assert loaded is not None
+                code = _LIVE[live] = loaded
+            out.append(code)
+        return out
+
+
+def _load(parts: Sequence[tuple[Source, str, Job | bytes]], others: Sequence[Code], imports: Mapping[str, int],
+          keep: Sequence[Any], store: Store | None) -> Code | None:
+    """Code of new and of stored objects that may call ``others``; None for no objects.  New ones are stored.  Where
+    LLVM refuses the stored ones they are translated anew."""
+    if not parts:
         return None
+    texts = [source.text for source, _, _ in parts]
+    reached = {name: code.address(name) for code in others for name in code.exports()} if others else {}
+    wanted = {name for text in texts for name in foreign(text)} if others else set()
+    imports = {**{name: address for name, address in reached.items() if name in wanted}, **imports}
+    keep = [*keep, *others]
+    stored = [obj for _, _, obj in parts if isinstance(obj, bytes)]
+    fresh = {key: obj.object for _, key, obj in parts if isinstance(obj, Job) and obj.object is not None}
+    try:
+        code = Code(texts, [fresh[key] if isinstance(obj, Job) else obj for _, key, obj in parts], imports, keep)
+    except FlowcError:
+        if not stored:
+            raise
+        fresh = {key: _object(*source) for source, key, _ in parts}
+        code = Code(texts, [fresh[key] for _, key, _ in parts], imports, keep)
+    if store is not None:
+        for key, data in fresh.items():
+            store.put(key, data)
+    return code
 
 
 # ---- PTX ------------------------------------------------------------------------------------------------------------
