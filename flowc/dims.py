@@ -11,12 +11,16 @@ normal form are equal objects by ``==`` and hash.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Union
 
 Range = tuple["int | Dim", "int | Dim | None"]  # inclusive lower and upper bound; None: no upper bound
 Ranges = Mapping[str, Range]
 SIZE_RANGE: Range = (0, None)  # what is assumed of a symbol without an entry: sizes are not negative
+
+# Expressions never change and compiling forms the same ones over and over: results are remembered
+_remembered = functools.lru_cache(1 << 15)
 
 
 class Call:
@@ -32,6 +36,9 @@ class Call:
         else:
             self.text = f"{fn}({', '.join(map(str, args))})"
         self._hash = hash((fn, args))
+
+    def __reduce__(self) -> tuple:
+        return Call, (self.fn, self.args)
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Call) and self.fn == other.fn and self.args == other.args)
@@ -54,10 +61,12 @@ def _operand(d: DimLike) -> str:
     return text if simple else f"({text})"
 
 
+@_remembered
 def _mono_key(m: Monomial) -> tuple[int, str]:
     return (-sum(p for _, p in m), "*".join(f"{a}^{p}" for a, p in m))
 
 
+@_remembered
 def _mono_mul(a: Monomial, b: Monomial) -> Monomial:
     if not a:
         return b
@@ -69,6 +78,7 @@ def _mono_mul(a: Monomial, b: Monomial) -> Monomial:
     return tuple(sorted(powers.items(), key=lambda t: str(t[0])))
 
 
+@_remembered
 def _mono_div(a: Monomial, b: Monomial) -> Monomial | None:
     powers = dict(a)
     for atom, p in b:
@@ -85,12 +95,16 @@ def _mono_div(a: Monomial, b: Monomial) -> Monomial | None:
 class Dim:
     """A non-constant integer expression in normal form.  Build with :func:`sym` and operators, never directly."""
 
-    __slots__ = ("_hash", "_text", "terms")
+    __slots__ = ("_hash", "_symbols", "_text", "terms")
 
     def __init__(self, terms: tuple[tuple[Monomial, int], ...]):
         self.terms = terms
         self._hash = hash(terms)
         self._text: str | None = None
+        self._symbols: frozenset[str] | None = None
+
+    def __reduce__(self) -> tuple:
+        return Dim, (self.terms,)  # hashes are those of one process
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Dim) and self._hash == other._hash and self.terms == other.terms)
@@ -142,14 +156,7 @@ class Dim:
             if o in (0, 1):
                 return self if o else 0
             return Dim(tuple((m, c * o) for m, c in self.terms))
-        if not isinstance(o, Dim):
-            return NotImplemented
-        acc: dict[Monomial, int] = {}
-        for ma, ca in self.terms:
-            for mb, cb in o.terms:
-                m = _mono_mul(ma, mb)
-                acc[m] = acc.get(m, 0) + ca * cb
-        return _make(acc)
+        return _product(self, o) if isinstance(o, Dim) else NotImplemented
 
     __rmul__ = __mul__
 
@@ -217,12 +224,28 @@ def _atom_dim(atom: Atom) -> Dim:
 def _sum(a: DimLike, b: DimLike, sign: int) -> DimLike:
     if not isinstance(a, (int, Dim)) or not isinstance(b, (int, Dim)):
         return NotImplemented
+    return _sum_of(a, b, sign)
+
+
+@_remembered
+def _sum_of(a: DimLike, b: DimLike, sign: int) -> DimLike:
     acc = dict(_terms(a))
     for m, c in _terms(b):
         acc[m] = acc.get(m, 0) + sign * c
     return _make(acc)
 
 
+@_remembered
+def _product(a: Dim, b: Dim) -> DimLike:
+    acc: dict[Monomial, int] = {}
+    for ma, ca in a.terms:
+        for mb, cb in b.terms:
+            m = _mono_mul(ma, mb)
+            acc[m] = acc.get(m, 0) + ca * cb
+    return _make(acc)
+
+
+@_remembered
 def _split(a: DimLike, b: DimLike) -> tuple[DimLike, DimLike]:
     """q and r with ``a == b*q + r`` where q takes every term of ``a`` that ``b`` divides exactly."""
     bt = _terms(b)
@@ -246,6 +269,7 @@ def _split(a: DimLike, b: DimLike) -> tuple[DimLike, DimLike]:
     return _make(quot), _make(rest)
 
 
+@_remembered
 def floordiv(a: DimLike, b: DimLike) -> DimLike:
     """Floor of ``a / b``.  ``b`` must not be zero; a symbolic ``b`` is taken to be positive."""
     if isinstance(b, int):
@@ -271,6 +295,7 @@ def floordiv(a: DimLike, b: DimLike) -> DimLike:
     return q + _atom_dim(Call("floordiv", (r, b)))
 
 
+@_remembered
 def mod(a: DimLike, b: DimLike) -> DimLike:
     """``a - b * (a // b)``, with the sign of ``b`` as in Python."""
     if isinstance(b, int):
@@ -348,15 +373,17 @@ def symbols(d: DimLike) -> frozenset[str]:
     """Names of all symbols in ``d``, also those inside calls."""
     if isinstance(d, int):
         return frozenset()
-    out: set[str] = set()
-    for mono, _ in d.terms:
-        for atom, _ in mono:
-            if isinstance(atom, str):
-                out.add(atom)
-            else:
-                for a in atom.args:
-                    out |= symbols(a)
-    return frozenset(out)
+    if d._symbols is None:
+        out: set[str] = set()
+        for mono, _ in d.terms:
+            for atom, _ in mono:
+                if isinstance(atom, str):
+                    out.add(atom)
+                else:
+                    for a in atom.args:
+                        out |= symbols(a)
+        d._symbols = frozenset(out)
+    return d._symbols
 
 
 def _rebuild(d: DimLike, leaf) -> DimLike:
@@ -375,7 +402,7 @@ def _rebuild(d: DimLike, leaf) -> DimLike:
 
 def substitute(d: DimLike, env: Mapping[str, DimLike]) -> DimLike:
     """``d`` with symbols replaced; names without an entry stay."""
-    if isinstance(d, int) or not (symbols(d) & env.keys()):
+    if isinstance(d, int) or env.keys().isdisjoint(symbols(d)):
         return d
     return _rebuild(d, lambda name: env[name] if name in env else sym(name))
 
@@ -421,6 +448,7 @@ _EVAL = {"floordiv": lambda a, b: a // b, "mod": lambda a, b: a % b,
          "min": _pairwise(min, _np_min), "max": _pairwise(max, _np_max)}
 
 
+@_remembered
 def linear(d: DimLike, name: str) -> tuple[DimLike, DimLike] | None:
     """(c, rest) with ``d == c*name + rest`` and ``name`` in neither; None if ``d`` is not linear in ``name``."""
     if isinstance(d, int):
