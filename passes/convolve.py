@@ -28,11 +28,13 @@ from flowc.graph import Node
 from flowc.kernel import Expr, Kernel
 from flowc.op import Access
 from flowc.op import Contraction as ContractionRule
-from flowc.passes.contract import accumulator, ceil_div, lower_contraction
+from flowc.passes.contract import lower_contraction
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
+from flowc.passes.problem import accumulator
 from flowc.passes.schedule import Machine
+from flowc.passes.tiles import ceil_div
 from flowc.types import DType, Type
 
 LARGE = 512          # what an unknown size is taken for

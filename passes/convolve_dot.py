@@ -19,11 +19,11 @@ from collections.abc import Callable
 
 from flowc.dims import DimLike, ceildiv, dmin, prod
 from flowc.kernel import Expr, Fold, Kernel
-from flowc.passes.contract import ceil_div
 from flowc.passes.convolve import Copy, Problem, guess, plain
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.schedule import Machine
+from flowc.passes.tiles import ceil_div
 from flowc.types import Type
 
 LANE_BITS = 512   # of the lanes of one result
@@ -120,8 +120,8 @@ class Taps:
             declare_outputs(k, p.group, p.ctx)
         else:
             k.buffer(f"{self.name}.pieces", p.acc, (self.pieces, *p.node.shape), "out")
-        return k.finish(p.ctx.dims, [*describe(p.group), f"convolution: {self.mo} channels x {self.mc} places, taps as "
-                                     f"{lanes} lanes, {self.pieces} pieces"])
+        return k.finish(p.ctx.dims, [*describe(p.group), (f"convolution: {self.mo} channels x {self.mc} places, taps as "
+                                     f"{lanes} lanes, {self.pieces} pieces")])
 
     def _multiply(self, k: KernelBuilder, inl: Inliner, tile: str, piece: DimLike, g: DimLike,
                   place: Callable[[DimLike], Idx], first: tuple[DimLike, DimLike]) -> None:
@@ -132,17 +132,17 @@ class Taps:
         last = p.taps[-1]
         read_x, read_w = self._input(k, inl), self._kernel(k, inl)
         with (k.loop(dmin(self.per_piece, p.channels - start), "seq", "c") as c,
-              nest(k, p.taps[:-1], "seq", "k") as lead, k.loop(ceildiv(last, lanes), "seq", "v") as v):
-            with (k.loop(mo, "unroll", "i") as i, k.loop(mc, "unroll", "j") as j,
-                  k.loop(lanes, "vector", "l", p.width) as lane):
-                taps = (*lead, v * lanes + lane)
-                where = None
-                if not (isinstance(last, int) and last % lanes == 0):
-                    where = k.b.lt(k.b.index(taps[-1]), k.b.index(last))
-                n, *at = place(dmin(column + j, self.columns - 1))  # beyond the last: never stored
-                w = read_w(g * p.rows + dmin(row + i, p.rows - 1), start + c, taps, where)
-                x = read_x(n, g, start + c, at, taps, where)
-                k.set(acc, p.product(k, x, w, k.get(acc, i, j, lane)), i, j, lane)
+              nest(k, p.taps[:-1], "seq", "k") as lead, k.loop(ceildiv(last, lanes), "seq", "v") as v,
+              k.loop(mo, "unroll", "i") as i, k.loop(mc, "unroll", "j") as j,
+              k.loop(lanes, "vector", "l", p.width) as lane):
+            taps = (*lead, v * lanes + lane)
+            where = None
+            if not (isinstance(last, int) and last % lanes == 0):
+                where = k.b.lt(k.b.index(taps[-1]), k.b.index(last))
+            n, *at = place(dmin(column + j, self.columns - 1))  # beyond the last: never stored
+            w = read_w(g * p.rows + dmin(row + i, p.rows - 1), start + c, taps, where)
+            x = read_x(n, g, start + c, at, taps, where)
+            k.set(acc, p.product(k, x, w, k.get(acc, i, j, lane)), i, j, lane)
         with (k.loop(mo, "unroll", "i") as i, k.loop(mc, "unroll", "j") as j,
               k.loop(lanes, "vector", "l", p.width) as lane):
             k.write(tile, (mc * i + j) * lanes + lane, k.get(acc, i, j, lane))

@@ -24,6 +24,7 @@ from flowc.op import Contraction, General, HostCall, Pointwise, Reduction
 from flowc.passes.places import Place, Places, at_origin, evaluations
 
 MAX_NODES = 160       # members of one group: bounds code size and compile time
+CHEAP = 4             # operations worth repeating instead of a trip through memory
 MAX_BUFFERS = 28      # memory operands of one group
 RECOMPUTE = 32        # work worth repeating instead of a trip through memory: 8 per instruction, 1 per condition
 MUCH = 1 << 12        # work beyond which it is no longer counted
@@ -256,8 +257,8 @@ class _Partitioner:
         return True
 
     def at_hand(self, node: Node, wanted: Sequence[Group]) -> bool:
-        """Is the node a comparison of what lies in memory anyway, nearly all of it read by every group that wants it, or
-        a function of one such tensor?  Then computing it again costs less than writing and reading it."""
+        """Is the node a comparison of what lies in memory anyway, nearly all of it read by every group that wants it,
+        or a function of one such tensor?  Then computing it again costs less than writing and reading it."""
         leaves: dict[Node, None] = {}
         seen, stack, cost = {node}, [node], 0
         while stack:

@@ -17,8 +17,8 @@ from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, descr
 from flowc.passes.reductions import lower_columns, lower_rows, lower_split, splits
 from flowc.passes.rowblocks import lower_row_block
 from flowc.passes.schedule import choose_map
-from flowc.passes.turn import turned_map
 from flowc.passes.small_rows import lower_small_rows, small_rows
+from flowc.passes.turn import turned_map
 
 
 def lower_group(g: Group, ctx: Context) -> Lowered:
