@@ -1,15 +1,16 @@
-"""Products of products by blocks of rows: attention without the matrix of scores.
+"""Products whose rows are reduced, and perhaps multiplied again, by blocks of rows: attention without the matrix of
+scores, nearest neighbours without the matrix of distances.
 
-Here: recognising a contraction, a row kernel and a contraction that hand each other whole rows, and the one kernel
-that does all three for a block of rows whose values in between stay in the second-level cache.
-Not here: the three on their own (contract.py, reductions.py).
+Here: recognising a contraction and a row kernel, or these and one more contraction, that hand each other whole rows;
+the one kernel that does it all for a block of rows whose values in between stay in the second-level cache.
+Not here: the kernels on their own (contract.py, reductions.py).
 
     for outer, row block in parallel:
         S[block][N] = rows of the first product, its epilogue applied
-        for each row of S: the row kernel, in place
+        for each row of S: the row kernel, in place if a product follows
         rows of the second product, read from S, epilogue, store
 
-Every number is computed as by the three kernels, in the same order: the bits are theirs.  (The tiling is that of
+Every number is computed as by the separate kernels, in the same order: the bits are theirs.  (The tiling is that of
 Dao et al., "FlashAttention", 2022; without its running rescaling, as a block of whole rows fits the cache.)
 """
 
@@ -24,7 +25,7 @@ from flowc.kernel import Expr
 from flowc.passes.contract import Packed
 from flowc.passes.contract_direct import finish_tile
 from flowc.passes.fuse import Group
-from flowc.passes.inline import Idx, Inliner, KernelBuilder
+from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.problem import Problem
 from flowc.passes.reductions import walk_row
@@ -42,7 +43,7 @@ def rows_of(machine: Machine, columns: int, size: int) -> int | None:
 
 def join_row_blocks(groups: Sequence[Group], ctx: Context, graph_outputs: set[Node],
                     allow: Callable[[str, Node], bool]) -> list[Group]:
-    """The groups with every such triple made one."""
+    """The groups with every such triple, then every such pair, made one."""
     writer = {n: g for g in groups for n in g.outputs}
     readers: dict[Node, set[Group]] = {}
     for g in groups:
@@ -58,26 +59,42 @@ def join_row_blocks(groups: Sequence[Group], ctx: Context, graph_outputs: set[No
             continue
         gone.update(first_two)
         _absorb(last, first_two)
+    for row in groups:
+        first = None if row in gone else _product_of(row, writer, readers, graph_outputs, gone)
+        if first is not None and _pair(first, row, ctx) and allow("row-block", row.root):
+            gone.add(first)
+            _absorb(row, (first,))
     return [g for g in groups if g not in gone]
 
 
-def _before(last: Group, writer: dict[Node, Group], readers: dict[Node, set[Group]], kept: set[Node],
-            gone: set[Group]) -> tuple[Group, Group] | None:
+def _sole(node: Node, reader: Group, writer: dict[Node, Group], readers: dict[Node, set[Group]], kept: set[Node],
+          gone: set[Group]) -> Group | None:
+    """The group whose only result is ``node``, if nothing but ``reader`` wants it."""
+    g = writer.get(node)
+    alone = g is not None and g not in gone and g.outputs == [node] and readers.get(node) == {reader}
+    return g if alone and node not in kept else None
+
+
+def _product_of(row: Group, *where) -> Group | None:
+    """The contraction that all rows of a row kernel come from."""
+    if row.kind != "row" or not row.reductions:
+        return None
+    for a in row.demands:
+        first = _sole(a, row, *where)
+        if first is not None and first.kind == "contraction" and row.outer == a.rank - 1 and _in_place(row, a):
+            return first
+    return None
+
+
+def _before(last: Group, *where) -> tuple[Group, Group] | None:
     """The row kernel whose only result ``last`` multiplies, and the product that is all it is made from."""
-    def sole(node: Node, reader: Group) -> Group | None:
-        g = writer.get(node)
-        alone = g is not None and g not in gone and g.outputs == [node] and readers.get(node) == {reader}
-        return g if alone and node not in kept else None
     if last.kind != "contraction" or last.contraction is None:
         return None
     for b in last.contraction.inputs:
-        row = sole(b, last)
-        if row is None or row.kind != "row" or row.outer != b.rank - 1 or not row.reductions:
-            continue
-        for a in row.demands:
-            first = sole(a, row)
-            if first is not None and first.kind == "contraction" and a.shape == b.shape and _in_place(row, a):
-                return first, row
+        row = _sole(b, last, *where)
+        first = None if row is None else _product_of(row, *where)
+        if row is not None and first is not None and first.outputs[0].shape == b.shape:
+            return first, row
     return None
 
 
@@ -88,16 +105,31 @@ def _in_place(row: Group, a: Node) -> bool:
                for d in row.demands[a])
 
 
-def _agree(stages: tuple[Group, Group, Group], ctx: Context) -> bool:
-    """Do the three walk the same rows, with row lengths that are known and fit?"""
-    first, row, last = stages
-    a, b = first.outputs[0], row.outputs[0]
+def _rows_fit(first: Group, ctx: Context) -> Problem | None:
+    """The first product, if its rows are of a known length that fits and lie as its result's."""
+    a = first.outputs[0]
     n = a.shape[-1]
     if not isinstance(n, int) or not 1 < n or rows_of(ctx.machine, n, 4) is None:
+        return None
+    p = Problem(first, _with_names(ctx, (a,)))
+    in_order = p.roles.outer + p.roles.rows == tuple(range(a.rank - 1))
+    return p if a.dtype is p.acc and len(p.roles.cols) == 1 and in_order else None
+
+
+def _pair(first: Group, row: Group, ctx: Context) -> bool:
+    """Is the column operand of the product small enough to be read for every block of rows?"""
+    p = _rows_fit(first, ctx)
+    if p is None or not isinstance(p.k, int) or not isinstance(p.n, int):
         return False
-    named = _with_names(ctx, (a, b))
-    pa, pc = Problem(first, named), Problem(last, named)
-    if a.dtype is not pa.acc or b.dtype is not pc.acc or len(pa.roles.cols) != 1:
+    return 2 * p.k * p.n * p.acc.bytes <= ctx.machine.l2 and row.space[:row.outer] == first.outputs[0].shape[:-1]
+
+
+def _agree(stages: tuple[Group, Group, Group], ctx: Context) -> bool:
+    """Do the three walk the same rows?"""
+    first, row, last = stages
+    b = row.outputs[0]
+    pa, pc = _rows_fit(first, ctx), Problem(last, _with_names(ctx, (b,)))
+    if pa is None or b.dtype is not pc.acc:
         return False
     side = pc.roles.row_operand
     if pc.node.inputs[side] is not b or not pc.col_reach.plain or pc.col_reach.own != 1:
@@ -105,8 +137,7 @@ def _agree(stages: tuple[Group, Group, Group], ctx: Context) -> bool:
     same = len(pa.outer_extents) == len(pc.outer_extents) and len(pa.row_extents) == len(pc.row_extents) and all(
         known_eq(x, y, ctx.ranges) for x, y in zip((*pa.outer_extents, *pa.row_extents),
                                                    (*pc.outer_extents, *pc.row_extents), strict=True))
-    in_order = pa.roles.outer + pa.roles.rows == tuple(range(a.rank - 1))
-    return same and in_order and pc.access.reduce == (n,) and _reads_rows(pc, side)
+    return same and pc.access.reduce == (pa.n,) and _reads_rows(pc, side)
 
 
 def _reads_rows(p: Problem, side: int) -> bool:
@@ -119,14 +150,13 @@ def _reads_rows(p: Problem, side: int) -> bool:
     return tuple(idx) == (*lead, 7) and not conditions
 
 
-def _absorb(last: Group, first_two: tuple[Group, Group]) -> None:
-    first, row = first_two
-    last.stages = (first, row, replace(last, stages=()))
-    last.kind = "row block"
-    last.members = list(dict.fromkeys((*first.members, *row.members, *last.members)))
-    last.demands = {n: set().union(*(g.demands.get(n, ()) for g in (*first_two, last)))
-                    for g in (*first_two, last) for n in g.demands}
-    last.reads = (first.reads | row.reads | last.reads) - {first, row}
+def _absorb(last: Group, before: tuple[Group, ...]) -> None:
+    """``last`` does the work of all; what reads its results finds them where they were."""
+    stages = (*before, replace(last, stages=()))
+    last.stages, last.kind = stages, "row block"
+    last.members = list(dict.fromkeys(n for g in stages for n in g.members))
+    last.demands = {n: set().union(*(g.demands.get(n, ()) for g in stages)) for g in stages for n in g.demands}
+    last.reads = set().union(*(g.reads for g in stages)) - set(before)
     last.refused = []
 
 
@@ -143,16 +173,17 @@ def lower_row_block(g: Group, ctx: Context) -> Lowered:
 class _RowBlock:
     def __init__(self, g: Group, ctx: Context):
         self.g, self.ctx = g, ctx
-        self.first, self.row, self.last = g.stages
-        self.a, self.b = self.first.outputs[0], self.row.outputs[0]
-        named = _with_names(ctx, (self.a, self.b))
-        self.pa, self.pc = Problem(self.first, named), Problem(self.last, named)
+        self.first, self.row, *self.last = g.stages
+        self.a = self.first.outputs[0]
+        named = _with_names(ctx, (self.a, *self.row.outputs))
+        self.pa = Problem(self.first, named)
+        self.pc = [Problem(x, named) for x in self.last]
         self.n = int(self.a.shape[-1])  # type: ignore[arg-type]
         rows = rows_of(ctx.machine, self.n, 4)
         assert rows is not None
         m = self.pa.m
         self.rows = min(rows, max(8, ceil_half(m))) if isinstance(m, int) else rows
-        self.sa, self.sc = (self._tile(p) for p in (self.pa, self.pc))
+        self.sa = self._tile(self.pa)
         self.packed = None if self.pa.col_reach.plain and self.pa.col_reach.own == 1 else Packed(
             self.pa, self.sa, f"{ctx.name}.packed")
 
@@ -167,11 +198,12 @@ class _RowBlock:
             table = k.alloc(self.pa.acc, self.rows * self.n)
             self.scores(k, table, outer, block)
             self.normalise(k, table, outer, block)
-            self.product(k, table, outer, block)
+            for p in self.pc:
+                self.product(k, p, table, outer, block)
         declare_outputs(k, self.g, self.ctx)
         notes = [*(line for s in self.g.stages for line in describe(s)), f"row blocks of {self.rows}"]
         kernel = k.finish(self.ctx.dims, notes)
-        work = (self.pa.work + self.pc.work) // 8 + self.a.type.size * cost(self.row)
+        work = sum((p.work for p in (self.pa, *self.pc)), 0) // 8 + self.a.type.size * cost(self.row)
         if self.packed is None:
             return Lowered([kernel], {}, [work])
         return Lowered([self.packed.pack_columns(), kernel], {self.packed.temp: self.packed.packed},
@@ -214,11 +246,17 @@ class _RowBlock:
             assert idx[:-1] == o, f"{self.a} asked for at {idx} in a row {o}"
             return k.b.load(table, k.tidy(self.n * i + idx[-1]), self.a.dtype, where)
         inl.bound[self.a] = score
-        walk_row(k, inl, self.row, o, self.ctx, lambda _, idx, v: k.write(table, self.n * i + idx[-1], v))
 
-    def product(self, k: KernelBuilder, table: str, outer: Idx, block: DimLike) -> None:
-        p, s = self.pc, self.sc
-        inl = inliner(k, self.last, self.ctx)
+        def write(n: Node, idx: Idx, v: Expr) -> None:
+            if self.pc:
+                k.write(table, self.n * i + idx[-1], v)
+            else:
+                k.write(self.ctx.name_of(n), linear_index(idx, n.shape), v)
+        walk_row(k, inl, self.row, o, self.ctx, write)
+
+    def product(self, k: KernelBuilder, p: Problem, table: str, outer: Idx, block: DimLike) -> None:
+        s = self._tile(p)
+        inl = inliner(k, p.group, self.ctx)
         with k.loop(ceildiv(p.n, s.nr), "seq", "jq") as jp, k.loop(ceildiv(self.rows, s.mr), "seq", "iq") as ip:
             acc = k.acc(p.acc, k.b.const(0, p.acc), (s.mr, s.nr))
             with k.loop(p.k, "seq", "k") as kk:

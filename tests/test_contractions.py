@@ -110,3 +110,22 @@ def test_scores_that_are_wanted_elsewhere_are_written():
         return nn.softmax(s) @ q, s
     assert "row blocks" not in form_of(fn, q)
     assert flowc.verify(fn, q)
+
+
+@settings(max_examples=25)
+@given(rows=st.integers(1, 130), columns=st.integers(2, 80), depth=st.integers(1, 20), dynamic=st.booleans())
+def test_rows_of_a_product_are_reduced_where_they_are_made(rows, columns, depth, dynamic):
+    """Nearest centres: the matrix of distances is never written."""
+    x, c = operand(1, (rows, depth), "float32"), operand(2, (columns, depth), "float32")
+
+    def fn(x, c):
+        d = np.sum(x * x, axis=1)[:, None] - 2.0 * (x @ c.T) + np.sum(c * c, axis=1)
+        return np.argmin(d, axis=1), np.min(d, axis=1)
+    report = flowc.verify(flowc.jit(fn, dynamic=dynamic), x, c)
+    assert report, report
+
+
+def test_products_that_are_reduced_by_rows_are_not_written():
+    x, c = operand(1, (500, 64), "float32"), operand(2, (256, 64), "float32")
+    plan = form_of(lambda x, c: np.argmin(x @ c.T + 1, axis=1), x, c)
+    assert "row blocks of" in plan and "f32[500, 256]" not in plan.split("wave 0")[0], plan
