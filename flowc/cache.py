@@ -29,7 +29,7 @@ from flowc import config
 
 MAGIC = b"flowc\x00\x01\n"
 _HEADER = struct.Struct("<8s32sQ32s")     # magic, SHA-256 of the key, payload bytes, SHA-256 of the payload
-SUFFIX, PARTIAL = ".code", ".partial"
+SUFFIX, PARTIAL, NOTE = ".code", ".partial", ".note"
 MAX_ENTRY = 1 << 30                       # bytes; nothing larger is kept or believed
 STALE = 3600.0                            # seconds after which an unfinished file belongs to nobody
 KEEP = 0.75                               # of the size limit remains after dropping old entries
@@ -193,6 +193,41 @@ class DiskStore:
             if self._bytes is None or self._bytes + size > self.limit:
                 self._bytes = _shrink(folder, self.limit - size)
             self._bytes += size
+
+    # -- notes: small files beside the entries, which are kept until somebody removes them
+
+    def _note(self, folder: str, key: str) -> str:
+        return self._file(folder, key)[:-len(SUFFIX)] + NOTE
+
+    def note(self, key: str) -> bytes | None:
+        """What ``put_note`` kept under ``key``; None if there is nothing.  ValueError or OSError for a file that is
+        there and not whole; it stays where it is."""
+        folder = self._folder(create=False)
+        return _read(self._note(folder, key), key) if folder else None
+
+    def put_note(self, key: str, data: bytes) -> str:
+        """Keep ``data`` under ``key`` and return the file's path.  OSError if that is not possible."""
+        folder = self._folder(create=True)
+        if not folder:
+            raise OSError(self.refused)
+        path = self._note(folder, key)
+        _write(folder, path, _pack(key, data))
+        return path
+
+    def drop_note(self, key: str) -> bool:
+        """Remove the note of ``key``; was there one?"""
+        folder = self._folder(create=False)
+        try:
+            os.unlink(self._note(folder, key))
+        except OSError:
+            return False
+        return True
+
+    def other_notes(self, key: str) -> int:
+        """How many notes of other keys there are."""
+        folder = self._folder(create=False)
+        mine = self._note(folder, key)
+        return sum(path != mine for path, _ in _entries(folder, (NOTE,))) if folder else 0
 
     def info(self) -> Info:
         folder = self._folder(create=False)

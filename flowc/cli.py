@@ -1,4 +1,4 @@
-"""The commands: run, opt, verify, bisect, reduce, ops, doctor, cache.
+"""The commands: run, opt, verify, bisect, reduce, bench, tune, ops, doctor, cache.
 
 Here: arguments, help from the tables (commands, passes, settings, ops), what is printed.  Not here: the work itself
 (api.py, passes/, backends/), looking at this machine (doctor.py).  Read next: cases.py.
@@ -242,6 +242,90 @@ def _exits_with(code: int, args: argparse.Namespace) -> Callable[[Graph], bool]:
     return keep
 
 
+# ---- bench, tune ----------------------------------------------------------------------------------------------------
+
+def _case_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--threads", type=int, default=0, metavar="N", help="threads to use; default: all that are allowed")
+    p.add_argument("--seconds", type=float, default=2.0, help="of timing (default: 2)")
+
+
+def _case(args: argparse.Namespace) -> tuple[str, Any, Any, list[Any]]:
+    """Name, function or None, traced function or graph, and the arguments that the command names."""
+    from flowc.api import jit
+    from flowc.function import Function
+    found = _FUNCTION.fullmatch(args.what)
+    if found and not os.path.exists(args.what):
+        fn = _load_function(found["module"], found["function"])
+        f = fn if isinstance(fn, Function) else jit(fn)
+        arrays = cases.values(args.args, cases.parse_sizes(args.size), args.seed)
+        return found["function"], f, f.lower(*arrays).graph, arrays
+    graph = cases.read_graph(args.what)
+    return os.path.basename(args.what), None, graph, _arrays(args, graph)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from flowc.bench import measure
+    from flowc.compiled import compile_graph
+    name, f, graph, given = _case(args)
+    with config.options(**({"num_threads": args.threads} if args.threads else {})):
+        arrays = [np.asarray(a, p.dtype.numpy) for a, p in zip(_leaves(given), graph.params, strict=True)]
+        if f is not None:
+            result = measure(name, lambda: f(*given), {"NumPy": lambda: f.fn(*given)}, graph, arrays, args.seconds)
+        else:
+            made: list[Any] = []
+
+            def call() -> Any:
+                if not made:
+                    made.append(compile_graph(graph))
+                return made[0](arrays)
+            plain = compile_graph(graph, device="interpreter")
+            result = measure(name, call, {"interpreter": lambda: plain(arrays)}, graph, arrays, args.seconds)
+    print("\n".join(result.lines()))
+    return OK
+
+
+def _leaves(given: list[Any]) -> list[Any]:
+    from flowc.tree import flatten
+    return list(flatten(tuple(given))[0])
+
+
+def _tune_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("what", nargs="?", metavar="FILE|MODULE:FUNCTION", help="tune the schedules of this graph or "
+                   "function; without it the processor is measured")
+    p.add_argument("--list", action="store_true", help="show the problems and schedules of the function, tune nothing")
+    p.add_argument("--dry-run", action="store_true", help="keep nothing")
+    p.add_argument("--clear", action="store_true", help="forget what was measured and tuned")
+
+
+def _tune(args: argparse.Namespace) -> int:
+    import numpy as np
+
+    from flowc import tune, tuned
+    from flowc.backends.llvm.engine import processor
+    if args.clear:
+        print("forgotten" if tuned.forget(processor()) else "there was nothing")
+        return OK
+    with config.options(**({"num_threads": args.threads} if args.threads else {})):
+        if args.what is None:
+            record = tune.calibrate(args.seconds)
+            print(f"was: {tuned.describe(processor())}\nnow: {record}")
+            if not args.dry_run:
+                print(f"kept in {tuned.save(processor(), record)}")
+            return OK
+        _, _, graph, given = _case(args)
+        if args.list:
+            from flowc.passes.choices import fields_text
+            print("\n".join(f"{p}: {fields_text(s)}" for p, s in tune.problems(graph).items()))
+            return OK
+        arrays = [np.asarray(a, p.dtype.numpy) for a, p in zip(_leaves(given), graph.params, strict=True)]
+        found = tune.tune_graph(graph, arrays, args.seconds, lambda text: print(text, flush=True))
+    if not args.dry_run and any(t.best != t.before for t in found):
+        print(f"kept in {tune.store(found)}")
+    return OK
+
+
 # ---- ops, doctor, cache ---------------------------------------------------------------------------------------------
 
 def _ops_options(p: argparse.ArgumentParser) -> None:
@@ -305,6 +389,10 @@ COMMANDS = (
             _several(_file, _inputs, _device, _passes, _bisect_options), _opt_help),
     Command("reduce", "make a graph smaller while it still shows a fault", _reduce,
             _several(_file, _device, _seed, _reduce_options)),
+    Command("bench", "time a function: compiled, NumPy, each step of the plan, the machine's limit", _bench,
+            _several(_verify_options, _inputs, _case_options)),
+    Command("tune", "measure this processor, or find better schedules for a function", _tune,
+            _several(_tune_options, _inputs, _case_options)),
     Command("ops", "list the operations", _ops, _ops_options),
     Command("doctor", "describe this installation and machine, for bug reports", _doctor, lambda p: None),
     Command("cache", "show or empty the cache of compiled code", _cache, _cache_options),

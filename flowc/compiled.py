@@ -8,12 +8,12 @@ Read next: function.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import flowc.ops  # noqa: F401  (fills the registry)
-from flowc import config
+from flowc import config, tuned
 from flowc.cache import default_store
 from flowc.check import Report, verify_compiled
 from flowc.diag import FlowcTypeError, FlowcValueError
@@ -21,6 +21,9 @@ from flowc.dims import DimLike, evaluate, linear, symbols
 from flowc.graph import Graph
 from flowc.plan import Program
 from flowc.types import Type
+
+if TYPE_CHECKING:
+    from flowc.passes.schedule import Machine
 
 DEVICES = ("cpu", "cuda", "interpreter")
 
@@ -143,17 +146,21 @@ def size_binder(types: Sequence[Type], names: Sequence[str], constraints, ranges
     return bind
 
 
-def machine(device: str):
-    """The machine description that scheduling works with."""
+def machine(device: str) -> Machine:
+    """The machine description that scheduling works with: this processor's, with what was measured of it."""
     from flowc.passes.schedule import Machine
     if device == "cuda":
         return Machine("cuda", 32)
-    from flowc.backends.llvm.engine import host
-    return Machine("cpu", host()[3])
+    from flowc.backends.llvm.engine import host, processor
+    from flowc.passes.choices import choices
+    found = tuned.load(processor())
+    return Machine("cpu", found.vector_bits or host().vector_bits, found.l1 or Machine.l1, found.l2 or Machine.l2,
+                   choices(config.get("schedules"), found.schedules))
 
 
-def compile_graph(graph: Graph, *, device: str | None = None) -> Compiled:
-    """Optimize and compile ``graph`` for ``device`` (cpu, cuda, interpreter; default: the setting)."""
+def compile_graph(graph: Graph, *, device: str | None = None, target: Machine | None = None) -> Compiled:
+    """Optimize and compile ``graph`` for ``device`` (cpu, cuda, interpreter; default: the setting).
+    target: what scheduling assumes of the machine, by default what is known of this one."""
     where = check_device(device)
     out = Compiled(graph, where)
     if where == "interpreter":
@@ -166,7 +173,7 @@ def compile_graph(graph: Graph, *, device: str | None = None) -> Compiled:
     out.log = ctx
     out.graph = optimise(graph, ctx)
     ctx.stage = "fuse"
-    options = BuildOptions(machine(where), where, config.get("fuse"))
+    options = BuildOptions(target or machine(where), where, config.get("fuse"))
     out.program, out.groups = build_with_groups(out.graph, options, lambda what, node: ctx.allow("fuse", what, node))
     if config.get("check"):
         from flowc.verify import verify_program

@@ -59,6 +59,9 @@ SETTINGS: dict[str, Setting] = {s.name: s for s in (
     Setting("gpu", "FLOWC_GPU", str, "auto", "auto: the GPU driver; sim: the PTX interpreter"),
     Setting("gpu_arch", "FLOWC_GPU_ARCH", str, "sm_80", "architecture PTX is emitted for on the interpreter", True),
     Setting("progress", "FLOWC_PROGRESS", _flag, True, "show a line on the terminal while a compile takes long"),
+    Setting("tuned", "FLOWC_TUNED", _flag, True, "use what `flowc tune` measured on this processor", True),
+    Setting("schedules", "FLOWC_SCHEDULES", str, "", "how kernels are cut, by problem: `dot f32 *: mr=8 nr=48; map *: "
+            "width=16`; `flowc tune --list` names the problems", True),
     Setting("debug_nans", "FLOWC_DEBUG_NANS", _flag, False, "raise where a kernel first produces a NaN"),
 )}
 

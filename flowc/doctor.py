@@ -62,6 +62,12 @@ def _cache() -> str:
     return f"{state.path}: {state.entries} entries, {state.bytes} of {state.limit} bytes"
 
 
+def _tuning() -> str:
+    from flowc import tuned
+    from flowc.backends.llvm.engine import processor
+    return tuned.describe(processor())
+
+
 def _trial() -> str:
     """Compile and run something small on the CPU and compare it with NumPy."""
     from flowc.api import jit
@@ -74,7 +80,7 @@ def _trial() -> str:
 
 CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("LLVM", _llvm), ("processor", _processor), ("threads", _threads), ("GPU", _gpu), ("cache", _cache),
-    ("trial", _trial))
+    ("tuning", _tuning), ("trial", _trial))
 
 
 def report() -> tuple[list[str], bool]:

@@ -35,7 +35,7 @@ from flowc.types import Type
 
 def lower_contraction(g: Group, ctx: Context) -> Lowered:
     p = Problem(g, ctx)
-    s = choose_schedule(ctx.machine, p)
+    s = ctx.machine.chosen((p.node.op.name, p.acc, *p.outer_extents, p.m, p.n, p.k), choose_schedule(ctx.machine, p))
     work = p.work // (8 if p.acc.bits <= 32 else 4) + prod(p.outer_extents) * p.m * p.n * cost(g) // 8
     if s.form == "direct":
         return Lowered([lower_direct(p, s)], {}, [work])

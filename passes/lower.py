@@ -10,6 +10,7 @@ from __future__ import annotations
 from flowc.dims import prod
 from flowc.graph import Node
 from flowc.kernel import Expr
+from flowc.passes.choices import map_problem
 from flowc.passes.convolve import lower_convolution
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, KernelBuilder, linear_index
@@ -53,7 +54,8 @@ def lower_map(g: Group, ctx: Context) -> Lowered:
     declare_outputs(k, g, ctx)
     kernel = k.finish(ctx.dims, describe(g))
     if ctx.machine.name == "cpu":
-        kernel = turned_map(kernel, choose_map(ctx.machine, kernel), ctx.machine)
+        schedule = ctx.machine.chosen(map_problem(g), choose_map(ctx.machine, kernel))
+        kernel = turned_map(kernel, schedule, ctx.machine)
     return Lowered([kernel], {}, [prod(g.root.shape) * cost(g)])
 
 

@@ -9,10 +9,11 @@ A schedule never changes a result: reductions have their tree fixed by lowering 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from flowc.dims import DimLike, ceildiv, dmin, linear, simplify, substitute, sym, symbols
 from flowc.kernel import Acc, Alloc, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk
+from flowc.passes.choices import Choices, Problem, S
 from flowc.types import DType
 
 
@@ -24,6 +25,11 @@ class Machine:
     vector_bits: int = 512
     l1: int = 32 << 10
     l2: int = 1 << 20
+    choices: Choices | None = field(default=None, compare=False)
+
+    def chosen(self, problem: Problem, default: S) -> S:
+        """The schedule that was tuned or handed in for ``problem`` (op, dtype, sizes, ...); else ``default``."""
+        return default if self.choices is None else self.choices.choose(problem, default, self.lanes)
 
     def lanes(self, dtype: DType) -> int:
         """Elements of ``dtype`` in one vector register; at least one."""

@@ -20,7 +20,7 @@ FOLDERS = {"flowc": "flowc", "passes": "flowc.passes", "backends": "flowc.backen
 # Lower may not import higher; within one floor the import graph has no cycle.  A name stands for its submodules too; a
 # star at its end for every name that begins so.
 FLOORS: list[tuple[str, tuple[str, ...]]] = [
-    ("ground", ("flowc.diag", "flowc.config", "flowc.progress", "flowc.cache")),
+    ("ground", ("flowc.diag", "flowc.config", "flowc.progress", "flowc.cache", "flowc.tuned")),
     ("numbers", ("flowc.dims", "flowc.types", "flowc.tree")),
     ("nouns", ("flowc.op", "flowc.graph", "flowc.kernel", "flowc.plan")),
     ("faculties", ("flowc.text", "flowc.lex", "flowc.parse", "flowc.facts", "flowc.verify*",
@@ -31,7 +31,7 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ("driver", ("flowc.check", "flowc.compiled", "flowc.function", "flowc.fastpath", "flowc.api", "flowc.symbolic",
                 "flowc.session", "flowc.optim", "flowc.idx")),
     ("hall", ("flowc", "flowc.numpy", "flowc.nn", "flowc.random", "flowc.__main__", "flowc.cli", "flowc.cases",
-              "flowc.doctor")),
+              "flowc.doctor", "flowc.bench", "flowc.tune")),
 ]
 
 FRONT = ("flowc.size", "flowc.tensor", "flowc.trace", "flowc.numpy_*")

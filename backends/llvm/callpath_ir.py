@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 from flowc.backends import buffers
 from flowc.backends.llvm.builder import Function, Module
-from flowc.backends.llvm.share import SERIAL_WORK, WORK_PER_US
+from flowc.backends.llvm.share import WORK_PER_US, costs
 
 GIL_WORK = 10 * WORK_PER_US         # below this, letting other Python threads run costs more than it gives
 SLOW_WORK = 500_000 * WORK_PER_US   # from here on the fallback runs it, which looks for Ctrl-C now and then
@@ -427,7 +427,7 @@ define internal ptr @find_pool(i64 %work) nounwind {{
 entry:
 {_at("pool", "@api", 8 * API["pool"])}
 {_at("known", "@api", 8 * API["pool_known"])}
-  %large = icmp sge i64 %work, {SERIAL_WORK}
+  %large = icmp sge i64 %work, {costs().serial_work}
   br i1 %large, label %ask, label %none
 ask:
   %known = load i64, ptr %p.known

@@ -20,7 +20,7 @@ from flowc.backends.llvm.callpath import CallSpec, make_callable
 from flowc.backends.llvm.emit import emit_kernel
 from flowc.backends.llvm.engine import OPT_LEVEL, QUICK, Code, Source, Store, compile_modules, content_name, host
 from flowc.backends.llvm.entry import emit_entry, emit_sizes, parallel_extent
-from flowc.backends.llvm.share import CHUNK_WORK, SERIAL_WORK, WORK_PER_US
+from flowc.backends.llvm.share import WORK_PER_US, costs
 from flowc.backends.llvm.target import cpu_target
 from flowc.backends.runtime import Executable, normalise, run_host_step
 from flowc.dims import evaluate, substitute
@@ -47,6 +47,7 @@ class CpuExecutable(Executable):
         super().__init__(program, "cpu")
         self._store = store
         self._target = cpu_target(*host())
+        self._costs = costs()
         self._hosted = any(not s.kernel for s in self.plan.steps)
         self._symbols: dict[str, str] = {}  # of the kernels, by name
         self._codes: dict[str, Code] = {}   # by kernel symbol
@@ -132,7 +133,7 @@ class CpuExecutable(Executable):
         pointers = (ctypes.c_void_p * len(held))(*[0 if a is None else a.ctypes.data for a in held])
         dims = (ctypes.c_int64 * len(self.plan.symbols))(*[sizes[s] for s in self.plan.symbols])
         self._run(ctypes.addressof(pointers), ctypes.addressof(dims), arena,
-                  pool.handle(self._store) if work >= SERIAL_WORK else 0)
+                  pool.handle(self._store) if work >= self._costs.serial_work else 0)
 
     def _run_steps(self, arrays: Sequence[np.ndarray], outputs: Sequence[np.ndarray | None], arena: np.ndarray,
                    sizes: Mapping[str, int]) -> None:
@@ -153,7 +154,7 @@ class CpuExecutable(Executable):
         address = self._codes[symbol].address(symbol)
         extent = parallel_extent(kernel)
         work = evaluate(step.work, sizes)
-        if extent is None or work < SERIAL_WORK:
+        if extent is None or work < self._costs.serial_work:
             _KERNEL(address)(ctypes.addressof(slots), 0, 1)
             return
         limit = evaluate(substitute(extent, dict(zip(kernel.dims, step.dims, strict=True))), sizes)
@@ -168,7 +169,7 @@ class CpuExecutable(Executable):
             for i in range(regions):
                 _KERNEL(kernel)(slots, i, regions)
             return
-        count = min(limit, max(1, work // CHUNK_WORK), max(64, 16 * regions))
+        count = min(limit, max(1, work // self._costs.chunk_work), max(64, 16 * regions))
         for i in range(regions):
             first, last = count * i // regions, count * (i + 1) // regions
             if last > first:

@@ -86,6 +86,14 @@ def host() -> Host:
 
 
 @functools.cache
+def processor() -> str:
+    """What measurements of this machine are filed under: the processor and what it can do, and how many of it there
+    are."""
+    h = host()
+    return f"{h.triple} {h.cpu} {hashlib.sha256(h.features.encode()).hexdigest()[:16]} x{os.cpu_count() or 1}"
+
+
+@functools.cache
 def _machine(level: int = OPT_LEVEL) -> llvm.TargetMachine:
     return _new_machine(level)
 

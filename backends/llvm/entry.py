@@ -23,7 +23,7 @@ from dataclasses import replace
 
 from flowc.backends.llvm.builder import Function, Module
 from flowc.backends.llvm.pool_ir import RUN_MANY, RUN_ONE
-from flowc.backends.llvm.share import ROW, SERIAL_WORK, field, field_at, put
+from flowc.backends.llvm.share import ROW, costs, field, field_at, put
 from flowc.dims import Call, Dim, DimLike, prod, substitute, sym, symbols
 from flowc.kernel import Kernel, Loop
 from flowc.plan import Place, Plan, Program, Step
@@ -168,7 +168,7 @@ class _Part:
         frames = [self._arguments(i, s) for i, s in enumerate(steps)]
         extents = [self._extent(s) for s in steps]
         works = [self._size(s.work) for s in steps]
-        small = all(isinstance(w, int) for w in works) and sum(map(int, works)) < SERIAL_WORK
+        small = all(isinstance(w, int) for w in works) and sum(map(int, works)) < costs().serial_work
         if small or len(steps) == 1 and extents[0] == 1:
             self._serial(steps, frames)
             return

@@ -12,14 +12,32 @@ They are part of the pool's code; its memory holds their addresses.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from flowc import tuned
+from flowc.backends.llvm import engine
 from flowc.backends.llvm.builder import Function, Module
 from flowc.backends.llvm.pool_ir import THREADS
 
 WORK_PER_US = 4000                  # work units (machine operations and bytes) that one core does in a microsecond
-SERIAL_WORK = 20 * WORK_PER_US      # a wave below this is not worth waking a thread
-CHUNK_WORK = 5 * WORK_PER_US        # no chunk is planned smaller than this
-CHUNKS_PER_THREAD = 16             # more chunks than threads: an interrupted thread holds up less
+SERIAL_WORK = 20 * WORK_PER_US      # a wave below this is not worth waking a thread, unless `flowc tune` found another
+CHUNK_WORK = 5 * WORK_PER_US        # no chunk is planned smaller than this, likewise
+CHUNKS_PER_THREAD = 16              # more chunks than threads: an interrupted thread holds up less
 ROW = 4                             # 8-byte fields of a row of ``run_many``'s table
+
+
+class Costs(NamedTuple):
+    """Work below which a wave runs in its caller, and below which no chunk is planned."""
+
+    serial_work: int
+    chunk_work: int
+
+
+def costs() -> Costs:
+    """What `flowc tune` measured on this processor, else the figures above.  They decide who computes what, so they
+    change no result."""
+    found = tuned.load(engine.processor())
+    return Costs(found.serial_work or SERIAL_WORK, found.chunk_work or CHUNK_WORK)
 
 
 def field_at(f: Function, base: str, offset: int, ty: str) -> str:
@@ -54,14 +72,15 @@ def _extreme(f: Function, fn: str, a: str | int, b: str | int) -> str:
 
 def _worth(f: Function, total: str, alone: str) -> str:
     """Branch to ``alone`` unless ``total`` work is to be split; else the work of one chunk: CHUNKS_PER_THREAD chunks
-    per thread over the whole wave, none below CHUNK_WORK."""
+    per thread over the whole wave, none below the least."""
     ask, several = f.label("ask"), f.label("several")
-    f.cond_br(f.op(f"icmp sge i64 {total}, {SERIAL_WORK}"), ask, alone)
+    cost = costs()
+    f.cond_br(f.op(f"icmp sge i64 {total}, {cost.serial_work}"), ask, alone)
     f.begin(ask)
     threads = f.op(f"load atomic i64, ptr {f.op(f'getelementptr i8, ptr %pool, i64 {THREADS}')} monotonic, align 8")
     f.cond_br(f.op(f"icmp sgt i64 {threads}, 1"), several, alone)
     f.begin(several)
-    return _extreme(f, "smax", f.op(f"sdiv i64 {total}, {f.mul(threads, CHUNKS_PER_THREAD)}"), CHUNK_WORK)
+    return _extreme(f, "smax", f.op(f"sdiv i64 {total}, {f.mul(threads, CHUNKS_PER_THREAD)}"), cost.chunk_work)
 
 
 def _chunks(f: Function, work: str, extent: str, share: str) -> str:
