@@ -1,171 +1,172 @@
-"""Measurements behind the numbers in the README: ``python -m benchmarks [NAME ...]``.
+"""``python -m benchmarks COMMAND``: measure flowc and other libraries side by side, make tables and pictures of it.
 
-Here: small, self-contained measurements against NumPy in the same process, interleaved, medians and ratios.
-Not here: correctness (tests/).  Every measurement is a function in TABLE; its first docstring line is its help.
+Here: the commands and their options.  Not here: measuring (rounds.py, extras.py), tables and pictures (report.py,
+plots.py), the small measurements against NumPy alone (checks.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-THREADS = "1"
+from benchmarks import checks, extras, report
+from benchmarks.cases import everything, select
+from benchmarks.peers import PEERS
+from benchmarks.rounds import OURS, ROOT, Options, Results, Setting, run
 
-
-def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds per call; one call of each in turn, so that all see the same machine."""
-    for fn in calls.values():
-        fn()
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, fn in calls.items():
-            start = time.perf_counter()
-            fn()
-            samples[name].append(time.perf_counter() - start)
-    return {name: statistics.median(s) for name, s in samples.items()}
+RESULTS = os.path.join(ROOT, "benchmarks", "results", "results.json")
+TABLE = checks.TABLE
 
 
-def many(fn: Callable[[], object], count: int) -> Callable[[], object]:
-    def loop() -> None:
-        for _ in range(count):
-            fn()
-    return loop
+def _common(p: argparse.ArgumentParser) -> None:
+    p.add_argument("-p", "--peers", default=",".join(PEERS), help="comma list; default: all, missing ones are skipped")
+    p.add_argument("--python", action="append", default=[], metavar="[PEER=]PATH", help="run a library under another "
+                   "Python; without a name: all but flowc and roof")
+    p.add_argument("--out", default=RESULTS, metavar="FILE.json", help="results; what it has is not measured again")
+    p.add_argument("--again", action="store_true", help="measure again what the results have")
+    p.add_argument("--rounds", type=int, default=7)
+    p.add_argument("--scale", type=float, default=1.0, help="factor for all sizes")
+    p.add_argument("--patience", type=float, default=240.0, metavar="SECONDS", help="for one build, then it fails")
+    p.add_argument("--sample", type=float, default=0.03, metavar="SECONDS", help="calls are repeated this long")
+    p.add_argument("--threads", default="", metavar="1,N", help="default: 1 and all")
 
 
-def chain() -> str:
-    """Ten elementwise operations on ten million float32, one thread, against NumPy."""
-    import numpy as np
-
-    import flowc
-
-    def f(x, y):
-        z = x * y + x
-        z = z * 0.5 - y
-        z = abs(z) + 1.0
-        z = np.sqrt(z) * x
-        return np.maximum(z, y) - 0.25
-
-    rng = np.random.default_rng(0)
-    x, y = (rng.standard_normal(10_000_000, dtype=np.float32) for _ in range(2))
-    fast = flowc.jit(f)
-    assert np.array_equal(fast(x, y), f(x, y)), "flowc and NumPy differ"
-    t = interleaved({"numpy": lambda: f(x, y), "flowc": lambda: fast(x, y)}, 15)
-    return (f"numpy {t['numpy'] * 1e3:.1f} ms, flowc {t['flowc'] * 1e3:.1f} ms: "
-            f"{t['numpy'] / t['flowc']:.2f} times faster")
+def _selecting(p: argparse.ArgumentParser) -> None:
+    p.add_argument("-w", "--workloads", default="*", metavar="GLOBS", help="comma list of patterns of names or "
+                   "families; `list` shows them")
+    p.add_argument("--heap", default="default,kept", help="default, kept (freed memory stays in the process) or both")
 
 
-def matmul() -> str:
-    """Matrix product 1024 x 1024 x 1024 float32, one thread, against NumPy's BLAS."""
-    import numpy as np
-
-    import flowc
-    rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal((1024, 1024), dtype=np.float32) for _ in range(2))
-    fast = flowc.jit(lambda a, b: a @ b)
-    exact = a.astype(np.float64) @ b
-    assert np.abs(fast(a, b) - exact).max() < 1e-3, "wrong product"
-    t = interleaved({"numpy": lambda: a @ b, "flowc": lambda: fast(a, b)}, 25)
-    rate = {name: 2 * 1024 ** 3 / s / 1e9 for name, s in t.items()}
-    return (f"numpy {t['numpy'] * 1e3:.2f} ms ({rate['numpy']:.0f} GFLOP/s), flowc {t['flowc'] * 1e3:.2f} ms "
-            f"({rate['flowc']:.0f} GFLOP/s): {100 * t['numpy'] / t['flowc']:.0f} % of NumPy's speed")
-
-
-def call() -> str:
-    """A small call, e = (a + b) * (b + 1) on ten float32, against NumPy's three calls."""
-    import numpy as np
-
-    import flowc
-    a, b = np.arange(10, dtype=np.float32), np.ones(10, np.float32)
-    fast = flowc.jit(lambda a, b: (a + b) * (b + 1))
-    fast(a, b)
-    t = interleaved({"numpy": many(lambda: (a + b) * (b + 1), 1000), "flowc": many(lambda: fast(a, b), 1000)}, 25)
-    return f"numpy {t['numpy'] * 1e6:.0f} ns, flowc {t['flowc'] * 1e6:.0f} ns per call"
-
-
-def import_time() -> str:
-    """``import flowc`` beyond NumPy's own import, best of seven processes."""
-    def best(code: str) -> float:
-        times = []
-        for _ in range(7):
-            out = subprocess.run([sys.executable, "-c", "import time; s = time.perf_counter(); " + code
-                                  + "; print(time.perf_counter() - s)"], capture_output=True, text=True, check=True)
-            times.append(float(out.stdout))
-        return min(times)
-    alone, both = best("import numpy"), best("import numpy, flowc")
-    return f"numpy alone {alone * 1e3:.0f} ms, with flowc {both * 1e3:.0f} ms: {1e3 * (both - alone):.0f} ms more"
-
-
-_FIRST = """
-import os, time
-os.environ["FLOWC_CACHE"] = "0"
-import numpy as np, flowc
-{warm}
-def f(x, y):
-    for _ in range(5):
-        x = np.maximum(x * y + 1.5, -x) - y
-    return x
-x = np.ones(1000, np.float32)
-g = flowc.jit(f)
-s = time.perf_counter()
-g(x, x)
-print(time.perf_counter() - s)
-"""
-
-
-def first_call() -> str:
-    """First call of a 20-operation elementwise function without a disk cache, with and without LLVM's own loading."""
-    def best(warm: str) -> float:
-        command = [sys.executable, "-c", _FIRST.format(warm=warm)]
-        return min(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(5))
-    return (f"{best('') * 1e3:.0f} ms in a fresh process (LLVM is loaded in it), "
-            f"{best('flowc.jit(lambda a: a - 1)(np.ones(3))') * 1e3:.0f} ms after another compile")
-
-
-def passes() -> str:
-    """Time of the graph passes per node for graphs of 100, 1,000 and 10,000 operations."""
-    import numpy as np
-
-    import flowc
-    from flowc.passes.manager import PassContext
-    from flowc.passes.pipeline import optimise
-    out = []
-    for n in (100, 1000, 10000):
-        def f(x, y, n=n):
-            for i in range(n // 4):
-                x = np.tanh(x * y + float(i)) - y
-            return x
-        graph = flowc.jit(f).lower(np.ones(8, np.float32), np.ones(8, np.float32)).graph
-        start = time.perf_counter()
-        optimise(graph, PassContext())
-        out.append(f"{n}: {(time.perf_counter() - start) / n * 1e6:.0f} us")
-    return "per operation, " + ", ".join(out)
-
-
-TABLE = {"chain": chain, "matmul": matmul, "call": call, "import": import_time, "first-call": first_call,
-         "passes": passes}
-
-
-def main() -> None:
-    rows = "\n".join(f"  {n:11} {(f.__doc__ or '').splitlines()[0]}" for n, f in TABLE.items())
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0],
-                                     epilog="measurements:\n" + rows,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which measurements; default: all")
-    names = parser.parse_args().names or list(TABLE)
-    unknown = [n for n in names if n not in TABLE]
+def _options(a: argparse.Namespace) -> Options:
+    peers = [p.strip() for p in a.peers.split(",") if p.strip()]
+    unknown = [p for p in peers if p not in PEERS]
     if unknown:
-        parser.error(f"no measurement {', '.join(unknown)}; there are {', '.join(TABLE)}")
-    if os.environ.get("OMP_NUM_THREADS") != THREADS:  # BLAS reads these when NumPy is loaded
-        env = {**os.environ, "OMP_NUM_THREADS": THREADS, "OPENBLAS_NUM_THREADS": THREADS, "FLOWC_NUM_THREADS": THREADS}
-        env.pop("PYTHONDONTWRITEBYTECODE", None)  # starting from source text is not what users do
-        raise SystemExit(subprocess.run([sys.executable, "-m", "benchmarks", *names], env=env, check=False).returncode)
-    for name in names:
-        print(f"{name}: {TABLE[name]()}", flush=True)
+        raise SystemExit(f"no library {', '.join(unknown)}; there are {', '.join(PEERS)}")
+    pythons = dict(x.split("=", 1) if "=" in x else ("", x) for x in a.python)
+    return Options(peers, pythons, a.rounds, a.patience, a.scale, a.sample)
+
+
+def _threads(a: argparse.Namespace) -> list[int]:
+    if a.threads:
+        return [int(x) for x in a.threads.split(",")]
+    every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return sorted({every, 1}, reverse=True)
+
+
+def _run(a: argparse.Namespace) -> None:
+    names = [w.name for w in select(a.workloads)]
+    if not names:
+        raise SystemExit(f"no workload is called {a.workloads}; `list` shows them")
+    settings = [Setting(t, h) for t in _threads(a) for h in a.heap.split(",")]
+    run(names, settings, _options(a), Results(a.out), a.again)
+
+
+def _growth(a: argparse.Namespace) -> None:
+    options, results = _options(a), Results(a.out)
+    most = max(_threads(a))
+    parts: dict[str, Callable[[], None]] = {
+        "graphs": lambda: extras.graphs(options, results, _counts(a.graphs), a.again),
+        "sizes": lambda: extras.sizes(options, results, most, a.again),
+        "threads": lambda: extras.threads(options, results, range(1, most + 1) if most <= 4 else
+                                          [t for t in (1, 2, 4, 8, 16, 32, 64) if t < most] + [most], a.again)}
+    for part in a.parts.split(","):
+        if part not in parts:
+            raise SystemExit(f"no part {part}; there are {', '.join(parts)}")
+        parts[part]()
+
+
+def _counts(text: str) -> list[int]:
+    return [int(x) for x in text.split(",")] if text else list(extras.GRAPHS)
+
+
+def _growth_options(p: argparse.ArgumentParser) -> None:
+    _common(p)
+    p.add_argument("--parts", default="graphs,sizes,threads")
+    p.add_argument("--graphs", default="", metavar="N,N,...", help="operations of the random graphs")
+
+
+def _small(a: argparse.Namespace) -> None:
+    options, results = _options(a), Results(a.out)
+    extras.footprint(options.peers, options, results)
+    extras.overhead(options, results)
+
+
+def _all(a: argparse.Namespace) -> None:
+    a.parts, a.graphs = "graphs,sizes,threads", ""
+    _run(a)
+    _small(a)
+    _growth(a)
+    _report(a)
+
+
+def _report(a: argparse.Namespace) -> None:
+    results = Results(a.out).data
+    base = os.path.splitext(a.out)[0]
+    with open(base + ".md", "w", encoding="utf-8") as f:
+        f.write(report.markdown(results))
+    print(base + ".md")
+    from benchmarks import plots
+    for path in plots.draw(results, os.path.dirname(os.path.abspath(a.out)), a.format):
+        print(path)
+
+
+def _report_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--out", default=RESULTS, metavar="FILE.json")
+    p.add_argument("--format", default="svg", choices=["svg", "png"])
+
+
+def _all_options(p: argparse.ArgumentParser) -> None:
+    _common(p)
+    _selecting(p)
+    p.add_argument("--format", default="svg", choices=["svg", "png"])
+
+
+def _list(a: argparse.Namespace) -> None:
+    for w in everything().values():
+        print(f"{w.family:<15} {w.name}")
+
+
+def _check(a: argparse.Namespace) -> None:
+    checks.run(a.names)
+
+
+def _check_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TABLE)}; default: all")
+
+
+def _run_options(p: argparse.ArgumentParser) -> None:
+    _common(p)
+    _selecting(p)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[argparse.Namespace], None], Callable[[argparse.ArgumentParser], None]]] = {
+    "all": ("everything below but check: about two hours with every library; continues where it was stopped", _all,
+            _all_options),
+    "run": ("steady times of the workloads, interleaved; compile times; memory", _run, _run_options),
+    "small": ("overhead of a call, import time, installed size", _small, _common),
+    "growth": ("compile time over graphs, run time over sizes and threads", _growth, _growth_options),
+    "report": ("tables and pictures from the results", _report, _report_options),
+    "list": ("the workloads by family", _list, lambda p: None),
+    "check": ("the figures of the README against NumPy alone", _check, _check_options),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (text, action, add) in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text)
+        add(sub)
+        sub.set_defaults(action=action)
+    a = parser.parse_args(argv)
+    assert set(OURS) <= set(PEERS)
+    try:
+        a.action(a)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues from here", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":
