@@ -51,14 +51,14 @@ print(json.dumps(closure(sys.argv[1], {}) or {}))
 """
 
 
-def footprint(peers: Sequence[str], options: Options, results: Results, rounds: int = 5) -> None:
+def footprint(peers: Sequence[str], options: Options, results: Results) -> None:
     """Import time (least of a few processes, interleaved) and installed size, with and without dependencies."""
     rows = results.section("footprint")
     named = list(dict.fromkeys(PEERS[p].package for p in peers))
     times: dict[str, list[float]] = {p: [] for p in named}
     env = {**os.environ, "PYTHONPATH": ROOT}
     env.pop("PYTHONDONTWRITEBYTECODE", None)
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         for package in named:
             out = subprocess.run([options.python(package), "-c", _IMPORT.format(package)], capture_output=True,
                                  text=True, env=env, cwd=ROOT, check=False)

@@ -10,6 +10,7 @@ Machines are shared and change their speed, so only figures of one row are compa
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -28,7 +29,8 @@ from benchmarks.peers import PEERS, environment
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CLEAN = 0.02       # part of a sample's time lost to other processes that still counts as undisturbed
-SETTLE_S = 0.004   # before a sample: threads of the others stop spinning
+SETTLE_S = 0.003   # a library whose threads ran for less than a tenth of this has come to rest
+RESTLESS = 100     # such waits at most: threads of some spin for a while before they sleep
 OURS = ("roof", "flowc")  # run under this Python unless told otherwise
 
 
@@ -90,6 +92,23 @@ class Process:
             return json.loads(line)
         self.stop()
         return {"fail": f"ended with code {p.returncode}" if ready else f"over {self.patience:.0f} s"}
+
+    def _ran(self) -> int:
+        """Nanoseconds that the process's threads have run."""
+        total = 0
+        if self.running is not None:
+            for path in glob.glob(f"/proc/{self.running.pid}/task/*/schedstat"):
+                with contextlib.suppress(OSError, IndexError, ValueError), open(path) as f:
+                    total += int(f.read().split()[0])
+        return total
+
+    def settle(self) -> None:
+        """Wait until the process rests: idle threads that spin would slow down whoever is measured next."""
+        for _ in range(RESTLESS):
+            before = self._ran()
+            time.sleep(SETTLE_S)
+            if self._ran() - before < SETTLE_S * 1e8:
+                return
 
     def stop(self) -> None:
         if self.running is not None:
@@ -214,13 +233,15 @@ class Bench:
     def _rounds(self, out: dict[str, Any]) -> None:
         live = [p for p in out if "first_ms" in out[p]]
         samples: dict[str, list[dict[str, float]]] = {p: [] for p in live}
+        for p in live:
+            self.workers[p].settle()
         for r in range(self.options.rounds):
             for i in range(len(live)):
                 p = live[(i + r) % len(live)]
                 if "fail" in out[p]:
                     continue
-                time.sleep(SETTLE_S)
                 got = self.workers[p].ask("time")
+                self.workers[p].settle()
                 if "s" in got:
                     samples[p].append(got)
                 else:

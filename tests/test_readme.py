@@ -50,8 +50,10 @@ def test_benchmarks_named_exist():
     import sys
     sys.path.insert(0, str(ROOT))
     try:
-        from benchmarks.__main__ import TABLE
+        from benchmarks.__main__ import COMMANDS, TABLE
     finally:
         sys.path.remove(str(ROOT))
-    for name in re.findall(r"`python -m benchmarks ([\w-]+)`", TEXT):
+    for name in re.findall(r"`python -m benchmarks check ([\w-]+)`", TEXT):
         assert name in TABLE
+    for name in re.findall(r"python -m benchmarks ([\w-]+)", TEXT):
+        assert name in COMMANDS

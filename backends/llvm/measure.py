@@ -28,6 +28,7 @@ LINE = 64            # bytes of a stream's unit
 UNROLL = 8           # lines per round of a stream
 ROUND = LINE * UNROLL
 ELEMENT = {"f32": ("float", 32), "f64": ("double", 64)}
+CHUNKS = 8           # per thread: a thread that is held up leaves its share to the others
 MOVES = ("read", "write", "copy", "write_past", "copy_past")  # past: stores that bypass the caches
 
 _TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -172,14 +173,14 @@ class Meter:
         self._size = 0
         self.threads = pool.num_threads()
         self._pool = pool.default() if pool.handle() else None
-        self._sink = np.zeros(1 << 16, np.uint8)
+        self._sink = np.zeros(256 * (2 + CHUNKS * self.threads), np.uint8)
         self._starts = np.linspace(0.5, 1.0, 32 * (CHAINS + 2))  # plain numbers, read as f32 as well
 
     def _run(self, name: str, words: list[int], split: bool = True, chunks: int = 0) -> None:
         arg = (ctypes.c_int64 * len(words))(*words)
         address = self._code.address(name)
         if self._pool is not None and split:
-            self._pool.parallel_for(address, ctypes.addressof(arg), chunks or self.threads)
+            self._pool.parallel_for(address, ctypes.addressof(arg), chunks or CHUNKS * self.threads)
         else:
             _TASK(address)(ctypes.addressof(arg), 0, 1)
 
@@ -195,7 +196,8 @@ class Meter:
         rounds = max(1, int(nbytes) // ROUND)
         self._grow(self.threads * around if around else rounds * ROUND)
         target = self._sink.ctypes.data if kind == "read" else self._to.ctypes.data
-        self._run(kind, [rounds, self._from.ctypes.data, target, around // ROUND - 1])
+        self._run(kind, [rounds, self._from.ctypes.data, target, around // ROUND - 1],
+                  chunks=self.threads if around else 0)
 
     def _grow(self, size: int) -> None:
         size = max(size, buffers.LARGE)  # such blocks are aligned to a line and more
@@ -206,7 +208,7 @@ class Meter:
 
     def nothing(self, chunks: int = 0) -> None:
         """Wake the threads and wait for them; chunks: empty ones to hand out, by default one per thread."""
-        self._run("nothing", [0], chunks=chunks)
+        self._run("nothing", [0], chunks=chunks or self.threads)
 
     def latency(self, nbytes: int, steps: int = 200_000) -> float:
         """Seconds of a load whose address depends on the one before, within ``nbytes`` bytes in random order."""
