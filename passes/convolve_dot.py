@@ -16,10 +16,11 @@ bits.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod as int_prod
 
-from flowc.dims import DimLike, ceildiv, dmin, prod
+from flowc.dims import DimLike, ceildiv, dmin, linear, prod
 from flowc.kernel import Expr, Fold, Kernel
-from flowc.passes.convolve import Copy, Problem, guess, plain
+from flowc.passes.convolve_copy import Copy, Problem, guess, plain
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.schedule import Machine
@@ -45,10 +46,12 @@ class Taps:
         self.column = max((i for i, n in enumerate(places) if n != 1), default=0)  # the output axis in the tile
         self.columns = places[self.column]
         self.mo, self.mc = choose_tile(p.ctx.machine, self.lanes * p.acc.bits, p.rows, self.columns)
-        tasks = guess(prod(places)) * p.groups * guess(p.rows) // RESULTS
+        tasks = int_prod(map(guess, places)) * p.groups * guess(p.rows) // RESULTS
         wanted = 1 if tasks >= TASKS else min(guess(p.channels), ceil_div(TASKS, max(1, tasks)))
         self.per_piece = ceildiv(p.channels, wanted)
-        self.pieces = wanted if not isinstance(p.channels, int) else ceil_div(p.channels, max(1, self.per_piece))
+        self.pieces = wanted
+        if isinstance(p.channels, int) and isinstance(self.per_piece, int):  # no empty ones
+            self.pieces = ceil_div(p.channels, max(1, self.per_piece))
         self.name = p.ctx.name
 
     def _adjacent(self, shape: tuple[DimLike, ...], input: bool) -> bool:
@@ -56,7 +59,6 @@ class Taps:
         p, k = self.p, self.p.ctx.builder("probe")
         with nest(k, shape, "seq") as idx:
             v = inliner(k, p.group, p.ctx).value(p.x if input else p.w, idx)
-            from flowc.dims import linear
             return isinstance(idx[-1], int) or linear(v.attr[1], str(idx[-1]))[0] == 1  # type: ignore[index]
 
     def lower(self) -> Lowered:
@@ -120,8 +122,8 @@ class Taps:
             declare_outputs(k, p.group, p.ctx)
         else:
             k.buffer(f"{self.name}.pieces", p.acc, (self.pieces, *p.node.shape), "out")
-        return k.finish(p.ctx.dims, [*describe(p.group), (f"convolution: {self.mo} channels x {self.mc} places, taps as "
-                                     f"{lanes} lanes, {self.pieces} pieces")])
+        note = f"convolution: {self.mo} channels x {self.mc} places, taps as {lanes} lanes, {self.pieces} pieces"
+        return k.finish(p.ctx.dims, [*describe(p.group), note])
 
     def _multiply(self, k: KernelBuilder, inl: Inliner, tile: str, piece: DimLike, g: DimLike,
                   place: Callable[[DimLike], Idx], first: tuple[DimLike, DimLike]) -> None:

@@ -94,8 +94,8 @@ def _reduced(k: KernelBuilder, inl: Inliner, n: Node, o: Idx, flat: bool) -> tup
     dtype, b = n.inputs[0].dtype, k.b
     extents = reduced_extents(n)
     size = prod(extents)
-    assert isinstance(size, int)
     across = size if flat else extents[-1]
+    assert isinstance(size, int) and isinstance(across, int)
     lanes = lane_count(across)
     unit = tuple(b.const(u, d) for u, d in zip(lower.unit(dtype), lower.state(dtype), strict=True))
     exact = n.op.name in EXACT  # then the neutral element changes nothing at all
@@ -109,7 +109,7 @@ def _reduced(k: KernelBuilder, inl: Inliner, n: Node, o: Idx, flat: bool) -> tup
 
     for at in range(size):
         x = inl.value(n.inputs[0], reduced_index(n, o, unravel(at, extents)))
-        lane = at % across % lanes  # type: ignore[operator]
+        lane = at % across % lanes
         states[lane] = join(states[lane], lower.enter(b, x, b.index(at)))
     while lanes > 1:
         lanes //= 2

@@ -204,7 +204,7 @@ def test_figures_change_no_bit(bits, serial, chunk):
 
 
 def test_caches_from_latencies(monkeypatch):
-    monkeypatch.setattr(tune, "system_caches", lambda: {})
+    monkeypatch.setattr(tune, "system_caches", dict)
 
     def latency(n: int) -> float:
         return 1e-9 if n <= 48 << 10 else 4e-9 if n <= 1280 << 10 else 15e-9

@@ -1,0 +1,253 @@
+"""What all forms of a convolution share: its sizes and operands, its axes, a copy of the input with its padding.
+
+Here: those.  Not here: loops that multiply (convolve.py, convolve_dot.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd
+
+from flowc.dims import DimLike, ceildiv, dmax, dmin, known_le, known_lt, linear, prod
+from flowc.graph import Node
+from flowc.kernel import Expr, Kernel
+from flowc.op import Access
+from flowc.op import Contraction as ContractionRule
+from flowc.passes.fuse import Group
+from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
+from flowc.passes.lowering import Context, inliner, nest
+from flowc.passes.problem import accumulator
+from flowc.types import Type
+
+LARGE = 512          # what an unknown size is taken for
+
+
+def guess(d: DimLike) -> int:
+    return d if isinstance(d, int) else LARGE
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One spatial axis.  The element at ``lane * stride + other * step - low`` of the input, which has ``gaps - 1``
+    zeros between its ``size`` elements, is read for every lane and every other index.
+
+    In the copy, phase f holds the positions j * stride + f * step: there, lane l and other index o meet at
+    j = l + shift in phase o mod period.
+    """
+
+    size: DimLike
+    lanes: DimLike
+    stride: int
+    others: DimLike
+    step: int
+    low: DimLike
+    high: DimLike
+    gaps: int
+
+    @property
+    def period(self) -> int:
+        return self.stride // gcd(self.stride, self.step)
+
+    @property
+    def phases(self) -> int:
+        return min(self.period, self.others) if isinstance(self.others, int) else self.period
+
+    @property
+    def span(self) -> DimLike:
+        """Positions of one phase."""
+        hop = self.step // gcd(self.stride, self.step)
+        return self.lanes + dmax(self.others - 1, 0) // self.period * hop
+
+    def split(self, other: DimLike) -> tuple[DimLike, DimLike]:
+        """(phase, shift) of an other index."""
+        hop = self.step // gcd(self.stride, self.step)
+        return other % self.period, other // self.period * hop
+
+    def source(self, j: DimLike, phase: DimLike) -> tuple[DimLike, list[tuple]]:
+        """Index into the input, and where it exists."""
+        at = j * self.stride + phase * self.step - self.low
+        conditions: list[tuple] = [("divisible", at, self.gaps)] if self.gaps > 1 else []
+        return at // self.gaps, [*conditions, ("range", at // self.gaps, self.size)]
+
+    def inside(self, phase: DimLike) -> tuple[DimLike, DimLike]:
+        """The range of positions of a phase that lie inside the input, or between its elements."""
+        first, total = self.low - phase * self.step, (self.size - 1) * self.gaps + 1
+        low = dmin(dmax(0, ceildiv(first, self.stride)), self.span)
+        return low, dmax(low, dmin(self.span, ceildiv(first + total, self.stride)))
+
+    @property
+    def shared(self) -> int:
+        """Zeros at the end of a row that may be those at the beginning of the next, in every phase."""
+        rest = self.span - self.lanes
+        for f in range(self.phases):
+            low, high = self.inside(f)
+            rest = dmin(rest, low, self.span - high)
+        return max(0, rest) if isinstance(rest, int) else 0
+
+    @property
+    def plain(self) -> bool:
+        """Are lanes neighbours in the input itself, all of which exist?"""
+        return self.stride == self.gaps == 1 and all(isinstance(d, int) and d <= 0 for d in (self.low, self.high))
+
+
+class Problem:
+    """Sizes and operands of one convolution."""
+
+    def __init__(self, g: Group, ctx: Context):
+        c = g.contraction
+        assert c is not None and isinstance(c.op.lower, ContractionRule)
+        self.node, self.group, self.ctx = c, g, ctx
+        self.x, self.w = c.inputs
+        types = (self.x.type, self.w.type, c.type)
+        self.access: Access = c.op.lower.access(types, c.attrs)
+        self.groups: int = c.attrs["groups"]
+        self.images, self.channels = self.x.shape[0], self.w.shape[1]
+        self.rows = c.shape[1] // self.groups   # output channels of a group
+        self.taps, self.outs = self.w.shape[2:], c.shape[2:]
+        self.acc = accumulator(c.dtype)
+        self.width = ctx.machine.lanes(self.acc)
+
+    def axes(self, taps_are_lanes: bool) -> list[Axis]:
+        a, out = self.node.attrs, []
+        for i, (size, o, t) in enumerate(zip(self.x.shape[2:], self.outs, self.taps, strict=True)):
+            here, there = (o, a["strides"][i]), (t, a["rhs_dilation"][i])
+            if taps_are_lanes:
+                here, there = there, here
+            (low, high), gaps = a["padding"][i], a["lhs_dilation"][i]
+            out.append(Axis(size, *here, *there, low, high, gaps))
+        return out
+
+    def product(self, k: KernelBuilder, x: Expr, w: Expr, old: Expr) -> Expr:
+        b = k.b
+        return b.fma(x, w, old) if self.acc.floating else b.add(b.mul(x, w), old)
+
+    def output(self, n: DimLike, g: DimLike, row: DimLike, at: Sequence[DimLike]) -> Idx:
+        """Index of the result; ``row``: the channel inside the group."""
+        return (n, g * self.rows + row, *at)
+
+    def finish(self, k: KernelBuilder, inl: Inliner, o: Idx, value: Expr) -> None:
+        """What is computed from one result, and the stores."""
+        o = tuple(map(k.tidy, o))
+        v = k.let(k.b.cast(value, self.node.dtype))
+        inl.bound[self.node] = lambda idx, where: v if idx == o else None
+        for n in self.group.outputs:
+            k.write(self.ctx.name_of(n), linear_index(o, n.shape), inl.value(n, o))
+        del inl.bound[self.node]
+
+
+def plain(p: Problem, node: Node) -> bool:
+    """Is the operand a tensor in memory of the accumulator's dtype, perhaps moved, so that an index is an address?"""
+    k = p.ctx.builder("probe")
+    inl = inliner(k, p.group, p.ctx)
+    with nest(k, node.shape, "seq") as idx:
+        v = inl.value(node, idx)
+        if v.op != "load" or v.args or v.dtype is not p.acc or any(s.stmts for s in k.scopes):
+            return False
+        terms = [linear(v.attr[1], str(i)) for i in idx if not isinstance(i, int)]
+        return all(t is not None and isinstance(t[0], int) for t in terms)
+
+
+class Copy:
+    """The input with its padding, cut into phases: [image][channel][phases...][spans...], or with the image as the
+    slowest position: [channel][phases...][image][spans...] (``joined``).  The zeros at the end of a row are those at
+    the beginning of the next one."""
+
+    def __init__(self, p: Problem, axes: Sequence[Axis], joined: bool = False):
+        self.p, self.axes, self.joined = p, axes, joined
+        self.phases = [a.phases for a in axes]
+        self.shared = axes[-1].shared
+        self.spans = [*(a.span for a in axes[:-1]), axes[-1].span - self.shared]
+        self.plane = prod(self.spans)
+        self.all_channels = p.x.shape[1]
+
+    def size(self, images: DimLike, channels: DimLike, slack: int) -> DimLike:
+        """Elements, and room behind them for vectors that begin inside."""
+        return images * channels * prod(self.phases) * self.plane + slack
+
+    def start(self, n: DimLike, channels: DimLike, channel: DimLike, phases: Sequence[DimLike]) -> DimLike:
+        """Where position 0 lies."""
+        if self.joined:
+            return linear_index((channel, *phases, n), (channels, *self.phases, self.p.images)) * self.plane
+        return linear_index((n, channel, *phases), (1, channels, *self.phases)) * self.plane
+
+    def at(self, lanes: Sequence[DimLike], others: Sequence[DimLike]) -> tuple[list[DimLike], DimLike]:
+        """Phases, and the position, of one element."""
+        split = [a.split(o) for a, o in zip(self.axes, others, strict=True)]
+        return [f for f, _ in split], linear_index([i + s for i, (_, s) in zip(lanes, split, strict=True)], self.spans)
+
+    def fill(self, k: KernelBuilder, inl: Inliner, target: str, n: DimLike, channel: DimLike, first: DimLike) -> None:
+        """Copy one channel of one image to the planes that start at ``first``: whole rows of zeros, and rows with
+        zeros at their ends."""
+        p, last = self.p, self.axes[-1]
+        with nest(k, self.phases, "seq", "f") as phases, nest(k, self.spans[:-1], "seq", "y") as rows:
+            at, conditions = [], []
+            for a, i, f in zip(self.axes, rows, phases, strict=False):
+                here, needs = a.source(i, f)
+                at.append(k.tidy(here))
+                conditions += needs
+            to = linear_index(phases, self.phases) * (self.plane * (p.images if self.joined else 1))
+            to = first + to + linear_index((*rows, 0), self.spans)
+
+            def put(j: DimLike, exists: bool) -> None:
+                """Position j of the row; where it may lie between elements, under a condition."""
+                if not exists:
+                    k.write(target, to + j, k.b.const(0, p.acc))
+                    return
+                here, needs = last.source(j, phases[-1])
+                where = holds(k, [c for c in needs if c[0] == "divisible"], None)
+                v = k.b.cast(inl.value(p.x, (n, channel, *at, k.tidy(here)), where), p.acc)
+                if where is not None and not (v.op == "load" and v.args):
+                    v = k.b.select(where, v, k.b.const(0, p.acc))
+                k.write(target, to + j, v)
+
+            def run(low: DimLike, high: DimLike, exists: bool) -> None:
+                with k.loop(high - low, "vector", "x", p.width) as j:
+                    put(low + j, exists)
+
+            low, high = last.inside(phases[-1])
+            where = holds(k, conditions, None)
+            if where is None:
+                run(low, high, True)
+            else:
+                with k.if_(where):
+                    run(low, high, True)
+                with k.if_(k.b.not_(where)):
+                    run(low, high, False)
+            run(0, low, False)
+            run(high, self.spans[-1], False)
+    def end(self, k: KernelBuilder, target: str, images: DimLike, channels: DimLike) -> None:
+        """The zeros behind the last row."""
+        with k.loop(self.shared, "vector", "x", self.p.width) as j:
+            if self.shared:
+                k.write(target, self.size(images, channels, 0) + j, k.b.const(0, self.p.acc))
+
+    def kernel(self, name: str, slack: int) -> tuple[Kernel, Type, DimLike]:
+        """The kernel that makes the whole copy, the copy's type, the work."""
+        p = self.p
+        k = p.ctx.builder("c")
+        inl = inliner(k, p.group, p.ctx)
+        whole = self.size(p.images, self.all_channels, slack)
+        with k.loop(p.images, "parallel", "n") as n, k.loop(self.all_channels, "parallel", "c") as c:
+            self.fill(k, inl, name, n, c, self.start(n, self.all_channels, c, [0] * len(self.axes)))
+            last = k.b.eq(k.b.index(linear_index((n, c), (1, self.all_channels))),
+                          k.b.index(p.images * self.all_channels - 1))
+            if self.shared:
+                with k.if_(last):
+                    self.end(k, name, p.images, self.all_channels)
+        k.buffer(name, p.acc, (whole,), "out")
+        return k.finish(p.ctx.dims, [f"the input of {p.node.op.name} with its padding"]), Type(p.acc, (whole,)), whole
+
+
+def holds(k: KernelBuilder, conditions: Sequence[tuple], where: Expr | None) -> Expr | None:
+    """The conditions of an access that loop ranges do not decide, and ``where``, as one expression; None for none."""
+    b = k.b
+    for kind, d, n in conditions:
+        if kind == "divisible":
+            tests = [b.eq(b.index(k.tidy(d % n)), 0)]
+        else:
+            tests = [] if known_le(0, d, k.ranges) else [b.ge(b.index(d), 0)]
+            tests += [] if known_lt(d, n, k.ranges) else [b.lt(b.index(d), b.index(n))]
+        for t in tests:
+            where = t if where is None else b.and_(where, t)
+    return where
