@@ -35,7 +35,8 @@ class Reduction:
     ``unit(dtype) -> tuple[number, ...]``: the neutral element;
     ``enter(b, x, pos) -> tuple[Expr, ...]``: the state of one element, ``pos`` its i64 position along the reduced
     axes in C order; ``combine(b, s, t) -> tuple[Expr, ...]``: associative up to rounding, ``s`` covers the earlier
-    positions (used for exact tie rules such as argmax's first); ``leave(b, s) -> Expr``: the result.
+    positions (used for exact tie rules such as argmax's first); ``leave(b, s) -> Expr``: the result;
+    ``later(b, s, t)``: what ``combine`` gives where ``t`` is one element behind all of ``s``, if that takes less.
     """
 
     state: Callable[[DType], tuple]
@@ -43,6 +44,7 @@ class Reduction:
     enter: Callable[..., tuple]
     combine: Callable[..., tuple]
     leave: Callable[..., Any]
+    later: Callable[..., tuple] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Forms that kernels are better at: products with a vector become reductions.
+"""Forms that kernels are better at: products with a vector become reductions, reductions walk memory as it lies.
 
 Here: rewrites that are no simplification but a choice of kernel family.  Not here: laws (rules_*.py), fusion (fuse.py).
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from flowc.dims import prod
 from flowc.graph import Graph, Node, make
+from flowc.op import Reduction
+from flowc.passes.grain import along_the_grain
 from flowc.passes.manager import PassContext, graph_pass
 from flowc.types import f32
 
@@ -19,12 +21,18 @@ LONG = 128  # elements of a row: enough to fill registers
 
 @graph_pass("legalize")
 def legalize(graph: Graph, ctx: PassContext) -> Graph:
-    """Turn matrix-vector products into reductions."""
+    """Turn matrix-vector products into reductions, and reductions along the grain of their operands."""
     changed = False
 
     def visit(n: Node) -> Node:
         nonlocal changed
         ctx.visits += 1
+        if isinstance(n.op.lower, Reduction):
+            better = along_the_grain(n)
+            if better is not n and ctx.allow("legalize", "along-the-grain", n):
+                changed = True
+                return better
+            return n
         if n.op.name != "dot" or n.dtype.kind in "bc":
             return n
         for vector in (1, 0):

@@ -28,15 +28,21 @@ from flowc.types import DType, Type
 
 SPLIT = 1 << 16        # elements of one piece of a split reduction
 SPLIT_ROWS = 1 << 10   # rows of one piece of a split column reduction
+STRIP = 1 << 10        # columns that are walked together where there are more than a few
+TURN = 8              # rows added in registers before they join the sums of a strip
 EXACT = frozenset({"reduce_max", "reduce_min", "reduce_and", "reduce_or", "argmax", "argmin"})
 
 
 class Accumulators:
-    """The lanes of one reduction: declaring, feeding, folding."""
+    """The lanes of one reduction: declaring, feeding, folding.
 
-    def __init__(self, k: KernelBuilder, node: Node, lanes: int):
+    lanes: None for one state, of whoever feeds it.  states: it is fed states of many elements, not elements in order.
+    """
+
+    def __init__(self, k: KernelBuilder, node: Node, lanes: int | None, states: bool = False):
         self.k, self.node, self.lanes = k, node, lanes
         self.lower: Reduction = node.op.lower  # type: ignore[assignment]
+        self.add = self.lower.later if self.lower.later and not states else self.lower.combine
         dt = node.inputs[0].dtype
         self.dtypes: tuple[DType, ...] = self.lower.state(dt)
         self.units = self.lower.unit(dt)
@@ -44,16 +50,18 @@ class Accumulators:
 
     def fresh(self) -> list[str]:
         k = self.k
-        return [k.acc(d, k.b.const(u, d), (self.lanes,)) for d, u in zip(self.dtypes, self.units, strict=True)]
+        shape = () if self.lanes is None else (self.lanes,)
+        return [k.acc(d, k.b.const(u, d), shape) for d, u in zip(self.dtypes, self.units, strict=True)]
 
-    def feed(self, names: Sequence[str], lane: DimLike, state: Sequence[Expr], where: Expr | None) -> None:
-        k = self.k
-        old = [k.get(n, lane) for n in names]
-        new = self.lower.combine(k.b, tuple(old), tuple(state))
+    def feed(self, names: Sequence[str], lane: DimLike | None, state: Sequence[Expr], where: Expr | None,
+             states: bool = False) -> None:
+        k, at = self.k, () if lane is None else (lane,)
+        old = [k.get(n, *at) for n in names]
+        new = (self.lower.combine if states else self.add)(k.b, tuple(old), tuple(state))
         if len(new) > 1:  # all of the new state is computed from all of the old
             new = tuple(k.let(v) for v in new)
         for n, v, o in zip(names, new, old, strict=True):
-            k.set(n, v if where is None else k.b.select(where, v, o), lane)
+            k.set(n, v if where is None else k.b.select(where, v, o), *at)
 
     def fold(self) -> tuple[Expr, ...]:
         """Bind and return the folded state."""
@@ -114,7 +122,7 @@ def accumulate(k: KernelBuilder, accs: Sequence[Accumulators], extent: DimLike, 
                 lanes_at(lanes * (per * c + j), None, part)
             with k.loop(lanes, "vector", "l", width) as lane:
                 for a, p in zip(accs, part, strict=True):
-                    a.feed(a.names, lane, [k.get(n, lane) for n in p], None)
+                    a.feed(a.names, lane, [k.get(n, lane) for n in p], None, states=True)
     if not (isinstance(left, int) and left == 0):
         lanes_at(extent - left if isinstance(extent, int) else lanes * blocks, left, totals)
 
@@ -264,8 +272,12 @@ def row_caches(g: Group) -> list[Node]:
 
 
 class Columns:
-    """Blocks of neighbouring columns as lanes.  The last block is a second copy of the code, with a mask, unless the
-    columns come out even.
+    """Neighbouring columns as lanes.
+
+    Few columns (LANES at most) are kept in registers while the rows go by.  More of them are cut into strips: TURN
+    rows are added in registers, strip after strip of lanes, and join the sums of the strip, which stay in the nearest
+    cache; so memory is read along whole rows.  Floating sums of SPLIT_ROWS rows are collected before they join the
+    totals.
 
     o: indices of the kept axes before the columns.  piece: (first, count) along the first reduced axis; the whole of
     it by default.
@@ -278,31 +290,38 @@ class Columns:
         self.extents = reduced_extents(nodes[0])
         self.start, count = piece or (0, self.extents[0])
         self.walked = (count, *self.extents[1:])
+        self.few = isinstance(self.columns, int) and self.columns <= LANES
         self.lanes = LANES
         if isinstance(self.columns, int):
             self.lanes = min(LANES, pow2(self.columns) if self.columns <= 8 else -(-self.columns // 16) * 16)
         self.width = min(self.lanes, ctx.machine.lanes(nodes[0].dtype))
         while self.lanes % self.width:
             self.width //= 2
+        self.exact = all(n.op.name in EXACT for n in nodes)
 
     def emit(self, leave: Callable[[Node, tuple[Expr, ...], DimLike, Expr | None], None]) -> None:
-        """The loops over blocks; ``leave(node, state, column, where)`` takes each result."""
-        k, columns, lanes = self.k, self.columns, self.lanes
-        even = isinstance(columns, int) and columns % lanes == 0
-        if isinstance(columns, int) and columns <= lanes:
+        """The loops over strips; ``leave(node, state, column, where)`` takes each result."""
+        k, columns = self.k, self.columns
+        if self.few:
             with k.region():
-                self._block(0, None if even else columns, leave)
-            return
-        with k.loop(ceildiv(columns, lanes), "parallel", "b") as c:
-            first = lanes * c
-            if even:
-                self._block(first, None, leave)
-                return
-            full = k.b.le(k.b.index(first + lanes), k.b.index(columns))
-            with k.if_(full):
-                self._block(first, None, leave)
-            with k.if_(k.b.not_(full)):
-                self._block(first, columns - first, leave)
+                self._block(None if columns == self.lanes else columns, leave)
+        elif isinstance(columns, int) and columns <= STRIP:
+            with k.region():
+                self._strip(0, columns, leave)
+        else:
+            even = isinstance(columns, int) and columns % STRIP == 0
+            with k.loop(ceildiv(columns, STRIP), "parallel", "b") as c:
+                self._strip(STRIP * c, STRIP if even else dmin(STRIP, columns - STRIP * c), leave)
+
+    def _states(self, r: Idx, column: DimLike, where: Expr | None) -> Iterator[tuple[Accumulators, tuple[Expr, ...]]]:
+        """The element of every reduction at a place, as a state."""
+        full = (r[0] + self.start, *r[1:])
+        pos = self.k.b.index(linear_index(full, self.extents))
+        for n in self.nodes:
+            x = self.inl.value(n.inputs[0], reduced_index(n, (*self.o, column), full), where)
+            yield n, n.op.lower.enter(self.k.b, x, pos)
+
+    # -- few columns
 
     @contextmanager
     def _lane(self, left: DimLike | None) -> Iterator[tuple[DimLike, Expr | None]]:
@@ -311,35 +330,90 @@ class Columns:
         with k.loop(self.lanes, "vector", "l", self.width) as lane:
             yield lane, None if left is None else k.b.lt(k.b.index(lane), k.b.index(left))
 
-    def _row(self, accs: Sequence[Accumulators], names: Sequence[Sequence[str]], r: Idx, first: DimLike,
-             left: DimLike | None) -> None:
-        """Feed the elements of one row of the block."""
-        k, full = self.k, (r[0] + self.start, *r[1:])
-        pos = k.b.index(linear_index(full, self.extents))
+    def _row(self, accs: Sequence[Accumulators], names: Sequence[Sequence[str]], r: Idx, left: DimLike | None) -> None:
+        """Feed the elements of one row."""
         with self._lane(left) as (lane, where):
-            for a, n, own in zip(accs, self.nodes, names, strict=True):
-                x = self.inl.value(n.inputs[0], reduced_index(n, (*self.o, first + lane), full), where)
-                a.feed(own, lane, a.lower.enter(k.b, x, pos), where)
+            for a, own, (_, state) in zip(accs, names, self._states(r, lane, where), strict=True):
+                a.feed(own, lane, state, where)
 
-    def _block(self, first: DimLike, left: DimLike | None, leave: Callable[..., None]) -> None:
+    def _block(self, left: DimLike | None, leave: Callable[..., None]) -> None:
         k, walked = self.k, self.walked
         accs = [Accumulators(k, n, self.lanes) for n in self.nodes]
         totals = [a.names for a in accs]
         short = isinstance(walked[-1], int) and walked[-1] <= LANES
-        if short or all(n.op.name in EXACT for n in self.nodes):
+        if short or self.exact:
             with nest(k, walked, "seq", "r") as r:
-                self._row(accs, totals, r, first, left)
+                self._row(accs, totals, r, left)
         else:
             with nest(k, walked[:-1], "seq", "r") as r0, k.loop(ceildiv(walked[-1], LANES), "seq", "c") as c:
                 part = [a.fresh() for a in accs]
                 with k.loop(dmin(LANES, walked[-1] - LANES * c), "seq", "r") as r1:
-                    self._row(accs, part, (*r0, LANES * c + r1), first, left)
+                    self._row(accs, part, (*r0, LANES * c + r1), left)
                 with self._lane(None) as (lane, _):
                     for a, p in zip(accs, part, strict=True):
-                        a.feed(a.names, lane, [k.get(n, lane) for n in p], None)
+                        a.feed(a.names, lane, [k.get(n, lane) for n in p], None, states=True)
         with self._lane(left) as (lane, where):
             for a, n in zip(accs, self.nodes, strict=True):
-                leave(n, tuple(k.get(name, lane) for name in a.names), first + lane, where)
+                leave(n, tuple(k.get(name, lane) for name in a.names), lane, where)
+
+    # -- strips
+
+    def _strip(self, first: DimLike, count: DimLike, leave: Callable[..., None]) -> None:
+        k, walked = self.k, self.walked
+        room = count if isinstance(count, int) else STRIP
+        totals = self._sums(room, count)
+        rows = walked[-1]
+        with nest(k, walked[:-1], "seq", "r") as r0:
+            if self.exact or (isinstance(rows, int) and rows <= SPLIT_ROWS):
+                self._turns(r0, 0, rows, first, count, totals)
+            else:
+                with k.loop(ceildiv(rows, SPLIT_ROWS), "seq", "c") as c:
+                    part = self._sums(room, count)
+                    self._turns(r0, SPLIT_ROWS * c, dmin(SPLIT_ROWS, rows - SPLIT_ROWS * c), first, count, part)
+                    with k.loop(count, "vector", "l", 2 * self.width) as lane:
+                        for n, total, p in zip(self.nodes, totals, part, strict=True):
+                            self._join(n, total, lane, self._read(n, p, lane))
+        with k.loop(count, "vector", "l", self.width) as lane:
+            for n, total in zip(self.nodes, totals, strict=True):
+                leave(n, self._read(n, total, lane), first + lane, None)
+
+    def _sums(self, room: int, count: DimLike) -> list[list[str]]:
+        """Memory for the states of a strip, filled with the unit."""
+        k = self.k
+        out = [[k.alloc(d, room) for d in self._dtypes(n)] for n in self.nodes]
+        with k.loop(count, "vector", "l", 2 * self.width) as lane:
+            for n, names in zip(self.nodes, out, strict=True):
+                dt = n.inputs[0].dtype
+                for name, d, u in zip(names, self._dtypes(n), n.op.lower.unit(dt), strict=True):
+                    k.write(name, lane, k.b.const(u, d))
+        return out
+
+    def _dtypes(self, n: Node) -> tuple[DType, ...]:
+        return n.op.lower.state(n.inputs[0].dtype)
+
+    def _read(self, n: Node, names: Sequence[str], lane: DimLike) -> tuple[Expr, ...]:
+        return tuple(self.k.b.load(name, lane, d) for name, d in zip(names, self._dtypes(n), strict=True))
+
+    def _join(self, n: Node, names: Sequence[str], lane: DimLike, state: Sequence[Expr]) -> None:
+        k = self.k
+        new = n.op.lower.combine(k.b, self._read(n, names, lane), tuple(state))
+        for name, v in zip(names, [k.let(v) for v in new] if len(new) > 1 else new, strict=True):
+            k.write(name, lane, v)
+
+    def _turns(self, r0: Idx, start: DimLike, rows: DimLike, first: DimLike, count: DimLike,
+               sums: Sequence[Sequence[str]]) -> None:
+        """Rows start .. start + rows - 1, TURN at a time."""
+        k = self.k
+        turns = isinstance(rows, int) and rows <= TURN
+        with (k.loop(1 if turns else ceildiv(rows, TURN), "seq", "t") as t,
+              k.loop(count, "vector", "l", 2 * self.width) as lane):
+            accs = [Accumulators(k, n, None) for n in self.nodes]
+            with k.loop(rows if turns else dmin(TURN, rows - TURN * t), "seq", "r") as r:
+                for a, (_, state) in zip(accs, self._states((*r0, start + TURN * t + r), first + lane, None),
+                                         strict=True):
+                    a.feed(a.names, None, state, None)
+            for n, a, names in zip(self.nodes, accs, sums, strict=True):
+                self._join(n, names, lane, [k.get(name) for name in a.names])
 
 
 def lower_columns(g: Group, ctx: Context) -> Lowered:
@@ -369,8 +443,8 @@ def splits(g: Group) -> bool:
     rows, extents = prod(root.shape), reduced_extents(root)
     elements = prod(extents)
     if g.kind == "column":
-        blocks = rows if not isinstance(rows, int) else rows // LANES
-        return isinstance(blocks, int) and blocks < 16 and not (isinstance(elements, int) and elements <= SPLIT_ROWS)
+        blocks = rows if not isinstance(rows, int) else rows // STRIP
+        return isinstance(blocks, int) and blocks < 4 and not (isinstance(elements, int) and elements <= SPLIT_ROWS)
     return isinstance(rows, int) and rows < 16 and not (isinstance(elements, int) and elements <= SPLIT)
 
 
@@ -435,7 +509,7 @@ def _combine_pieces(node: Node, temps: dict[str, Type], kind: str, pieces: DimLi
         k.buffer(n, t.dtype, t.shape)
     with nest(k, node.shape, "parallel") as o:
         lanes = lane_count(pieces)
-        acc = Accumulators(k, node, lanes)
+        acc = Accumulators(k, node, lanes, states=True)
 
         def element(j: DimLike, where: Expr | None):
             at = (*o, j) if kind == "row" else (*o[:-1], j, o[-1])

@@ -143,7 +143,7 @@ def _extreme_jvp(ts: tuple, y: Node, x: Node, axes: tuple[int, ...]) -> Node | N
 for _name, _doc, _fn, _unit, _combine in (
         ("reduce_max", "Largest element along axes; NaN if there is one.", np.maximum, least, "max"),
         ("reduce_min", "Smallest element along axes; NaN if there is one.", np.minimum, greatest, "min")):
-    reduction(_name, _doc, numpy=_in_order(_fn.reduce), dtypes=REAL, unit=_unit, combine=_combine, empty=False,
+    reduction(_name, _doc, numpy=_in_order(_fn.reduce), dtypes=REAL, state=_wide, unit=_unit, combine=_combine, empty=False,
               vjp=_extreme_vjp, jvp=_extreme_jvp, samples=_samples(REAL))
 
 reduction("reduce_and", "Are all elements along axes true.", numpy=_in_order(np.logical_and.reduce), dtypes=BOOLS,
@@ -175,8 +175,17 @@ def _position(name: str, doc: str, fn: Callable[..., Any], unit: Callable[[DType
         keep = b.or_(wins, b.and_(ties, b.le(p, q)))
         return b.select(keep, x, y), b.select(keep, p, q)
 
-    lower = Reduction(state=lambda d: (d, i64), unit=lambda d: (unit(d), LAST), enter=lambda b, x, pos: (x, pos),
-                      combine=combine, leave=lambda b, s: s[1])
+    def later(b: Builder, s: tuple, t: tuple) -> tuple:
+        (x, p), (y, q) = s, t
+        wins = b.emit(beats, y, x)
+        if x.dtype.floating:
+            wins = b.and_(b.or_(wins, b.ne(y, y)), b.eq(x, x))
+        return b.select(wins, y, x), b.select(wins, q, p)
+
+    # whoever beats nobody was never taken: then all elements are the least there is, and the first one wins
+    lower = Reduction(state=lambda d: (*_wide(d), i64), unit=lambda d: (unit(d), LAST),
+                      enter=lambda b, x, pos: (b.cast(x, _wide(x.dtype)[0]), pos), combine=combine,
+                      leave=lambda b, s: b.select(b.eq(s[1], LAST), b.const(0, i64), s[1]), later=later)
     return declare(name, doc, numpy=in_f32(lambda x, axes: fn(x, axes[0])), infer=infer, lower=lower, attrs=("axes",),
                    dtypes=REAL, ulp=EXACT,
                    samples=calls(REAL, (((7,),), {"axes": (0,)}), (((3, 4),), {"axes": (1,)}),
