@@ -291,6 +291,7 @@ class Columns:
         self.start, count = piece or (0, self.extents[0])
         self.walked = (count, *self.extents[1:])
         self.few = isinstance(self.columns, int) and self.columns <= LANES
+        self.strips = ctx.machine.name == "cpu"  # elsewhere there is no near cache to keep the sums of a strip
         self.lanes = LANES
         if isinstance(self.columns, int):
             self.lanes = min(LANES, pow2(self.columns) if self.columns <= 8 else -(-self.columns // 16) * 16)
@@ -304,7 +305,9 @@ class Columns:
         k, columns = self.k, self.columns
         if self.few:
             with k.region():
-                self._block(None if columns == self.lanes else columns, leave)
+                self._block(0, None if columns == self.lanes else columns, leave)
+        elif not self.strips:
+            self._blocks(leave)
         elif isinstance(columns, int) and columns <= STRIP:
             with k.region():
                 self._strip(0, columns, leave)
@@ -330,31 +333,46 @@ class Columns:
         with k.loop(self.lanes, "vector", "l", self.width) as lane:
             yield lane, None if left is None else k.b.lt(k.b.index(lane), k.b.index(left))
 
-    def _row(self, accs: Sequence[Accumulators], names: Sequence[Sequence[str]], r: Idx, left: DimLike | None) -> None:
-        """Feed the elements of one row."""
+    def _row(self, accs: Sequence[Accumulators], names: Sequence[Sequence[str]], r: Idx, first: DimLike,
+             left: DimLike | None) -> None:
+        """Feed the elements of one row of a block."""
         with self._lane(left) as (lane, where):
-            for a, own, (_, state) in zip(accs, names, self._states(r, lane, where), strict=True):
+            for a, own, (_, state) in zip(accs, names, self._states(r, first + lane, where), strict=True):
                 a.feed(own, lane, state, where)
 
-    def _block(self, left: DimLike | None, leave: Callable[..., None]) -> None:
+    def _blocks(self, leave: Callable[..., None]) -> None:
+        """Blocks of LANES columns; the last is a second copy of the code, with a mask, unless they come out even."""
+        k, columns, lanes = self.k, self.columns, self.lanes
+        with k.loop(ceildiv(columns, lanes), "parallel", "b") as c:
+            first = lanes * c
+            if isinstance(columns, int) and columns % lanes == 0:
+                self._block(first, None, leave)
+                return
+            full = k.b.le(k.b.index(first + lanes), k.b.index(columns))
+            with k.if_(full):
+                self._block(first, None, leave)
+            with k.if_(k.b.not_(full)):
+                self._block(first, columns - first, leave)
+
+    def _block(self, first: DimLike, left: DimLike | None, leave: Callable[..., None]) -> None:
         k, walked = self.k, self.walked
         accs = [Accumulators(k, n, self.lanes) for n in self.nodes]
         totals = [a.names for a in accs]
         short = isinstance(walked[-1], int) and walked[-1] <= LANES
         if short or self.exact:
             with nest(k, walked, "seq", "r") as r:
-                self._row(accs, totals, r, left)
+                self._row(accs, totals, r, first, left)
         else:
             with nest(k, walked[:-1], "seq", "r") as r0, k.loop(ceildiv(walked[-1], LANES), "seq", "c") as c:
                 part = [a.fresh() for a in accs]
                 with k.loop(dmin(LANES, walked[-1] - LANES * c), "seq", "r") as r1:
-                    self._row(accs, part, (*r0, LANES * c + r1), left)
+                    self._row(accs, part, (*r0, LANES * c + r1), first, left)
                 with self._lane(None) as (lane, _):
                     for a, p in zip(accs, part, strict=True):
                         a.feed(a.names, lane, [k.get(n, lane) for n in p], None, states=True)
         with self._lane(left) as (lane, where):
             for a, n in zip(accs, self.nodes, strict=True):
-                leave(n, tuple(k.get(name, lane) for name in a.names), lane, where)
+                leave(n, tuple(k.get(name, lane) for name in a.names), first + lane, where)
 
     # -- strips
 
