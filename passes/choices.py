@@ -3,9 +3,9 @@
 Here: problems and schedules as text, rules that map one to the other, checking that a schedule is a sound one.
 Not here: how schedules are chosen by rule (schedule.py, contract.py), how they are tuned (flowc/tune.py).
 
-A *problem* is what a schedule depends on: ``dot f32 1024x1024x1024`` (batches, rows, columns, sum), ``map f32 4096x1024 mul.add.tanh``; a size that
-is a symbol is written ``?``.  A *rule* is a pattern for problems, as in file names, and some fields of a schedule:
-``dot f32 *: mr=8 nr=48``.  The first rule that fits a problem wins; fields it does not name stay as chosen.
+A *problem* is what a schedule depends on: ``dot f32 1024x1024x1024`` (batches, rows, columns, sum), ``map f32
+4096x1024 mul.add.tanh``; a size that is a symbol is written ``?``.  A *rule* is a pattern for problems, as in file
+names, and some fields of a schedule: ``dot f32 *: mr=8 nr=48``.  The first rule that fits a problem wins; fields it does not name stay as chosen.
 Schedules change no result (schedule.py), so neither do rules.
 """
 

@@ -358,21 +358,34 @@ class Columns:
         k, walked = self.k, self.walked
         accs = [Accumulators(k, n, self.lanes) for n in self.nodes]
         totals = [a.names for a in accs]
-        short = isinstance(walked[-1], int) and walked[-1] <= LANES
-        if short or self.exact:
-            with nest(k, walked, "seq", "r") as r:
-                self._row(accs, totals, r, first, left)
-        else:
-            with nest(k, walked[:-1], "seq", "r") as r0, k.loop(ceildiv(walked[-1], LANES), "seq", "c") as c:
-                part = [a.fresh() for a in accs]
-                with k.loop(dmin(LANES, walked[-1] - LANES * c), "seq", "r") as r1:
-                    self._row(accs, part, (*r0, LANES * c + r1), first, left)
-                with self._lane(None) as (lane, _):
-                    for a, p in zip(accs, part, strict=True):
-                        a.feed(a.names, lane, [k.get(n, lane) for n in p], None, states=True)
+        rows = walked[-1]
+        # what is collected before it joins: the levels of a block, or those of a strip, whose bits they must give
+        levels = (LANES,) if self.few else (SPLIT_ROWS, TURN)
+        if self.exact:
+            levels = ()
+        elif isinstance(rows, int) and rows <= levels[0]:
+            levels = levels[1:]
+        with nest(k, walked[:-1], "seq", "r") as r0:
+            self._collect(accs, totals, r0, 0, rows, levels, first, left)
         with self._lane(left) as (lane, where):
             for a, n in zip(accs, self.nodes, strict=True):
                 leave(n, tuple(k.get(name, lane) for name in a.names), first + lane, where)
+
+    def _collect(self, accs: Sequence[Accumulators], sums: Sequence[Sequence[str]], r0: Idx, start: DimLike,
+                 rows: DimLike, levels: Sequence[int], first: DimLike, left: DimLike | None) -> None:
+        """Add rows start .. start + rows - 1 to ``sums``, by groups of ``levels[0]`` rows, these by groups of ..."""
+        k = self.k
+        if not levels:
+            with k.loop(rows, "seq", "r") as r:
+                self._row(accs, sums, (*r0, start + r), first, left)
+            return
+        size = levels[0]
+        with k.loop(ceildiv(rows, size), "seq", "c") as c:
+            part = [a.fresh() for a in accs]
+            self._collect(accs, part, r0, start + size * c, dmin(size, rows - size * c), levels[1:], first, left)
+            with self._lane(None) as (lane, _):
+                for a, names, p in zip(accs, sums, part, strict=True):
+                    a.feed(names, lane, [k.get(n, lane) for n in p], None, states=True)
 
     # -- strips
 
