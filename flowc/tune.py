@@ -118,7 +118,7 @@ def caches(latency: Callable[[int], float]) -> tuple[int, int]:
         if s > l2 and latency(s) < middle:
             l2 = s
     told = system_caches()
-    return tuple(told[level] if level in told and 0.5 <= told[level] / size <= 2 else size  # type: ignore[return-value]
+    return tuple(told[level] if level in told and 0.25 <= told[level] / size <= 4 else size  # type: ignore[return-value]
                  for level, size in ((1, l1), (2, l2)))
 
 
@@ -211,30 +211,34 @@ class Tried:
         return f"{self.problem}: {self.before} {change} ({self.before_s * 1e3:.3g} ms{gain}; {self.tried} tried)"
 
 
-def _tiles(s: Any, lanes: int) -> list[str]:
+def _tiles(s: Any) -> list[str]:
     """Register tiles: rows by whole vectors, as many as accumulators fit in 32 or 16 registers."""
+    if s.form == "thin":
+        return [f"nr={n}" for n in (256, 512, 1024, 2048, 4096)]
     rows = {1: (4, 8, 12, 16, 24), 2: (4, 6, 8, 12, 14), 3: (4, 6, 8, 9), 4: (4, 6), 6: (4,)}
-    return [f"mr={m} nr={n * lanes}" for n in rows for m in rows[n]]
+    return [f"mr={m} nr={n * s.width}" for n in rows for m in rows[n]]
 
 
-def _scaled(name: str, *factors: float) -> Callable[[Any, int], list[str]]:
-    return lambda s, lanes: [f"{name}={max(1, int(getattr(s, name) * f))}" for f in factors]
+def _forms(s: Any) -> list[str]:
+    return ["form=direct", "form=packed copy_rows=0", "form=packed copy_rows=1"] if s.form != "thin" else []
+
+
+def _scaled(name: str, *factors: float) -> Callable[[Any], list[str]]:
+    return lambda s: [f"{name}={max(1, int(getattr(s, name) * f))}" for f in factors]
 
 
 # schedule -> stages: what is tried while the fields of earlier stages keep their best values
-STAGES: dict[str, list[Callable[[Any, int], list[str]]]] = {
-    "ContractSchedule": [_tiles, _scaled("kc", 0.5, 0.75, 1.5, 2, 4), _scaled("mc", 0.25, 0.5, 2, 4),
+STAGES: dict[str, list[Callable[[Any], list[str]]]] = {
+    "ContractSchedule": [_forms, _tiles, _scaled("kc", 0.5, 0.75, 1.5, 2, 4), _scaled("mc", 0.25, 0.5, 2, 4),
                          _scaled("nc", 0.25, 0.5, 2, 4)],
     "MapSchedule": [_scaled("width", 0.25, 0.5, 2, 4), _scaled("tile", 0.25, 0.5, 2, 4, 16)],
 }
 
 
-def stages(schedule: Any) -> list[Callable[[Any, int], list[str]]]:
-    """What to try for a schedule: its table, then doubling and halving of the numbers that the table does not know."""
-    known = {f.name for f in dataclasses.fields(schedule) if type(getattr(schedule, f.name)) is int}
-    table = STAGES.get(type(schedule).__name__, [])
-    named = {"mr", "nr", "kc", "mc", "nc"} if type(schedule).__name__ == "ContractSchedule" else {"width", "tile"}
-    return [*table, *(_scaled(n, 0.5, 2) for n in sorted(known - (named if table else set())))]
+def stages(schedule: Any) -> list[Callable[[Any], list[str]]]:
+    """What to try for a schedule: its table; without one, halves and doubles of its numbers."""
+    return STAGES.get(type(schedule).__name__) or [
+        _scaled(f.name, 0.5, 2) for f in dataclasses.fields(schedule) if type(getattr(schedule, f.name)) is int]
 
 
 def problems(graph: Graph) -> dict[str, Any]:
@@ -256,8 +260,6 @@ class _Problem:
     def __init__(self, graph: Graph, base: Stepper, problem: str, schedule: Any):
         self.graph, self.base, self.problem, self.schedule = graph, base, problem, schedule
         self.target = machine("cpu")
-        dtype = next((n.dtype for n in graph.nodes if n.dtype.name == problem.split()[1]), None)
-        self.lanes = self.target.lanes(dtype) if dtype is not None else self.target.lanes(graph.nodes[0].dtype)
 
     def build(self, words: str) -> tuple[Stepper, list[Step]] | None:
         """A program of only the steps that another schedule changes, compiled; None if it changes nothing."""
@@ -328,8 +330,8 @@ def _tune(p: _Problem, seconds: float) -> Tried:
     plan = stages(now)
     for stage in plan:
         found: dict[str, Any] = {}
-        for words in stage(best, p.lanes):
-            candidate = revised(best, words, lambda d: p.lanes)
+        for words in stage(best):
+            candidate = revised(best, words)
             text = fields_text(candidate)
             if candidate != best and text not in found:
                 found[text] = candidate

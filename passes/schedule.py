@@ -29,7 +29,7 @@ class Machine:
 
     def chosen(self, problem: Problem, default: S) -> S:
         """The schedule that was tuned or handed in for ``problem`` (op, dtype, sizes, ...); else ``default``."""
-        return default if self.choices is None else self.choices.choose(problem, default, self.lanes)
+        return default if self.choices is None else self.choices.choose(problem, default)
 
     def lanes(self, dtype: DType) -> int:
         """Elements of ``dtype`` in one vector register; at least one."""

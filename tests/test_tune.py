@@ -128,7 +128,7 @@ def test_rules():
     assert Choices((), [("dot f32 1x2x3", "mr=5")]).choose(("dot", f32, 1, 2, 3), ContractSchedule()).mr == 5
 
 
-@pytest.mark.parametrize("text", ["nonsense", "dot: mr", "dot: mr=-1", "dot: mr=x", ": mr=1", "dot:", "dot: mr=0"])
+@pytest.mark.parametrize("text", ["nonsense", "dot: mr", "dot: mr=-1", ": mr=1", "dot:", "dot: mr=0x1"])
 def test_rules_that_are_none(text):
     with pytest.raises(FlowcValueError, match="C005"):
         parse_rules(text)
@@ -143,10 +143,11 @@ def test_rules_with_strange_fields():
     assert other.choose(("dot", f32, 1), ContractSchedule()) == ContractSchedule()
 
 
-@given(st.dictionaries(st.sampled_from(["mr", "nr", "kc", "mc", "nc"]), st.integers(1, 1 << 40), min_size=1))
+@given(st.dictionaries(st.sampled_from(["mr", "nr", "kc", "mc", "nc", "width"]), st.integers(1, 1 << 40), min_size=1))
 def test_revised_contractions_are_sound(values):
-    s = revised(ContractSchedule(), " ".join(f"{k}={v}" for k, v in values.items()), lambda d: 16, f32)
-    assert s.nr % 16 == 0 and s.nc % s.nr == 0 and s.mc % s.mr == 0 and min(s.mr, s.nr, s.kc, s.mc, s.nc) > 0
+    s = revised(ContractSchedule(), " ".join(f"{k}={v}" for k, v in values.items()))
+    assert s.nr % s.width == 0 and s.nc % s.nr == 0 and s.mc % s.mr == 0 and min(s.mr, s.nr, s.kc, s.mc, s.nc) > 0
+    assert s.mr * s.nr // s.width <= 64 and s.width & (s.width - 1) == 0
     assert parse_rules(f"x: {fields_text(s)}")
 
 
@@ -156,12 +157,18 @@ def test_revised_maps_are_sound(tile, width):
     assert s.width & (s.width - 1) == 0 and 0 < s.width <= 256 and s.tile >= 64
 
 
-@given(mr=st.integers(1, 30), nv=st.integers(1, 5), kc=st.integers(8, 40), mc=st.integers(1, 60), nc=st.integers(1, 90),
+def test_thin_contractions_keep_their_rows():
+    s = ContractSchedule("thin", mr=3, nr=2048, kc=2)
+    assert revised(s, "mr=8 nr=100 kc=4000 form=direct") == replace(s, nr=96, kc=16)
+
+
+@given(form=st.sampled_from(["packed copy_rows=0", "packed copy_rows=1", "direct"]), mr=st.integers(1, 30),
+       nv=st.integers(1, 5), kc=st.integers(8, 40), mc=st.integers(1, 60), nc=st.integers(1, 90),
        width=st.integers(1, 64), tile=st.integers(64, 500))
-def test_schedules_change_no_bit(mr, nv, kc, mc, nc, width, tile):
+def test_schedules_change_no_bit(form, mr, nv, kc, mc, nc, width, tile):
     x, w = arrays()
     want = flowc.jit(score)(x, w)
-    rules = f"dot *: mr={mr} nr={16 * nv} kc={kc} mc={mc} nc={nc}; map *: width={width} tile={tile}"
+    rules = f"dot *: form={form} mr={mr} nr={16 * nv} kc={kc} mc={mc} nc={nc}; map *: width={width} tile={tile}"
     with config.options(schedules=rules):
         f = flowc.jit(score)
         assert f(x, w).tobytes() == want.tobytes()
@@ -218,8 +225,8 @@ def test_system_caches_of_nowhere(tmp_path):
 
 
 def test_a_function_is_tuned(monkeypatch, capsys):
-    monkeypatch.setitem(tune.STAGES, "ContractSchedule", [lambda s, lanes: ["mr=4", "mr=2"]])
-    monkeypatch.setitem(tune.STAGES, "MapSchedule", [lambda s, lanes: ["width=8"]])
+    monkeypatch.setitem(tune.STAGES, "ContractSchedule", [lambda s: ["mr=4", "mr=2"]])
+    monkeypatch.setitem(tune.STAGES, "MapSchedule", [lambda s: ["width=8"]])
     x, w = arrays()
     graph = flowc.jit(score).lower(x, w).graph
     found = tune.tune_graph(graph, [x, w], 0.01)
