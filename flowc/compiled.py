@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import flowc.ops  # noqa: F401  (fills the registry)
-from flowc import config, tuned
+from flowc import config, progress, tuned
 from flowc.cache import default_store
 from flowc.check import Report, verify_compiled
 from flowc.diag import FlowcTypeError, FlowcValueError
@@ -165,13 +165,20 @@ def compile_graph(graph: Graph, *, device: str | None = None, target: Machine | 
     out = Compiled(graph, where)
     if where == "interpreter":
         return out
+    with progress.line(graph.name):
+        _compile(out, where, target)
+    _dump(out)
+    return out
+
+
+def _compile(out: Compiled, where: str, target: Machine | None) -> None:
     from flowc.backends import runtime
     from flowc.passes.build import BuildOptions, build_with_groups
     from flowc.passes.manager import PassContext
     from flowc.passes.pipeline import optimise
     ctx = PassContext.from_config()
     out.log = ctx
-    out.graph = optimise(graph, ctx)
+    out.graph = optimise(out.source, ctx)
     ctx.stage = "fuse"
     options = BuildOptions(target or machine(where), where, config.get("fuse"))
     out.program, out.groups = build_with_groups(out.graph, options, lambda what, node: ctx.allow("fuse", what, node))
@@ -179,8 +186,6 @@ def compile_graph(graph: Graph, *, device: str | None = None, target: Machine | 
         from flowc.verify import verify_program
         verify_program(out.program)
     out.executable = runtime.compile_program(out.program, where, store=default_store())
-    _dump(out)
-    return out
 
 
 def _dump(c: Compiled) -> None:

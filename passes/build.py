@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from flowc import progress
 from flowc.dims import DimLike, substitute, sym, symbols
 from flowc.graph import CONSTANT, Attrs, Graph, Literal, Node
 from flowc.kernel import Buffer, Expr, Kernel
@@ -88,6 +89,7 @@ class _Builder:
         lowering = _contraction_for(self.options.machine)
         for i, g in enumerate(groups):
             self.origin[f"s{i}"] = g
+            progress.at("group", i, len(groups))
             if g.kind == "host":
                 self.host_step(g, i)
             else:

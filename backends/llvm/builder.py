@@ -35,12 +35,14 @@ def float_literal(x: float, ty: str) -> str:
 
 
 class Module:
-    """Functions, globals and the declarations they need, each declared once."""
+    """Functions, globals and the declarations they need, each declared once.  ``helpers``: functions that only this
+    module sees, by name."""
 
     def __init__(self) -> None:
         self.head: list[str] = []
         self.functions: list[str] = []
         self.declared: dict[str, str] = {}
+        self.helpers: dict[str, str] = {}
 
     def declare(self, name: str, signature: str) -> str:
         """``declare("llvm.fma.f32", "float (float, float, float)")``; returns ``@name``."""
@@ -53,19 +55,21 @@ class Module:
         self.head += other.head
         self.functions += [f.replace(old, new) if old else f for f in other.functions]
         self.declared = {**self.declared, **other.declared}
+        self.helpers = {**self.helpers, **other.helpers}
 
     def define(self, other: Module) -> None:
         """Put another module first; what it defines is no longer only declared."""
         self.head = other.head + self.head
         self.functions = other.functions + self.functions
+        self.helpers = {**other.helpers, **self.helpers}
         names = {name for f in other.functions for name in _DEFINES.findall(f)}
         self.declared = {n: text for n, text in {**other.declared, **self.declared}.items() if n not in names}
 
     def lines(self) -> int:
-        return sum(f.count("\n") + 1 for f in self.functions)
+        return sum(f.count("\n") + 1 for f in (*self.functions, *self.helpers.values()))
 
     def text(self) -> str:
-        return "\n".join(self.head + self.functions + list(self.declared.values())) + "\n"
+        return "\n".join([*self.head, *self.functions, *self.helpers.values(), *self.declared.values()]) + "\n"
 
 
 class Function:

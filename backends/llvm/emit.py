@@ -21,6 +21,7 @@ from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.emit_code import Mem, Place, Val, intrinsic_name, memory_type, place_at, register_type
 from flowc.backends.llvm.emit_interleave import Column, store_columns
 from flowc.backends.llvm.emit_loops import Loops, threads_of
+from flowc.backends.llvm.emit_outline import uses_inline
 from flowc.backends.llvm.target import Target
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, symbols
@@ -78,6 +79,7 @@ class Emitter(Loops):
     def run_kernel(self, kernel: Kernel, gpu: bool) -> None:
         self.ranges.update(dict(kernel.ranges))
         self.widths = _register_widths(kernel)
+        self.inline = uses_inline(kernel.body)
         self.releases: list[list[tuple[str, str]]] = []
         pointer = self.target.pointers["param"]
         for i, p in enumerate(kernel.params):

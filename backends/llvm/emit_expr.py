@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from flowc.backends.llvm.emit_code import Code, Mem, Place, Val, intrinsic_name, literal, memory_type, register_type
 from flowc.backends.llvm.emit_convert import cast, divide, fmod
 from flowc.backends.llvm.emit_interleave import BLOCK, load_columns, load_pattern
+from flowc.backends.llvm.emit_outline import call, outlined
 from flowc.backends.llvm.mathlib import EXPAND
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, linear
@@ -37,6 +38,7 @@ class Values(Code):
     there is a mask at least one lane is on."""
 
     mask: str | None = None
+    inline: int | None = None  # further uses of functions to be written out; None: all
     rows: Loop | None = None  # an unrolled loop without branches whose neighbouring loads may be done together
 
     def __init__(self, *args):
@@ -51,6 +53,7 @@ class Values(Code):
     def value(self, e: Expr) -> Val:
         """The value of an expression, operands first, without recursion."""
         memo, stack = self.memo, [e]
+        called: dict[int, bool] = {}  # is this use of a function a call
         while stack:
             x = stack[-1]
             if id(x) in memo:
@@ -58,6 +61,8 @@ class Values(Code):
                 continue
             if x.op == "rarely":
                 missing = [a for a in (x.args[0], x.args[2]) if id(a) not in memo]
+            elif called[id(x)] if id(x) in called else called.setdefault(id(x), outlined(self, x)):
+                missing = [a for a in x.args if id(a) not in memo]
             else:
                 whole = self._expansion(x)
                 if whole is not None:
@@ -72,6 +77,8 @@ class Values(Code):
                 continue
             if x.op == "rarely":
                 memo[id(x)] = self._rarely(x, memo[id(x.args[0])], memo[id(x.args[2])])
+            elif called[id(x)]:
+                memo[id(x)] = call(self, x, [memo[id(a)] for a in x.args])
             else:
                 memo[id(x)] = self.instruction(x, [] if _compares_sizes(x) else [memo[id(a)] for a in x.args])
         return memo[id(e)]

@@ -1,0 +1,208 @@
+"""What keeps compiling short: threads, shared modules, functions out of line, remembered sizes; and its manners."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+
+import numpy as np
+import pytest
+
+import flowc
+import flowc.numpy as fnp
+from flowc import dims, progress
+from flowc.backends.llvm import engine, translate
+from flowc.compiled import compile_graph
+from flowc.diag import FlowcError
+
+
+class Memory(dict):
+    def put(self, key, data):
+        self[key] = data
+
+
+def many(x, w):
+    """A program of several kernels."""
+    for k in range(6):
+        x = fnp.tanh(fnp.matmul(x, w)) * (k + 1)
+    return fnp.sum(x, axis=0), fnp.max(x, axis=1)
+
+
+def functions(x):
+    for k in range(8):
+        x = fnp.tanh(x + k) - fnp.exp(-x * x)
+    return x
+
+
+def source(n):
+    return engine.Source(f"define i64 @speed_{n}(i64 %x) nounwind {{\n  %y = add i64 %x, {n}\n  ret i64 %y\n}}\n")
+
+
+BAD = engine.Source("define @")
+
+
+def lowered(fn, *args):
+    return flowc.jit(fn).lower(*args)
+
+
+# -- threads
+
+def test_threads_change_no_byte(monkeypatch):
+    """Objects, and the keys under which they are kept, are those that one thread makes."""
+    rng = np.random.default_rng(0)
+    graph = lowered(many, rng.random((37, 48), np.float32), rng.random((48, 48), np.float32)).graph
+    stores = []
+    for count in (1, 4):
+        store = Memory()
+        monkeypatch.setattr("flowc.compiled.default_store", lambda kept=store: kept)
+        monkeypatch.setattr(engine, "_LIVE", {})
+        with flowc.options(num_threads=count):
+            compile_graph(graph)
+        stores.append(dict(store))
+    assert stores[0] == stores[1]
+    assert stores[0]
+
+
+def test_team_reports_the_first_error_and_cleans_up():
+    interval = sys.getswitchinterval()
+    for _ in range(3):
+        with pytest.raises(FlowcError) as e:
+            engine.compile_modules([source(1), BAD, source(2)], helpers=3)
+        assert e.value.code == "C101"
+    assert sys.getswitchinterval() == interval
+    (one, two) = engine.compile_modules([source(3), source(4)], helpers=3)
+    assert one is two
+    assert one.address("speed_3") != two.address("speed_4")
+
+
+@pytest.mark.parametrize("where", ["source", "translation"])
+def test_interrupt_leaves_everything_usable(monkeypatch, where):
+    interval = sys.getswitchinterval()
+
+    def sources():
+        yield source(10)
+        if where == "source":
+            raise KeyboardInterrupt
+        yield source(11)
+
+    def interrupted(text, level):
+        raise KeyboardInterrupt
+
+    store = Memory()
+    with monkeypatch.context() as m:
+        if where == "translation":
+            m.setattr(engine, "_object", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.compile_modules(sources(), store=store, helpers=2)
+    assert not store, "what was not finished is not kept"
+    assert sys.getswitchinterval() == interval
+    engine.compile_modules([source(10), source(11)], store=store, helpers=2)
+    assert len(store) == 2
+
+
+def test_interrupted_function_compiles_at_the_next_call(monkeypatch):
+    f = flowc.jit(lambda x: x * 2 + 1)
+    x = np.arange(5.0)
+    with monkeypatch.context() as m:
+        def interrupted(*args, **kwargs):
+            raise KeyboardInterrupt
+        m.setattr("flowc.backends.llvm.cpu.compile_modules", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            f(x)
+    assert np.array_equal(f(x), x * 2 + 1)
+
+
+def test_binding_without_lock_free_functions_serves(monkeypatch):
+    """Where a wrapped function does not show what it wraps, the locked one is called."""
+    from llvmlite.binding import ffi
+    library = ffi.lib
+
+    class Opaque:
+        def __init__(self, name):
+            self.call = getattr(library, name)
+            self.argtypes, self.restype = self.call.argtypes, self.call.restype
+
+        def __call__(self, *args):
+            return self.call(*args)
+
+    class Library:
+        def __getattr__(self, name):
+            if name in ("_name", "_handle"):
+                raise AttributeError(name)
+            return Opaque(name)
+
+    monkeypatch.setattr(ffi, "lib", Library())
+    translate._functions.cache_clear()
+    try:
+        assert translate._functions()["ParseAssembly"].__class__ is Opaque
+        assert engine._object(source(20).text, 2)[:4] == b"\x7fELF" or sys.platform != "linux"
+    finally:
+        monkeypatch.undo()
+        translate._functions.cache_clear()
+
+
+# -- modules
+
+def test_small_kernels_share_modules():
+    x, w = np.ones((37, 48), np.float32), np.ones((48, 48), np.float32)
+    exe = lowered(many, x, w).compile().compiled.executable
+    assert len(exe.program.kernels) > 1
+    lines = sum(text.count("\n") for code in exe.codes() for text in code.texts)
+    assert len({t for c in exe.codes() for t in c.texts}) <= 2 + lines // 300
+
+
+# -- functions out of line
+
+def test_functions_of_small_kernels_are_written_once():
+    text = lowered(functions, np.ones((32, 32), np.float32)).compile().as_text("llvm")
+    assert text.count("define internal") == 2
+    assert text.count("call") > 16
+    assert text.count("\n") < 450
+
+
+def test_functions_of_long_loops_are_written_out():
+    text = lowered(lambda x: fnp.exp(fnp.tanh(x)), np.ones(1 << 20, np.float32)).compile().as_text("llvm")
+    assert "define internal" not in text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_calls_change_no_bit(monkeypatch, dtype):
+    x = np.random.default_rng(1).normal(size=(31, 33)).astype(dtype)
+    results = []
+    for few in (0, 1, 1000):
+        monkeypatch.setattr("flowc.backends.llvm.emit_outline.FEW", few)
+        results.append(flowc.jit(lambda x: functions(fnp.sin(x)))(x))
+    assert results[0].tobytes() == results[1].tobytes() == results[2].tobytes()
+
+
+# -- sizes
+
+def test_sizes_survive_pickling():
+    n, m = dims.sym("n"), dims.sym("m")
+    d = (n * 3 + m) // 4 + dims.dmin(n, m) % 5
+    again = pickle.loads(pickle.dumps(d))
+    assert again == d
+    assert hash(again) == hash(d)
+    assert dims.symbols(again) == {"n", "m"}
+
+
+# -- the line on the terminal
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("terminal", "wanted", "shown"), [(True, True, True), (True, False, False),
+                                                           (False, True, False)])
+def test_progress_line(monkeypatch, terminal, wanted, shown):
+    out = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", out)
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    with flowc.options(progress=wanted):
+        flowc.jit(many)(np.ones((5, 7), np.float32), np.ones((7, 7), np.float32))
+    assert ("compiling many" in out.getvalue()) is shown
+    if shown:
+        assert out.getvalue().endswith("\r\x1b[K"), "the line is removed"
+    assert progress._state.line is None if shown else True
