@@ -243,6 +243,9 @@ class Facts:
         reached = np.ones(POINTS, bool)
         rng = np.random.default_rng(row)
         for i, (name, (lo, hi)) in enumerate(self.ranges.items()):
+            if name in self.alias:  # another name for a size: no choice
+                env[name] = np.broadcast_to(np.asarray(evaluate(self.alias[name], env)), (POINTS,))
+                continue
             low = np.broadcast_to(np.asarray(evaluate(lo, env)), (POINTS,))
             if name not in inside:
                 value = np.maximum(low, choice[i % len(choice)])
