@@ -82,9 +82,11 @@ class Access:
 @dataclass(frozen=True)
 class General:
     """Lowering of an op with loops of its own.  ``body(k, ins, out, types, attrs)`` builds statements with the
-    kernel builder ``k``; ``ins`` are buffer names, ``out`` the output buffer name."""
+    kernel builder ``k``; ``ins`` are buffer names, ``out`` the output buffer name.  ``streams``: it reads every element
+    of its operands about once, so what they are computed from may be computed on the way."""
 
     body: Callable[..., None]
+    streams: bool = False
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,8 @@ class _Partitioner:
 
     def fits(self, node: Node, g: Group) -> bool:
         """Can ``g`` compute ``node`` wherever its members ask for it?  Records the reason if not."""
-        if g.kind in ("general", "host"):
+        if g.kind == "host" or g.kind == "general" and not (
+                g.root.op.lower.streams and isinstance(node.op.lower, Pointwise)):  # type: ignore[union-attr]
             return self.refuse(node, g, f"{g.root.op.name} reads its operands from memory")
         if len(g.members) >= MAX_NODES:
             return self.refuse(node, g, f"the kernel has {MAX_NODES} operations already")

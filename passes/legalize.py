@@ -1,4 +1,5 @@
-"""Forms that kernels are better at: products with a vector become reductions, reductions walk memory as it lies.
+"""Forms that kernels are better at: products with a vector become reductions, reductions walk memory as it lies,
+counts become tallies.
 
 Here: rewrites that are no simplification but a choice of kernel family.  Not here: laws (rules_*.py), fusion (fuse.py).
 
@@ -14,6 +15,7 @@ from flowc.graph import Graph, Node, make
 from flowc.op import Reduction
 from flowc.passes.grain import along_the_grain
 from flowc.passes.manager import PassContext, graph_pass
+from flowc.passes.tally import counted
 from flowc.types import f32
 
 LONG = 128  # elements of a row: enough to fill registers
@@ -21,14 +23,15 @@ LONG = 128  # elements of a row: enough to fill registers
 
 @graph_pass("legalize")
 def legalize(graph: Graph, ctx: PassContext) -> Graph:
-    """Turn matrix-vector products into reductions, and reductions along the grain of their operands."""
+    """Turn matrix-vector products into reductions, reductions along the grain of their operands,
+    and counts of every value into tallies."""
     changed = False
 
     def visit(n: Node) -> Node:
         nonlocal changed
         ctx.visits += 1
         if isinstance(n.op.lower, Reduction):
-            better = along_the_grain(n)
+            better = along_the_grain(counted(n))
             if better is not n and ctx.allow("legalize", "along-the-grain", n):
                 changed = True
                 return better

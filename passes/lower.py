@@ -8,7 +8,6 @@ Read next: reductions.py.
 from __future__ import annotations
 
 from flowc.dims import prod
-from flowc.graph import Node
 from flowc.kernel import Expr
 from flowc.passes.choices import map_problem
 from flowc.passes.convolve import lower_convolution
@@ -19,6 +18,7 @@ from flowc.passes.reductions import lower_columns, lower_rows, lower_split, spli
 from flowc.passes.rowblocks import lower_row_block
 from flowc.passes.schedule import choose_map
 from flowc.passes.small_rows import lower_small_rows, small_rows
+from flowc.passes.tally import lower_tally, tallies
 from flowc.passes.turn import turned_map
 
 
@@ -36,7 +36,7 @@ def lower_group(g: Group, ctx: Context) -> Lowered:
     if g.kind == "row block":
         return lower_row_block(g, ctx)
     if g.kind == "general":
-        return lower_general(g, ctx)
+        return lower_tally(g, ctx) if tallies(g, ctx) else lower_general(g, ctx)
     if g.kind == "map":
         return lower_map(g, ctx)
     if splits(g):
@@ -61,9 +61,9 @@ def lower_map(g: Group, ctx: Context) -> Lowered:
 
 def lower_general(g: Group, ctx: Context) -> Lowered:
     node = g.root
-    k = _GeneralBuilder(ctx.builder(), node, ctx)
+    k = _GeneralBuilder(ctx.builder(), g, ctx)
     out = k.k.buffer(ctx.name_of(node), node.dtype, node.shape, "out")
-    ins = [ctx.name_of(x) for x in node.inputs]
+    ins = ["" if x in g.members else ctx.name_of(x) for x in node.inputs]
     node.op.lower.body(k, ins, out, (*[x.type for x in node.inputs], node.type), node.attrs)  # type: ignore[union-attr]
     kernel = k.k.finish(ctx.dims, describe(g))
     return Lowered([kernel], {}, [prod(node.shape) * 4 + sum((x.type.size for x in node.inputs), 0)])
@@ -72,19 +72,16 @@ def lower_general(g: Group, ctx: Context) -> Lowered:
 class _GeneralBuilder:
     """What the body of a ``General`` op is written with: the kernel builder, and its operands by number."""
 
-    def __init__(self, k: KernelBuilder, node: Node, ctx: Context):
-        self.k, self.node, self.ctx = k, node, ctx
+    def __init__(self, k: KernelBuilder, g: Group, ctx: Context):
+        self.k, self.node, self.ctx = k, g.root, ctx
         self.b = k.b
+        self.inl = inliner(k, g, ctx)
 
     def __getattr__(self, name: str):
         return getattr(self.k, name)
 
     def load(self, operand: int, idx: Idx) -> Expr:
-        x = self.node.inputs[operand]
-        if x.rank == 0 and x.op.name == "constant":
-            return self.b.const(x.attrs["value"].array.item(), x.dtype)
-        name = self.k.buffer(self.ctx.name_of(x), x.dtype, x.shape)
-        return self.b.load(name, self.k.tidy(linear_index(idx, x.shape)), x.dtype)
+        return self.inl.value(self.node.inputs[operand], idx)
 
     def load_out(self, idx: Idx) -> Expr:
         n = self.node

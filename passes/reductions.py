@@ -36,10 +36,10 @@ EXACT = frozenset({"reduce_max", "reduce_min", "reduce_and", "reduce_or", "argma
 class Accumulators:
     """The lanes of one reduction: declaring, feeding, folding.
 
-    lanes: None for one state, of whoever feeds it.  states: it is fed states of many elements, not elements in order.
+    lanes: 0 for one state, of whoever feeds it.  states: it is fed states of many elements, not elements in order.
     """
 
-    def __init__(self, k: KernelBuilder, node: Node, lanes: int | None, states: bool = False):
+    def __init__(self, k: KernelBuilder, node: Node, lanes: int, states: bool = False):
         self.k, self.node, self.lanes = k, node, lanes
         self.lower: Reduction = node.op.lower  # type: ignore[assignment]
         self.add = self.lower.later if self.lower.later and not states else self.lower.combine
@@ -50,7 +50,7 @@ class Accumulators:
 
     def fresh(self) -> list[str]:
         k = self.k
-        shape = () if self.lanes is None else (self.lanes,)
+        shape = (self.lanes,) if self.lanes else ()
         return [k.acc(d, k.b.const(u, d), shape) for d, u in zip(self.dtypes, self.units, strict=True)]
 
     def feed(self, names: Sequence[str], lane: DimLike | None, state: Sequence[Expr], where: Expr | None,
@@ -75,6 +75,12 @@ class Accumulators:
         for n in out:
             k.scopes[-1].names.add(n)
         return tuple(k.b.ref(n, d) for n, d in zip(out, self.dtypes, strict=True))
+
+
+def _monoid(n: Node) -> Reduction:
+    lower = n.op.lower
+    assert isinstance(lower, Reduction)
+    return lower
 
 
 def result(k: KernelBuilder, node: Node, state: tuple[Expr, ...]) -> Expr:
@@ -316,13 +322,13 @@ class Columns:
             with k.loop(ceildiv(columns, STRIP), "parallel", "b") as c:
                 self._strip(STRIP * c, STRIP if even else dmin(STRIP, columns - STRIP * c), leave)
 
-    def _states(self, r: Idx, column: DimLike, where: Expr | None) -> Iterator[tuple[Accumulators, tuple[Expr, ...]]]:
+    def _states(self, r: Idx, column: DimLike, where: Expr | None) -> Iterator[tuple[Expr, ...]]:
         """The element of every reduction at a place, as a state."""
         full = (r[0] + self.start, *r[1:])
         pos = self.k.b.index(linear_index(full, self.extents))
         for n in self.nodes:
             x = self.inl.value(n.inputs[0], reduced_index(n, (*self.o, column), full), where)
-            yield n, n.op.lower.enter(self.k.b, x, pos)
+            yield _monoid(n).enter(self.k.b, x, pos)
 
     # -- few columns
 
@@ -337,7 +343,7 @@ class Columns:
              left: DimLike | None) -> None:
         """Feed the elements of one row of a block."""
         with self._lane(left) as (lane, where):
-            for a, own, (_, state) in zip(accs, names, self._states(r, first + lane, where), strict=True):
+            for a, own, state in zip(accs, names, self._states(r, first + lane, where), strict=True):
                 a.feed(own, lane, state, where)
 
     def _blocks(self, leave: Callable[..., None]) -> None:
@@ -415,19 +421,19 @@ class Columns:
         with k.loop(count, "vector", "l", 2 * self.width) as lane:
             for n, names in zip(self.nodes, out, strict=True):
                 dt = n.inputs[0].dtype
-                for name, d, u in zip(names, self._dtypes(n), n.op.lower.unit(dt), strict=True):
+                for name, d, u in zip(names, self._dtypes(n), _monoid(n).unit(dt), strict=True):
                     k.write(name, lane, k.b.const(u, d))
         return out
 
     def _dtypes(self, n: Node) -> tuple[DType, ...]:
-        return n.op.lower.state(n.inputs[0].dtype)
+        return _monoid(n).state(n.inputs[0].dtype)
 
     def _read(self, n: Node, names: Sequence[str], lane: DimLike) -> tuple[Expr, ...]:
         return tuple(self.k.b.load(name, lane, d) for name, d in zip(names, self._dtypes(n), strict=True))
 
     def _join(self, n: Node, names: Sequence[str], lane: DimLike, state: Sequence[Expr]) -> None:
         k = self.k
-        new = n.op.lower.combine(k.b, self._read(n, names, lane), tuple(state))
+        new = _monoid(n).combine(k.b, self._read(n, names, lane), tuple(state))
         for name, v in zip(names, [k.let(v) for v in new] if len(new) > 1 else new, strict=True):
             k.write(name, lane, v)
 
@@ -438,9 +444,9 @@ class Columns:
         turns = isinstance(rows, int) and rows <= TURN
         with (k.loop(1 if turns else ceildiv(rows, TURN), "seq", "t") as t,
               k.loop(count, "vector", "l", 2 * self.width) as lane):
-            accs = [Accumulators(k, n, None) for n in self.nodes]
+            accs = [Accumulators(k, n, 0) for n in self.nodes]
             with k.loop(rows if turns else dmin(TURN, rows - TURN * t), "seq", "r") as r:
-                for a, (_, state) in zip(accs, self._states((*r0, start + TURN * t + r), first + lane, None),
+                for a, state in zip(accs, self._states((*r0, start + TURN * t + r), first + lane, None),
                                          strict=True):
                     a.feed(a.names, None, state, None)
             for n, a, names in zip(self.nodes, accs, sums, strict=True):

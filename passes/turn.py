@@ -132,7 +132,7 @@ class _Cut:
     def few(self) -> Stmt:
         """Few places along ``b``: ``a`` runs as lanes, the stores are columns."""
         size = max(p.dtype.bytes for p in self.kernel.params)
-        first, count, at = self.pieces(self.a, max(TILE * TILE // self.b.extent // LINE, 1) * LINE)  # type: ignore[operator]
+        first, count, at = self.pieces(self.a, TILE * TILE)
         body = self.moved({self.a.var: first + sym(self.a.var)}, self.body)
         inner = Loop(self.b.var, self.b.extent, "unroll", body)
         lanes = Loop(self.a.var, count, "vector", (inner,), self.lanes(size))
@@ -143,9 +143,10 @@ class _Cut:
         that none but the only one is shorter than half a tile."""
         at, n = self.fresh(v.var + "t"), ceildiv(v.extent, tile)
         self.ranges[at] = (0, n - 1)
-        if isinstance(v.extent, int) and (v.extent % tile == 0 or n == 1):
-            return (tile * sym(at), min(tile, v.extent), Loop(at, n, "parallel", ())) if n > 1 else (
-                0, v.extent, Loop(at, 1, "parallel", ()))
+        if isinstance(v.extent, int) and v.extent <= tile:
+            return 0, v.extent, Loop(at, 1, "parallel", ())
+        if isinstance(v.extent, int) and v.extent % tile == 0:
+            return tile * sym(at), tile, Loop(at, n, "parallel", ())
         first = v.extent * sym(at) // n
         return first, v.extent * (sym(at) + 1) // n - first, Loop(at, n, "parallel", ())
 
@@ -203,8 +204,8 @@ class _Cut:
             table[e] = Expr("load", (), e.dtype, (tile, TILE * a + b))
 
             def fill(a: DimLike, b: DimLike, e: Expr = e, tile: str = tile) -> tuple[Stmt, ...]:
-                (s,) = self.moved(place(a, b), (Store(tile, 0, e),))
-                return (replace(s, index=TILE * a + b),)
+                (moved,) = _loads(self.moved(place(a, b), (Store(tile, 0, e),)))
+                return (Store(tile, TILE * a + b, moved),)
             out += self.turning(fill, na, nb, self.lanes(e.dtype.bytes))
         # the tiles are indexed by the places inside the piece, everything else by the places of the nest
         inside = {self.a.var: sym(self.a.var + ".in"), self.b.var: sym(self.b.var + ".in")}
@@ -257,6 +258,9 @@ def _swapped(stmts: Sequence[Stmt], table: Mapping[Expr, Expr], inside: Mapping[
             stack.pop()
         return done[root]
 
-    return tuple(replace(s, value=expr(s.value)) if isinstance(s, Let) else
-                 replace(s, value=expr(s.value), where=None if s.where is None else expr(s.where))  # type: ignore[type-var,call-arg]
-                 for s in stmts)
+    def stmt(s: Stmt) -> Stmt:
+        if isinstance(s, Store):
+            return replace(s, value=expr(s.value), where=None if s.where is None else expr(s.where))
+        return replace(s, value=expr(s.value)) if isinstance(s, Let) else s
+
+    return tuple(map(stmt, stmts))

@@ -22,6 +22,7 @@ from flowc.backends.llvm.emit_code import Mem, Place, Val, intrinsic_name, memor
 from flowc.backends.llvm.emit_interleave import Column, store_columns
 from flowc.backends.llvm.emit_loops import Loops, threads_of
 from flowc.backends.llvm.emit_outline import uses_inline
+from flowc.backends.llvm.emit_stream import Streams
 from flowc.backends.llvm.target import Target
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, symbols
@@ -66,6 +67,7 @@ class Emitter(Loops):
     """Statements of one kernel.  ``columns``: stores put aside to be done together, where that is allowed."""
 
     columns: list[Column] | None = None
+    streams: Streams | None = None
 
     def run_columns(self, s: Loop) -> None:
         """An unrolled loop of loads and stores, those of neighbouring columns together."""
@@ -88,6 +90,7 @@ class Emitter(Loops):
         for i, d in enumerate(kernel.dims):
             self.env[d] = Val(f"%d{i}" if gpu else self._slot(len(kernel.params) + i, "i64"))
         self.chunked = None if gpu else parallel_nest(kernel)
+        self.streams = Streams(kernel, self)
         self.per_call: dict[str, str] = {}
         blocks = []
         for s in walk(kernel.body):  # once per call where no loop decides the size
@@ -99,6 +102,7 @@ class Emitter(Loops):
                 self.run(kernel.body)
         else:
             self.run(kernel.body)
+        self.streams.finish(self)
         self._release(blocks)
 
     def _slot(self, i: int, ty: str) -> str:
@@ -201,6 +205,9 @@ class Emitter(Loops):
                 text = self.op(f"select {self.vec('i1')} {mask}, {full} {text}, {full} {old}")
             self.raw(f"store {full} {text}, ptr {pointer}, align {mem.align}")
         elif p.offsets is None and p.stride in (1, -1):
+            if mask is None and p.stride == 1 and self.streams is not None and self.streams.store(
+                    self, mem, index, self.address(mem, p), text):
+                return
             self._write_contiguous(mem, p, full, ty, text, mask)
         elif (self.columns is not None and mask is None and p.offsets is None and isinstance(p.stride, int)
                 and p.stride > 1):

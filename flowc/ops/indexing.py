@@ -157,7 +157,7 @@ def _write_samples(dtypes: tuple[DType, ...]) -> Callable[[np.random.Generator],
 
 def scatter_op(name: str, doc: str, *, put: Callable[..., None], combine: Callable[..., Expr],
                vjp: Callable[..., tuple], dtypes: tuple[DType, ...], jvp: Callable[..., Any] | None = None) -> Op:
-    return declare(name, doc, numpy=_write_value(put), infer=_write_type, lower=General(_write_body(combine)),
+    return declare(name, doc, numpy=_write_value(put), infer=_write_type, lower=General(_write_body(combine), True),
                    attrs=("axis",), arity=3, dtypes=dtypes, ulp=EXACT, vjp=vjp, jvp=jvp,
                    samples=_write_samples(dtypes))
 

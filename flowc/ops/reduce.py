@@ -143,8 +143,8 @@ def _extreme_jvp(ts: tuple, y: Node, x: Node, axes: tuple[int, ...]) -> Node | N
 for _name, _doc, _fn, _unit, _combine in (
         ("reduce_max", "Largest element along axes; NaN if there is one.", np.maximum, least, "max"),
         ("reduce_min", "Smallest element along axes; NaN if there is one.", np.minimum, greatest, "min")):
-    reduction(_name, _doc, numpy=_in_order(_fn.reduce), dtypes=REAL, state=_wide, unit=_unit, combine=_combine, empty=False,
-              vjp=_extreme_vjp, jvp=_extreme_jvp, samples=_samples(REAL))
+    reduction(_name, _doc, numpy=_in_order(_fn.reduce), dtypes=REAL, state=_wide, unit=_unit, combine=_combine,
+              empty=False, vjp=_extreme_vjp, jvp=_extreme_jvp, samples=_samples(REAL))
 
 reduction("reduce_and", "Are all elements along axes true.", numpy=_in_order(np.logical_and.reduce), dtypes=BOOLS,
           unit=lambda d: True, combine="and")

@@ -103,8 +103,8 @@ def running(name: str, doc: str, *, numpy: Callable[..., Any], first: Callable[[
 
     shapes = ((5,), {"axis": 0}), ((3, 4), {"axis": 0}), ((3, 4), {"axis": 1}), ((2, 3, 4), {"axis": 0}), (
         (3, 70), {"axis": 0}), ((0,), {"axis": 0}), ((2, 0), {"axis": 0})
-    return declare(name, doc, numpy=in_f32(numpy), infer=infer, lower=General(_body(first, step)), attrs=("axis",),
-                   arity=arity, dtypes=NUMBERS, ulp=EXACT, vjp=vjp, jvp=jvp,
+    return declare(name, doc, numpy=in_f32(numpy), infer=infer, lower=General(_body(first, step), True),
+                   attrs=("axis",), arity=arity, dtypes=NUMBERS, ulp=EXACT, vjp=vjp, jvp=jvp,
                    samples=calls(NUMBERS, *(((s,) * arity, a) for s, a in shapes), domain=(-2.0, 2.0)))
 
 

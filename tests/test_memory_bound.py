@@ -1,0 +1,213 @@
+"""Kernels that memory bounds: tiles of transposes, strips of columns, tallies, streaming stores.
+
+Every mechanism is drawn over layouts, sizes around its tile edges and dtypes, and compared with NumPy or with the
+interpreter; one thread and several give the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import flowc
+import flowc.nn as nn
+import flowc.numpy as fnp
+from flowc.backends.llvm import emit_stream
+
+NUMBERS = ("float32", "float64", "float16", "int32", "int64", "uint8")
+EDGE = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 100, 129])
+few = settings(max_examples=12, deadline=None)
+
+
+def numbers(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 9, shape).astype(dtype)
+
+
+def kernels(fn, *specs: str) -> str:
+    return flowc.jit(fn).lower(*map(flowc.spec, specs)).compile().as_text("kernel")
+
+
+# ---- transposes -----------------------------------------------------------------------------------------------------
+
+@few
+@given(EDGE, EDGE, st.sampled_from(NUMBERS), st.booleans())
+def test_turned_matrix(m, n, dtype, pointwise):
+    x = numbers((m, n), dtype)
+    fn = (lambda x: fnp.transpose(x) + 1) if pointwise else fnp.transpose
+    assert np.array_equal(flowc.jit(fn)(x), x.T + 1 if pointwise else x.T)
+
+
+@few
+@given(st.tuples(EDGE, EDGE, st.sampled_from([1, 3, 18])), st.permutations(range(3)), st.sampled_from(NUMBERS))
+def test_turned_axes(shape, perm, dtype):
+    x = numbers(shape, dtype)
+    assert np.array_equal(flowc.jit(lambda x: fnp.transpose(x, tuple(perm)))(x), np.transpose(x, perm))
+
+
+@few
+@given(EDGE, EDGE)
+def test_long_bodies_read_turned_tiles(m, n):
+    x, y = numbers((m, n), "float32"), numbers((n, m), "float32", 1)
+
+    def fn(x, y):
+        t = fnp.transpose(x)
+        return t * 3 + y * (t - 1) * (y + 2) - t * y
+    want = x.T * 3 + y * (x.T - 1) * (y + 2) - x.T * y
+    assert np.array_equal(flowc.jit(fn)(x, y), want)
+
+
+@few
+@given(EDGE, EDGE)
+def test_turned_at_symbolic_sizes(m, n):
+    exe = flowc.jit(fnp.transpose).lower(flowc.spec("f32[n, m]")).compile()
+    x = numbers((m, n), "float32")
+    assert np.array_equal(exe(x), x.T)
+
+
+def test_what_is_turned():
+    assert "turned: " in kernels(lambda x: fnp.transpose(x) * 2, "f32[n, m]")
+    assert "turned: " not in kernels(lambda x: x * 2, "f32[n, m]")
+
+
+# ---- reductions -----------------------------------------------------------------------------------------------------
+
+@few
+@given(st.sampled_from([1, 7, 8, 9, 65, 1023, 1025, 2100]), st.sampled_from([1, 64, 65, 130, 1023, 1024, 1030]),
+       st.sampled_from(NUMBERS))
+def test_columns(rows, columns, dtype):
+    x = numbers((rows, columns), dtype)
+    flowc.verify(lambda x: (fnp.sum(x, axis=0), fnp.max(x, axis=0)), x)
+    assert np.array_equal(flowc.jit(lambda x: fnp.argmax(x, axis=0))(x), np.argmax(x, axis=0))
+
+
+@few
+@given(EDGE, EDGE, st.sampled_from(NUMBERS))
+def test_reductions_of_transposes(m, n, dtype):
+    x = numbers((m, n), dtype)
+    flowc.verify(lambda x: fnp.sum(fnp.transpose(x) * 2, axis=1), x)
+    flowc.verify(lambda x: fnp.max(fnp.transpose(x) + fnp.arange(m).astype(dtype), axis=0), x)
+
+
+def test_the_grain_is_found():
+    text = flowc.jit(lambda x: fnp.sum(fnp.exp(fnp.transpose(x)), axis=1)).lower(
+        flowc.spec("f32[n, m]")).compile().as_text("graph")
+    assert "transpose" not in text
+
+
+@few
+@given(st.integers(1, 300), st.sampled_from(["float32", "float64", "float16"]), st.data())
+def test_positions_of_special_values(n, dtype, data):
+    x = np.array(data.draw(st.lists(st.sampled_from([0.0, -0.0, 1.0, np.inf, -np.inf, np.nan]), min_size=n,
+                                    max_size=n)), dtype)
+    assert flowc.jit(fnp.argmax)(x) == np.argmax(x)
+    assert flowc.jit(fnp.argmin)(x) == np.argmin(x)
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.inf, np.nan])
+def test_positions_where_all_are_equal(value):
+    for n in (1, 70, 70_000):
+        x = np.full(n, value, np.float32)
+        assert flowc.jit(fnp.argmax)(x) == flowc.jit(fnp.argmin)(x) == 0
+
+
+# ---- tallies --------------------------------------------------------------------------------------------------------
+
+@few
+@given(st.sampled_from([0, 1, 3, 255, 256, 257, 20_000, 70_001]), st.integers(1, 40), st.integers(-3, 3),
+       st.sampled_from(["int32", "int64", "uint8"]))
+def test_counts(n, values, first, dtype):
+    k = np.random.default_rng(n).integers(0, 30, n).astype(dtype)
+    bins = np.arange(first, first + values)
+    if dtype == "uint8":
+        bins = bins - min(first, 0)
+    got = flowc.jit(lambda k: fnp.sum(fnp.equal(k[:, None], bins), axis=0))(k)
+    assert np.array_equal(got, np.sum(np.equal(k[:, None], bins), axis=0))
+
+
+@few
+@given(st.sampled_from([1, 257, 40_000]), st.integers(1, 20))
+def test_segments_of_integers(n, count):
+    rng = np.random.default_rng(n)
+    x, s = rng.integers(-9, 9, n).astype("int32"), rng.integers(-2, 22, n)
+    want = np.zeros(count, "int32")
+    np.add.at(want, s[(s >= 0) & (s < count)], x[(s >= 0) & (s < count)])
+    assert np.array_equal(flowc.jit(lambda x, s: nn.segment_sum(x, s, count))(x, s), want)
+
+
+def test_counts_become_tallies():
+    assert "tally" in kernels(lambda k: fnp.sum(fnp.equal(k[:, None], np.arange(24)), axis=0), "i32[n]")
+    assert "tally" not in kernels(lambda k: fnp.sum(fnp.equal(k[:, None], np.arange(24)), axis=0), "i32[8]")
+
+
+@few
+@given(st.sampled_from([1, 5, 65, 300]), st.sampled_from([1, 3, 70]), st.integers(0, 1))
+def test_running_sums_compute_their_operands(m, n, axis):
+    x = numbers((m, n), "float32")
+    assert np.array_equal(flowc.jit(lambda x: fnp.cumsum(x * 2 + 1, axis=axis))(x),
+                          np.cumsum(x * 2 + 1, axis=axis, dtype="float32"))
+
+
+# ---- streaming stores -----------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def small_streams(monkeypatch):
+    monkeypatch.setattr(emit_stream, "STREAM", 1 << 20)
+    monkeypatch.setenv("FLOWC_CACHE", "0")
+
+
+@pytest.mark.parametrize("shape", [(300_000,), (262_144,), (600, 512), (601, 511)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8", "float16"])
+def test_streamed_results(small_streams, shape, dtype):
+    x = numbers(shape if dtype != "uint8" else (shape[0] * 8, *shape[1:]), dtype)
+    assert np.array_equal(flowc.jit(lambda x: x + 3)(x), x + 3)
+    if x.ndim == 2:
+        assert np.array_equal(flowc.jit(lambda x: fnp.transpose(x) + 3)(x), x.T + 3)
+
+
+def test_streamed_results_of_symbolic_size(small_streams):
+    exe = flowc.jit(lambda x: x * 2).lower(flowc.spec("f32[n]")).compile()
+    for n in (0, 1, 17, 262_143, 262_144, 300_001):
+        x = numbers((n,), "float32")
+        assert np.array_equal(exe(x), x * 2)
+
+
+def test_unaligned_results_are_stored_as_usual(small_streams):
+    from flowc.backends.llvm.cpu import compile_program
+    from flowc.passes.build import BuildOptions, build
+    from flowc.passes.pipeline import optimise
+    graph = flowc.jit(lambda x: x + 1).lower(flowc.spec("f32[524288]")).traced.graph
+    native = compile_program(build(optimise(graph), BuildOptions()))
+    (step,) = native.plan.steps
+    assert "nontemporal" in native.as_text("llvm")
+    x, raw = numbers((524288,), "float32"), np.zeros(524288 * 4 + 128, np.uint8)
+    for skip in (0, 4, 16, 36):
+        start = -raw.ctypes.data % 64 + skip
+        out = raw[start:start + x.nbytes].view("float32")
+        out[:] = 0
+        native.run_step(step, dict(zip(step.buffers, (x, out), strict=True)), {})
+        assert np.array_equal(out, x + 1)
+
+
+# ---- threads --------------------------------------------------------------------------------------------------------
+
+def test_same_bits_with_any_number_of_threads():
+    code = """
+import hashlib, numpy as np, flowc, flowc.numpy as fnp
+x = np.random.default_rng(0).standard_normal((1500, 1300), dtype=np.float32)
+k = np.random.default_rng(1).integers(0, 30, 100_000)
+h = hashlib.sha256()
+for fn, a in ((lambda x: fnp.sum(x, axis=0), x), (lambda x: fnp.sum(fnp.transpose(x), axis=0), x),
+              (lambda x: fnp.exp(fnp.transpose(x)), x), (lambda x: fnp.argmax(x, axis=0), x),
+              (lambda k: fnp.sum(fnp.equal(k[:, None], np.arange(24)), axis=0), k)):
+    h.update(np.ascontiguousarray(flowc.jit(fn)(a)).tobytes())
+print(h.hexdigest())
+"""
+    found = {subprocess.run([sys.executable, "-c", code], env={**os.environ, "FLOWC_NUM_THREADS": t},
+                            capture_output=True, text=True, check=True).stdout for t in ("1", "2", "3")}
+    assert len(found) == 1
