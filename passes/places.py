@@ -24,7 +24,7 @@ class Place(NamedTuple):
     """index: one entry per axis of the node.  origin: the reduction whose loop asks, None for the kernel's own nest.
     condition: which chain of conditions decides that the element is needed; 0 if it always is."""
 
-    index: tuple[Entry, ...]
+    index: tuple[Entry, ...]  # type: ignore[assignment]  # hides a method of tuple that nobody calls on a place
     origin: Node | None = None
     condition: int = 0
 

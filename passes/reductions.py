@@ -366,7 +366,7 @@ class Columns:
         totals = [a.names for a in accs]
         rows = walked[-1]
         # what is collected before it joins: the levels of a block, or those of a strip, whose bits they must give
-        levels = (LANES,) if self.few else (SPLIT_ROWS, TURN)
+        levels: tuple[int, ...] = (LANES,) if self.few else (SPLIT_ROWS, TURN)
         if self.exact:
             levels = ()
         elif isinstance(rows, int) and rows <= levels[0]:
