@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import pickle
 import sys
@@ -150,6 +151,19 @@ def test_small_kernels_share_modules():
     assert len(exe.program.kernels) > 1
     lines = sum(text.count("\n") for code in exe.codes() for text in code.texts)
     assert len({t for c in exe.codes() for t in c.texts}) <= 2 + lines // 300
+
+
+def test_own_definitions_come_before_those_of_loaded_modules():
+    """A loaded Code that is used again may also define what the new modules bring along."""
+    caller = engine.Source("declare i64 @speed_31(i64)\ndefine i64 @speed_caller(i64 %x) nounwind {\n"
+                           "  %y = call i64 @speed_31(i64 %x)\n  ret i64 %y\n}\n")
+    first = engine.compile_modules([source(30), source(31)])
+    apart = engine.Source(source(31).text + source(32).text)
+    second = engine.compile_modules([source(30), apart, caller])
+    assert second[0] is first[0]
+    assert second[1] is second[2] is not first[0]
+    run = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(second[2].address("speed_caller"))
+    assert run(11) == 42
 
 
 # -- functions out of line

@@ -391,7 +391,8 @@ def _load(parts: Sequence[tuple[Source, str, Job | bytes]], others: Sequence[Cod
         return None
     texts = [source.text for source, _, _ in parts]
     reached = {name: code.address(name) for code in others for name in code.exports()} if others else {}
-    wanted = {name for text in texts for name in foreign(text)} if others else set()
+    # a module may declare what another new one defines, which a loaded one may define as well
+    wanted = {name for text in texts for name in foreign(text)} - {name for text in texts for name in exported(text)}
     imports = {**{name: address for name, address in reached.items() if name in wanted}, **imports}
     keep = [*keep, *others]
     stored = [obj for _, _, obj in parts if isinstance(obj, bytes)]
