@@ -6,11 +6,10 @@ Here: those.  Not here: loops that multiply (convolve.py, convolve_dot.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass
 from math import gcd
 
-from flowc.dims import DimLike, ceildiv, dmax, dmin, known_le, known_lt, linear, prod, sym
+from flowc.dims import DimLike, ceildiv, dmax, dmin, known_le, known_lt, linear, prod
 from flowc.graph import Node
 from flowc.kernel import Expr, Kernel
 from flowc.op import Access
@@ -137,19 +136,6 @@ class Problem:
         del inl.bound[self.node]
 
 
-def bound(k: KernelBuilder, d: DimLike) -> DimLike:
-    """A size that is not negative, by a name of its own where it is long: what it stands in stays short."""
-    if isinstance(d, int) or all(isinstance(a, str) for m, _ in d.terms for a, _ in m):
-        return d
-    d = k.tidy(d)
-    if isinstance(d, int):
-        return d
-    ref = k.let(k.b.index(d), k.fresh("d"), range=(0, None))
-    name: str = ref.attr[0]
-    k.ranges[name] = (0, None)
-    return sym(name)
-
-
 def plain(p: Problem, node: Node) -> bool:
     """Is the operand a tensor in memory of the accumulator's dtype, perhaps moved, so that an index is an address?"""
     k = p.ctx.builder("probe")
@@ -178,13 +164,6 @@ class Copy:
     def size(self, images: DimLike, channels: DimLike, slack: int) -> DimLike:
         """Elements, and room behind them for vectors that begin inside."""
         return images * channels * prod(self.phases) * self.plane + slack
-
-    def bind(self, k: KernelBuilder) -> Copy:
-        """The same in a kernel, its sizes by name."""
-        out = copy(self)
-        out.spans = [bound(k, n) for n in self.spans]
-        out.plane = bound(k, prod(out.spans))
-        return out
 
     def start(self, n: DimLike, channels: DimLike, channel: DimLike, phases: Sequence[DimLike]) -> DimLike:
         """Where position 0 lies."""
@@ -226,7 +205,7 @@ class Copy:
                 with k.loop(high - low, "vector", "x", p.width) as j:
                     put(low + j, exists)
 
-            low, high = (bound(k, d) for d in last.inside(phases[-1]))
+            low, high = last.inside(phases[-1])
             where = holds(k, conditions, None)
             if where is None:
                 run(low, high, True)
@@ -249,14 +228,13 @@ class Copy:
         k = p.ctx.builder("c")
         inl = inliner(k, p.group, p.ctx)
         whole = self.size(p.images, self.all_channels, slack)
-        here = self.bind(k)
         with k.loop(p.images, "parallel", "n") as n, k.loop(self.all_channels, "parallel", "c") as c:
-            here.fill(k, inl, name, n, c, here.start(n, self.all_channels, c, [0] * len(self.axes)))
+            self.fill(k, inl, name, n, c, self.start(n, self.all_channels, c, [0] * len(self.axes)))
             last = k.b.eq(k.b.index(linear_index((n, c), (1, self.all_channels))),
                           k.b.index(p.images * self.all_channels - 1))
             if self.shared:
                 with k.if_(last):
-                    here.end(k, name, p.images, self.all_channels)
+                    self.end(k, name, p.images, self.all_channels)
         k.buffer(name, p.acc, (whole,), "out")
         return k.finish(p.ctx.dims, [f"the input of {p.node.op.name} with its padding"]), Type(p.acc, (whole,)), whole
 

@@ -20,7 +20,7 @@ from math import prod as int_prod
 
 from flowc.dims import DimLike, ceildiv, dmin, linear, prod
 from flowc.kernel import Expr, Fold, Kernel
-from flowc.passes.convolve_copy import Copy, Problem, bound, guess, plain
+from flowc.passes.convolve_copy import Copy, Problem, guess, plain
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.schedule import Machine
@@ -131,10 +131,10 @@ class Taps:
         row, column = first
         acc = k.acc(p.acc, k.b.const(0, p.acc), (mo, mc, lanes))
         start = self.per_piece * piece
-        *before, last = (bound(k, n) for n in p.taps)
+        last = p.taps[-1]
         read_x, read_w = self._input(k, inl), self._kernel(k, inl)
         with (k.loop(dmin(self.per_piece, p.channels - start), "seq", "c") as c,
-              nest(k, before, "seq", "k") as lead, k.loop(ceildiv(last, lanes), "seq", "v") as v,
+              nest(k, p.taps[:-1], "seq", "k") as lead, k.loop(ceildiv(last, lanes), "seq", "v") as v,
               k.loop(mo, "unroll", "i") as i, k.loop(mc, "unroll", "j") as j,
               k.loop(lanes, "vector", "l", p.width) as lane):
             taps = (*lead, v * lanes + lane)
@@ -150,10 +150,10 @@ class Taps:
             k.write(tile, (mc * i + j) * lanes + lane, k.get(acc, i, j, lane))
 
     def _input(self, k: KernelBuilder, inl: Inliner) -> Callable[..., Expr]:
-        p, copy = self.p, self.copy.bind(k)
+        p, copy = self.p, self.copy
         name = f"{self.name}.copy"
         if not self.x_in_place:
-            k.buffer(name, p.acc, (self.copy.size(p.images, copy.all_channels, self.slack),))
+            k.buffer(name, p.acc, (copy.size(p.images, copy.all_channels, self.slack),))
 
         def read(n: DimLike, g: DimLike, c: DimLike, at: Idx, taps: Idx, where: Expr | None) -> Expr:
             if self.x_in_place:
