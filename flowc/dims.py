@@ -12,6 +12,7 @@ normal form are equal objects by ``==`` and hash.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Union
 
@@ -475,17 +476,36 @@ def linear(d: DimLike, name: str) -> tuple[DimLike, DimLike] | None:
 
 def bounds(d: DimLike, ranges: Ranges | None = None) -> tuple[int | None, int | None]:
     """Inclusive integer bounds of ``d``; None where no constant bound is found.  Sound, not complete."""
-    return _lower(d, ranges or {}, 8), _negate(_lower(-d, ranges or {}, 8))
+    return _prove(d, ranges or {}), _negate(_prove(-d, ranges or {}))
 
 
 def _negate(x: int | None) -> int | None:
     return None if x is None else -x
 
 
+class _Steps(threading.local):
+    """How much of a proof's budget is left: nested min, max and quotients branch at every level."""
+
+    left = 0
+
+
+STEPS = 400     # expressions looked at for one answer; what has not been proved by then is unknown
+_STEPS = _Steps()
+
+
+def _prove(d: DimLike, ranges: Ranges) -> int | None:
+    """A lower bound of ``d`` within the budget of one proof."""
+    if isinstance(d, int):
+        return d
+    _STEPS.left = STEPS
+    return _lower(d, ranges, 8)
+
+
 def _lower(d: DimLike, ranges: Ranges, depth: int) -> int | None:
     if isinstance(d, int):
         return d
-    if depth:
+    _STEPS.left -= 1
+    if depth and _STEPS.left > 0:
         for name in _eliminable(d, ranges):
             split = linear(d, name)
             if split is None:
@@ -611,10 +631,10 @@ def _atom_bounds(atom: Atom, ranges: Ranges, depth: int) -> tuple[int | None, in
 
 def known_le(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> bool | None:
     """True or False where ``a <= b`` is proved or refuted for all values in range; None if unknown."""
-    low = _lower(b - a, ranges or {}, 8)
+    low = _prove(b - a, ranges or {})
     if low is not None and low >= 0:
         return True
-    high = _lower(a - b, ranges or {}, 8)
+    high = _prove(a - b, ranges or {})
     return False if high is not None and high > 0 else None
 
 

@@ -94,7 +94,7 @@ def test_gradients_are_derivatives():
         assert np.sum(g * step) == pytest.approx((f(*plus) - f(*minus)) / 2, rel=1e-6)
 
 
-@settings(max_examples=25)
+@settings(max_examples=6)
 @given(convolutions([np.float32], (1, 2)), st.sampled_from(["images", "positions", "all"]))
 def test_unknown_sizes(case, unknown):
     x, w, attrs = case
