@@ -182,7 +182,7 @@ class DiskStore:
         size = _HEADER.size + len(data)
         try:
             self._make_room(folder, size)
-            _write(folder, self._file(folder, key), _pack(key, data))
+            _write(folder, self._file(folder, key), _pack(key, data), durable=False)
         except OSError as e:
             _log.info("compiled code was not written to disk: %s", e)
             self._real = ""  # the folder may be gone: look again next time
@@ -277,22 +277,24 @@ def _read(path: str, key: str) -> bytes | None:
     return payload
 
 
-def _write(folder: str, path: str, data: bytes) -> None:
-    """All or nothing: a file of another name, on the disk, then renamed."""
+def _write(folder: str, path: str, data: bytes, durable: bool = True) -> None:
+    """All or nothing: a file of another name, then renamed.  durable: on the disk when this returns, which takes
+    milliseconds.  Without it a power cut may leave a file that is not whole, which readers find by its checksum."""
     partial = os.path.join(folder, f"{os.getpid()}-{threading.get_ident()}-{next(_serial)}{PARTIAL}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     fd = os.open(partial, flags | getattr(os, "O_BINARY", 0), 0o600)
     try:
         with os.fdopen(fd, "wb") as f:
             f.write(data)
-            f.flush()
-            os.fsync(fd)
+            if durable:
+                f.flush()
+                os.fsync(fd)
         os.replace(partial, path)
     except BaseException:  # also Ctrl-C: leave no litter
         with contextlib.suppress(OSError):
             os.unlink(partial)
         raise
-    if os.name == "posix":
+    if durable and os.name == "posix":
         folder_fd = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(folder_fd)

@@ -28,11 +28,17 @@ from flowc.diag import FlowcError, UnsupportedError
 if TYPE_CHECKING:
     import llvmlite.binding as llvm
 
-OPT_LEVEL = 2         # of the code generator; level 0 makes kernels more than twice as slow
-QUICK = 0             # for code that runs rarely: compiles some six times faster
+OPT_LEVEL = 1         # of the code generator; level 2 gives no faster kernels, level 0 makes them twice as slow
+QUICK = 0             # for code that runs rarely: compiles some three times faster
 FORMAT = 1            # part of every key: raise it when the meaning of cached objects changes
 RECYCLE = 256         # libraries per JIT session; a session's table of names is freed with the session only
-PASSES = ("sroa", "instruction_combine", "simplify_cfg", "new_gvn", "aggressive_dce")
+
+# The emitter hoists, shares and drops dead code itself, so that accumulators need to become registers and little else.
+PASSES = ("sroa", "simplify_cfg")
+# Where vectors change between kinds of elements, comparisons and selections can move to the narrower kind (a fifth of
+# the time of such kernels); elsewhere the pass takes a tenth of the compile and changes nothing.
+CONVERTING = ("sroa", "instruction_combine", "simplify_cfg")
+PTX_PASSES = ("sroa", "instruction_combine", "simplify_cfg", "new_gvn", "aggressive_dce")
 
 # The scheduler compares every memory access of a block with every other one, which in the long blocks of unrolled
 # loops takes most of the time; beyond this many it goes by the most recent ones.  An option of the whole process.
@@ -45,6 +51,7 @@ _DEFINED = re.compile(r"^define (?!internal |private )[^@\n]*@(?:\"([^\"\n]+)\"|
 _DECLARED = re.compile(r"^declare [^@\n]*@(?:\"([^\"\n]+)\"|([-\w.$]+))\(", re.M)
 _GLOBAL = re.compile(r"^@(?:\"([^\"\n]+)\"|([-\w.$]+)) = (?!internal |private |external )[^\n]*\b(?:global|constant) ",
                      re.M)
+_CONVERTS = re.compile(r"= (?:[sz]ext|trunc|fpto[su]i) <")
 
 
 class Store(Protocol):
@@ -184,13 +191,13 @@ class Code:
     def asm(self) -> str:
         """Assembly text, made when asked for."""
         if self._asm is None:
-            self._asm = "\n".join(_translate(text, _machine, _assembly) for text in self.texts)
+            self._asm = "\n".join(_translate(text, _machine, passes_for(text), _assembly) for text in self.texts)
         return self._asm
 
     @property
     def optimised(self) -> str:
         """The LLVM IR after the pass pipeline."""
-        return "\n".join(_translate(text, _machine, _text) for text in self.texts)
+        return "\n".join(_translate(text, _machine, passes_for(text), _text) for text in self.texts)
 
 
 # what is taken out of an optimised module
@@ -218,7 +225,8 @@ def foreign(ir_text: str) -> list[str]:
 def object_key(ir_text: str, extra: Sequence[object] = (), level: int = OPT_LEVEL) -> str:
     """The key of compiled code: everything that the object bytes depend on."""
     flowc_version = getattr(sys.modules.get("flowc"), "__version__", "")
-    parts = (FORMAT, flowc_version, llvm_version(), *host()[:3], level, "pic small", *PASSES, *OPTIONS, *extra, ir_text)
+    parts = (FORMAT, flowc_version, llvm_version(), *host()[:3], level, "pic small", *passes_for(ir_text), *OPTIONS,
+             *extra, ir_text)
     digest = hashlib.sha256()
     for part in parts:
         data = str(part).encode()
@@ -261,28 +269,34 @@ def spelled_for(version: Sequence[int], ir_text: str) -> str:
     return _MASKED.sub(lambda line: _POINTERS.sub(pointers, line[0], count=1), ir_text)
 
 
-def _passes(machine: Any) -> tuple[Any, Any]:
+def passes_for(ir_text: str) -> tuple[str, ...]:
+    """The passes that a module for the CPU goes through."""
+    return CONVERTING if _CONVERTS.search(ir_text) else PASSES
+
+
+def _pass_manager(machine: Any, names: Sequence[str]) -> tuple[Any, Any]:
     """A pass manager, and the builder that it runs with."""
     llvm = _llvm()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
     builder, manager = llvm.create_pass_builder(machine, options), llvm.create_new_module_pass_manager()
-    for name in PASSES:
+    for name in names:
         getattr(manager, f"add_{name}_pass")()
     return manager, builder
 
 
-_idle: dict[int, list[Translator]] = {}  # by level of the code generator
+_idle: dict[tuple[int, tuple[str, ...]], list[Translator]] = {}  # by level of the code generator and passes
 
 
 def _object(ir_text: str, level: int) -> bytes:
     """Object code of a module; any number of threads at a time."""
-    free = _idle.setdefault(level, [])
+    passes = passes_for(ir_text)
+    free = _idle.setdefault((level, passes), [])
     try:
         translator = free.pop()
     except IndexError:
         machine = _new_machine(level)
-        translator = Translator(machine, _passes(machine))
+        translator = Translator(machine, _pass_manager(machine, passes))
     try:
         return translator.object(spelled_for(_llvm().llvm_version_info, ir_text))
     except NotLlvmError as e:
@@ -293,7 +307,7 @@ def _object(ir_text: str, level: int) -> bytes:
         free.append(translator)
 
 
-def _translate(ir_text: str, machine: Callable[[], Any], take: Callable[[Any, Any], Any]) -> Any:
+def _translate(ir_text: str, machine: Callable[[], Any], passes: Sequence[str], take: Callable[[Any, Any], Any]) -> Any:
     """Parse, verify, optimise and hand the module to ``take``."""
     with _LOCK:
         llvm, tm = _llvm(), machine()
@@ -306,7 +320,7 @@ def _translate(ir_text: str, machine: Callable[[], Any], take: Callable[[Any, An
             module.triple, module.data_layout = tm.triple, str(tm.target_data)
             try:
                 module.verify()
-                manager, builder = _passes(tm)
+                manager, builder = _pass_manager(tm, passes)
                 manager.run(module, builder)
                 return take(module, tm)
             except RuntimeError as e:
@@ -440,7 +454,7 @@ def compile_ptx(ir_text: str, arch: str, ptx: int | None = None) -> str:
     if outside:
         raise FlowcError("C112", f"device code calls functions outside its module: {', '.join(outside)}",
                          cure="define them in the module")
-    text = _translate(ir_text, lambda: _ptx_machine(arch, ptx), _assembly)
+    text = _translate(ir_text, lambda: _ptx_machine(arch, ptx), PTX_PASSES, _assembly)
     stray = re.search(r"^\s*(?:\.extern\s+\.func.*|call(?:\.uni)?\b.*)$", text, re.M)
     if stray is not None and ".extern .func" in text:  # a misspelt llvm.nvvm name parses as a plain function
         raise FlowcError("C112", f"device code calls a function that nobody defines: {stray[0].strip()}",
