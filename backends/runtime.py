@@ -18,7 +18,7 @@ from flowc import op as ops
 from flowc.backends import buffers
 from flowc.diag import FlowcError, FlowcTypeError, FlowcValueError
 from flowc.dims import evaluate
-from flowc.plan import PlanBuffer, Program, Step
+from flowc.plan import Plan, PlanBuffer, Program, Step
 from flowc.types import Type
 
 if TYPE_CHECKING:
@@ -62,13 +62,17 @@ def run_host_step(step: Step, types: Mapping[str, Type], views: Mapping[str, np.
     target[...] = result
 
 
+def arrays_of(program: Program) -> dict[str, np.ndarray]:
+    """The constants of a program by buffer name."""
+    return {name: literal.array for name, literal in program.constants.items()}
+
+
 class Executable(ABC):
     """A compiled program.  ``run`` may be called from several threads at a time."""
 
-    def __init__(self, program: Program, device: str):
-        self.program, self.plan, self.device = program, program.plan, device
-        self.table: Mapping[str, PlanBuffer] = program.plan.table()
-        self.constants = {name: literal.array for name, literal in program.constants.items()}
+    def __init__(self, plan: Plan, constants: Mapping[str, np.ndarray], device: str):
+        self.plan, self.device, self.constants = plan, device, constants
+        self.table: Mapping[str, PlanBuffer] = plan.table()
 
     @abstractmethod
     def run(self, arrays: Sequence[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
@@ -152,7 +156,8 @@ class InterpreterExecutable(Executable):
     """A program run by the interpreter: slow, the reference for everything else."""
 
     def __init__(self, program: Program):
-        super().__init__(program, "interpreter")
+        super().__init__(program.plan, arrays_of(program), "interpreter")
+        self.program = program
 
     def run(self, arrays: Sequence[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
         from flowc.backends.interp import run_program

@@ -7,13 +7,15 @@ Read next: function.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import flowc.ops  # noqa: F401  (fills the registry)
-from flowc import config, progress, tuned
+from flowc import config, image, progress, tuned
 from flowc.cache import default_store
 from flowc.check import Report, verify_compiled
 from flowc.diag import FlowcTypeError, FlowcValueError
@@ -23,6 +25,7 @@ from flowc.plan import Program
 from flowc.types import Type
 
 if TYPE_CHECKING:
+    from flowc.passes.manager import PassContext
     from flowc.passes.schedule import Machine
 
 DEVICES = ("cpu", "cuda", "interpreter")
@@ -36,23 +39,48 @@ def check_device(device: str | None) -> str:
     return "interpreter" if config.get("disable_jit") else name
 
 
+@dataclass(frozen=True)
+class Stages:
+    """What lies between a graph and its executable: the graph after the passes, kernels and plan, what each step was
+    made from (passes/build.py), the log of the passes."""
+
+    graph: Graph
+    program: Program | None = None
+    groups: Mapping[str, Any] = field(default_factory=dict)
+    log: Any = None
+
+
 class Compiled:
     """A graph compiled for one device.
 
     Calling it takes one array per graph parameter and returns one array per output; sizes are bound from the
     arguments' shapes and every constraint is checked.  ``source``: the graph as given; ``graph``: after the passes;
-    ``program``: kernels and plan (None on the interpreter).
+    ``program``: kernels and plan (None on the interpreter).  These are made when asked for if the executable came
+    from the disk.  ``lower``: makes them.
     """
 
-    def __init__(self, source: Graph, device: str):
+    def __init__(self, source: Graph, device: str, lower: Callable[[], Stages] | None = None):
         self.source, self.device = source, device
-        self.graph: Graph = source
-        self.program: Program | None = None
         self.executable: Any = None
-        self.groups: dict[str, Any] = {}
-        self.log: Any = None
+        self.stages = functools.cache(lower or (lambda: Stages(source)))
         self._bind = size_binder([p.type for p in source.params], [p.attrs["name"] for p in source.params],
                                  source.constraints, source.ranges)
+
+    @property
+    def graph(self) -> Graph:
+        return self.stages().graph
+
+    @property
+    def program(self) -> Program | None:
+        return self.stages().program
+
+    @property
+    def groups(self) -> Mapping[str, Any]:
+        return self.stages().groups
+
+    @property
+    def log(self) -> Any:
+        return self.stages().log
 
     def sizes(self, arrays: Sequence[np.ndarray]) -> dict[str, int]:
         """Value of every symbol, from the shapes of the arguments."""
@@ -162,30 +190,48 @@ def compile_graph(graph: Graph, *, device: str | None = None, target: Machine | 
     """Optimize and compile ``graph`` for ``device`` (cpu, cuda, interpreter; default: the setting).
     target: what scheduling assumes of the machine, by default what is known of this one."""
     where = check_device(device)
-    out = Compiled(graph, where)
     if where == "interpreter":
-        return out
+        return Compiled(graph, where)
+    from flowc.passes.manager import PassContext
+    ctx, fuse, target = PassContext.from_config(), config.get("fuse"), target or machine(where)
+    out = Compiled(graph, where, lambda: _lower(graph, where, target, ctx, fuse))
     with progress.line(graph.name):
-        _compile(out, where, target)
+        _compile(out, target, ctx)
     _dump(out)
     return out
 
 
-def _compile(out: Compiled, where: str, target: Machine | None) -> None:
-    from flowc.backends import runtime
+def _lower(graph: Graph, device: str, target: Machine, ctx: PassContext, fuse: bool) -> Stages:
     from flowc.passes.build import BuildOptions, build_with_groups
-    from flowc.passes.manager import PassContext
     from flowc.passes.pipeline import optimise
-    ctx = PassContext.from_config()
-    out.log = ctx
-    out.graph = optimise(out.source, ctx)
+    optimised = optimise(graph, ctx)
     ctx.stage = "fuse"
-    options = BuildOptions(target or machine(where), where, config.get("fuse"))
-    out.program, out.groups = build_with_groups(out.graph, options, lambda what, node: ctx.allow("fuse", what, node))
-    if config.get("check"):
+    program, groups = build_with_groups(optimised, BuildOptions(target, device, fuse),
+                                        lambda what, node: ctx.allow("fuse", what, node))
+    if ctx.check:
         from flowc.verify import verify_program
-        verify_program(out.program)
-    out.executable = runtime.compile_program(out.program, where, store=default_store())
+        verify_program(program)
+    return Stages(optimised, program, groups, ctx)
+
+
+def _compile(out: Compiled, target: Machine, ctx: PassContext) -> None:
+    """Give ``out`` its executable: the one on the disk, or a new one."""
+    store = default_store()
+    key = image.key(out.source, target, ctx) if store is not None and out.device == "cpu" else None
+    if store is not None and key is not None:
+        out.executable = image.load(store, key, out.source, lambda: _program(out))
+    if out.executable is not None:
+        return
+    from flowc.backends import runtime
+    out.executable = runtime.compile_program(_program(out), out.device, store=store)
+    if store is not None and key is not None:
+        image.save(store, key, out.source, _program(out), out.executable)
+
+
+def _program(c: Compiled) -> Program:
+    program = c.program
+    assert program is not None  # only the interpreter has none
+    return program
 
 
 def _dump(c: Compiled) -> None:

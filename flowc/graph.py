@@ -34,6 +34,9 @@ class Attrs(dict):
             self._hash = hash(tuple(sorted((k, _hashed(v)) for k, v in self.items())))
             return self._hash
 
+    def __reduce__(self):  # hashes of names differ from process to process
+        return Attrs, (dict(self),)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, dict) and self.keys() == other.keys() and all(
             _same(v, other[k]) for k, v in self.items())
@@ -76,6 +79,9 @@ class Literal:
         if self._hash is None:
             self._hash = hash((self.array.dtype.str, self.array.shape, self.array.tobytes()))
         return self._hash
+
+    def __reduce__(self):
+        return Literal, (self.array,)
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, Literal) and self.array.dtype == other.array.dtype

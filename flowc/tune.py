@@ -24,7 +24,7 @@ import numpy as np
 from flowc import config, tuned
 from flowc.api import jit
 from flowc.bench import Stepper, rounds_for
-from flowc.compiled import Compiled, compile_graph, machine
+from flowc.compiled import Compiled, Stages, compile_graph, machine
 from flowc.diag import FlowcError
 from flowc.graph import Graph
 from flowc.passes.choices import Choices, fields_text, revised
@@ -276,8 +276,7 @@ class _Problem:
         steps = [s for s in program.plan.steps if s.name.split(".")[0] in changed]
         part = Program(replace(program.plan, steps=tuple(steps)), {s.kernel: program.kernels[s.kernel] for s in steps},
                        program.constants)
-        out = Compiled(compiled.source, "cpu")
-        out.graph, out.program, out.groups = compiled.graph, part, groups
+        out = Compiled(compiled.source, "cpu", lambda: Stages(compiled.graph, part, groups))
         out.executable = runtime.compile_program(part, "cpu")
         params = [self.base.arrays[p] for p in part.plan.params]
         return Stepper(out, params, share=self.base, own=steps), steps

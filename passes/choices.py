@@ -17,12 +17,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowc.diag import FlowcValueError
 from flowc.dims import Dim
-from flowc.passes.fuse import Group
 from flowc.types import DType
+
+if TYPE_CHECKING:
+    from flowc.passes.fuse import Group
 
 S = TypeVar("S")
 Problem = Sequence[Any]  # words, dtypes and sizes

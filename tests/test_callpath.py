@@ -479,7 +479,8 @@ def test_first_callables_are_compiled_quickly(monkeypatch):
             self[key] = data
 
     key = engine.object_key(callpath.call_ir())
-    for stored, wanted in ((False, [0] * callpath.WARM_UP + [2, 2]), (True, [2, 2])):
+    full = [engine.OPT_LEVEL] * 2
+    for stored, wanted in ((False, [0] * callpath.WARM_UP + full), (True, full)):
         store = Memory({key: b"any: it is loaded already, or refused and compiled"} if stored else {})
         monkeypatch.setattr(callpath, "_made", {})
         monkeypatch.setattr(callpath, "_asked", 0)

@@ -108,7 +108,7 @@ def test_interrupted_function_compiles_at_the_next_call(monkeypatch):
     with monkeypatch.context() as m:
         def interrupted(*args, **kwargs):
             raise KeyboardInterrupt
-        m.setattr("flowc.backends.llvm.cpu.compile_modules", interrupted)
+        m.setattr("flowc.backends.llvm.compile.compile_modules", interrupted)
         with pytest.raises(KeyboardInterrupt):
             f(x)
     assert np.array_equal(f(x), x * 2 + 1)
@@ -147,8 +147,9 @@ def test_binding_without_lock_free_functions_serves(monkeypatch):
 
 def test_small_kernels_share_modules():
     x, w = np.ones((37, 48), np.float32), np.ones((48, 48), np.float32)
-    exe = lowered(many, x, w).compile().compiled.executable
-    assert len(exe.program.kernels) > 1
+    compiled = lowered(many, x, w).compile().compiled
+    exe = compiled.executable
+    assert len(compiled.program.kernels) > 1
     lines = sum(text.count("\n") for code in exe.codes() for text in code.texts)
     assert len({t for c in exe.codes() for t in c.texts}) <= 2 + lines // 300
 

@@ -28,8 +28,8 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ("ops", ("flowc.ops",)),
     ("makers", ("flowc.size", "flowc.tensor", "flowc.trace", "flowc.numpy_*", "flowc.passes")),
     ("machines", ("flowc.backends",)),
-    ("driver", ("flowc.check", "flowc.compiled", "flowc.function", "flowc.fastpath", "flowc.api", "flowc.symbolic",
-                "flowc.session", "flowc.optim", "flowc.idx")),
+    ("driver", ("flowc.check", "flowc.image", "flowc.compiled", "flowc.function", "flowc.fastpath", "flowc.api",
+                "flowc.symbolic", "flowc.session", "flowc.optim", "flowc.idx")),
     ("hall", ("flowc", "flowc.numpy", "flowc.nn", "flowc.random", "flowc.__main__", "flowc.cli", "flowc.cases",
               "flowc.doctor", "flowc.bench", "flowc.tune")),
 ]
@@ -41,7 +41,7 @@ STRANGERS = [
     *((f, "flowc.passes") for f in FRONT), *(("flowc.passes", f) for f in FRONT),
     ("flowc.trace", "flowc.numpy_*"), ("flowc.tensor", "flowc.trace"), ("flowc.tensor", "flowc.numpy_*"),
     ("flowc.backends.interp", "flowc.backends.llvm"), ("flowc.backends.llvm", "flowc.backends.cuda"),
-    ("flowc.compiled", "flowc.function"), ("flowc.function", "flowc.symbolic"), ("flowc.symbolic", "flowc.session"),
+    ("flowc.image", "flowc.compiled"), ("flowc.compiled", "flowc.function"), ("flowc.function", "flowc.symbolic"), ("flowc.symbolic", "flowc.session"),
     ("flowc.session", "flowc.optim"),
 ]
 

@@ -147,7 +147,7 @@ def test_equal_kernels_compile_once():
 
 def test_programs_share_kernels_by_content(monkeypatch):
     """A large kernel is a module named by its content, also where names and programs differ."""
-    monkeypatch.setattr(cpu, "MODULE", 1)
+    monkeypatch.setattr("flowc.backends.llvm.compile.MODULE", 1)
     first, second = runtime.compile_program(fan(10)), runtime.compile_program(chain(10))
     assert isinstance(first, cpu.CpuExecutable) and isinstance(second, cpu.CpuExecutable)
     assert [id(c) for c in second.codes()[:-1]] == [id(c) for c in first.codes()]

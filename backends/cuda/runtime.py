@@ -19,7 +19,7 @@ import numpy as np
 from flowc.backends import buffers
 from flowc.backends.cuda.driver import Driver, get_driver
 from flowc.backends.cuda.ptx import PtxKernel, compile_kernel
-from flowc.backends.runtime import Executable, concrete_type, normalise, run_host_step
+from flowc.backends.runtime import Executable, arrays_of, concrete_type, normalise, run_host_step
 from flowc.diag import FlowcError
 from flowc.dims import evaluate
 from flowc.plan import PlanBuffer, Program, Step
@@ -85,7 +85,7 @@ class CudaExecutable(Executable):
     """A program on the device of the current driver."""
 
     def __init__(self, program: Program, store: Store | None = None):
-        super().__init__(program, "cuda")
+        super().__init__(program.plan, arrays_of(program), "cuda")
         self.driver = get_driver()
         self.codes = {name: compile_kernel(k, self.driver.arch, store) for name, k in program.kernels.items()}
         self.kernels = {name: Loaded(self.driver, c) for name, c in self.codes.items()}

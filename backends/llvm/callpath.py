@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ from flowc.backends.llvm.callpath_ir import (
 )
 from flowc.backends.llvm.entry import buffer_slots, hidden_symbols
 from flowc.dims import Dim
-from flowc.plan import Program
+from flowc.plan import Plan
 from flowc.types import DType, Type
 
 
@@ -253,9 +253,9 @@ def _scalar_kind(arg: str, dtype: DType) -> int | None:
     return None
 
 
-def _input_rows(program: Program, spec: CallSpec, record: _Record) -> list[list[int]] | None:
+def _input_rows(plan: Plan, spec: CallSpec, record: _Record) -> list[list[int]] | None:
     """One row per argument, None if an argument cannot be taken natively or a size stays unknown."""
-    plan, table = program.plan, program.plan.table()
+    table = plan.table()
     hidden = hidden_symbols(plan)
     order = {s: i for i, s in enumerate([*plan.symbols, *hidden.values()])}
     bound: set[int] = set()
@@ -293,9 +293,9 @@ def _dim_row(d: Any, order: Mapping[str, int], hidden: Mapping[Any, str], bound:
     return BIND_DIM, i
 
 
-def _output_rows(program: Program, record: _Record) -> list[list[int]] | None:
-    plan, table = program.plan, program.plan.table()
-    slots = buffer_slots(plan, program.constants)
+def _output_rows(plan: Plan, constants: Iterable[str], record: _Record) -> list[list[int]] | None:
+    table = plan.table()
+    slots = buffer_slots(plan, constants)
     rows: list[list[int]] = []
     at = 0
     for i, name in enumerate(plan.outputs):
@@ -321,7 +321,7 @@ def _allocator(types: Sequence[Type]) -> Callable[[int, int], np.ndarray]:
 _RESULTS = {"array": SINGLE, "tuple": TUPLE}
 
 
-def make_callable(program: Program, spec: CallSpec, entry: engine.Code, fallback: Callable[..., Any],
+def make_callable(plan: Plan, spec: CallSpec, entry: engine.Code, fallback: Callable[..., Any],
                   constants: Mapping[str, np.ndarray], store: engine.Store | None = None) -> Callable[..., Any]:
     """A builtin that runs the compiled ``entry`` (its ``@run`` and ``@sizes``) for arguments that fit ``spec`` and
     calls ``fallback(*args, **kwargs)`` for all others.
@@ -330,14 +330,14 @@ def make_callable(program: Program, spec: CallSpec, entry: engine.Code, fallback
     not possible: another Python than CPython with the GIL, a size that no argument tells, a 16-bit float scalar.
     """
     native = _native(store)
-    plan, table = program.plan, program.plan.table()
+    table = plan.table()
     if native is None or spec.result == "array" and len(plan.outputs) != 1:
         return fallback
     types = [table[o].type for o in plan.outputs]
     alloc = _allocator(types)
-    held = [constants[name] for name in program.constants]
+    held = list(constants.values())
     record = _Record([native, entry, fallback, spec, alloc, held])
-    inputs, outputs = _input_rows(program, spec, record), _output_rows(program, record)
+    inputs, outputs = _input_rows(plan, spec, record), _output_rows(plan, constants, record)
     if inputs is None or outputs is None:
         return fallback
     nparams, nout, nconst = len(plan.params), len(outputs), len(held)

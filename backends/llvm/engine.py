@@ -149,35 +149,46 @@ class Host(NamedTuple):
     llvm: int
 
 
+class Object(NamedTuple):
+    """Object code of a module, and the names that it defines for others."""
+
+    data: bytes
+    exports: tuple[str, ...]
+
+
 class Code:
     """Loaded machine code of one or more modules, which see each other's symbols.  It stays loaded until the last
-    reference to this object goes: whoever keeps an address keeps the Code."""
+    reference to this object goes: whoever keeps an address keeps the Code.
 
-    def __init__(self, texts: Sequence[str], objects: Sequence[bytes], imports: Mapping[str, int],
+    texts: LLVM IR of the modules, none for code that was kept without it.  objects: by text, if there are texts."""
+
+    def __init__(self, objects: Sequence[Object], texts: Sequence[str] = (), imports: Mapping[str, int] | None = None,
                  keep: Sequence[Any] = ()):
         self.texts = tuple(texts)
+        self.objects = dict(zip(texts, objects, strict=bool(texts)))
+        self._exports = [name for o in objects for name in o.exports]
         self._keep = tuple(keep)  # code that the imports point into
         self._asm: str | None = None
+        imports = imports or {}
         builder = _llvm().JITLibraryBuilder().add_current_process()
         for obj in objects:
-            builder.add_object_img(obj)
-        for name in self.exports():
+            builder.add_object_img(obj.data)
+        for name in self._exports:
             builder.export_symbol(name)
         for name, address in imports.items():
             builder.import_symbol(name, address)
         try:
             self._library = _SESSION.link(builder)
         except RuntimeError as e:
-            own = set(self.exports())
             missing = [n for text in texts for n in foreign(text)
-                       if n not in imports and n not in own and not _llvm().address_of_symbol(n)]
+                       if n not in imports and n not in self._exports and not _llvm().address_of_symbol(n)]
             raise FlowcError("C103", f"the compiled code cannot be loaded: {e}",
                              notes=[f"nobody defines {', '.join(missing)}"] if missing else (),
                              cure="this is an error of flowc; report it with FLOWC_DUMP_DIR's files") from None
 
     def exports(self) -> list[str]:
         """Names of what the modules define for others."""
-        return [name for text in self.texts for name in exported(text)]
+        return self._exports
 
     def address(self, symbol: str) -> int:
         """The address of an exported function or global; KeyError if there is none."""
@@ -404,20 +415,25 @@ def _load(parts: Sequence[tuple[Source, str, Job | bytes]], others: Sequence[Cod
     if not parts:
         return None
     texts = [source.text for source, _, _ in parts]
+    defined = {source.text: tuple(exported(source.text)) for source, _, _ in parts}
     reached = {name: code.address(name) for code in others for name in code.exports()} if others else {}
     # a module may declare what another new one defines, which a loaded one may define as well
-    wanted = {name for text in texts for name in foreign(text)} - {name for text in texts for name in exported(text)}
+    wanted = {name for text in texts for name in foreign(text)} - {n for names in defined.values() for n in names}
     imports = {**{name: address for name, address in reached.items() if name in wanted}, **imports}
     keep = [*keep, *others]
     stored = [obj for _, _, obj in parts if isinstance(obj, bytes)]
     fresh = {key: obj.object for _, key, obj in parts if isinstance(obj, Job) and obj.object is not None}
+
+    def load(data: Iterable[bytes]) -> Code:
+        objects = [Object(d, defined[text]) for text, d in zip(texts, data, strict=True)]
+        return Code(objects, texts, imports, keep)
     try:
-        code = Code(texts, [fresh[key] if isinstance(obj, Job) else obj for _, key, obj in parts], imports, keep)
+        code = load(fresh[key] if isinstance(obj, Job) else obj for _, key, obj in parts)
     except FlowcError:
         if not stored:
             raise
         fresh = {key: _object(*source) for source, key, _ in parts}
-        code = Code(texts, [fresh[key] for _, key, _ in parts], imports, keep)
+        code = load(fresh[key] for _, key, _ in parts)
     if store is not None:
         for key, data in fresh.items():
             store.put(key, data)

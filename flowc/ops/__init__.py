@@ -4,6 +4,7 @@ Here: elementwise.py, arithmetic.py (families of scalar expressions), movement.p
 scan.py, contract.py, random.py; rules.py and samples.py are what they share.  Read next: rules.py.
 """
 
+from flowc.op import REGISTRY
 from flowc.ops import (  # noqa: F401  (imported for their records)
     arithmetic,
     contract,
@@ -15,3 +16,5 @@ from flowc.ops import (  # noqa: F401  (imported for their records)
     scan,
     windows,
 )
+
+BUILTIN = frozenset(REGISTRY)  # names of flowc's own ops; what is registered later is somebody else's
