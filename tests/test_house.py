@@ -41,7 +41,8 @@ STRANGERS = [
     *((f, "flowc.passes") for f in FRONT), *(("flowc.passes", f) for f in FRONT),
     ("flowc.trace", "flowc.numpy_*"), ("flowc.tensor", "flowc.trace"), ("flowc.tensor", "flowc.numpy_*"),
     ("flowc.backends.interp", "flowc.backends.llvm"), ("flowc.backends.llvm", "flowc.backends.cuda"),
-    ("flowc.image", "flowc.compiled"), ("flowc.compiled", "flowc.function"), ("flowc.function", "flowc.symbolic"), ("flowc.symbolic", "flowc.session"),
+    ("flowc.image", "flowc.compiled"), ("flowc.compiled", "flowc.function"), ("flowc.function", "flowc.symbolic"),
+    ("flowc.symbolic", "flowc.session"),
     ("flowc.session", "flowc.optim"),
 ]
 
