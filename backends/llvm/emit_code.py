@@ -38,11 +38,11 @@ class Val(NamedTuple):
 @dataclass
 class Scope:
     """A region that dominates what is emitted inside it.  ``pre``: the lines right before it, in its parent.
-    ``values``: instruction text -> name.  ``branch``: runs under a condition."""
+    ``shared``: texts of the instructions that live until its end.  ``branch``: runs under a condition."""
 
     pre: list[Any]
     branch: bool
-    values: dict[str, str] = field(default_factory=dict)
+    shared: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -132,45 +132,47 @@ class Code(Function):
         self.entry: list[Any] = []
         self.lines.append(self.entry)  # type: ignore[arg-type]
         self.scopes = [Scope([], False)]
+        self.known: dict[str, str] = {}  # instruction text -> name, in all open scopes
         self.level: dict[str, int] = dict.fromkeys(_NAMES.findall(args), 0)
         self.lanes = 1
         self.lane_base: dict[str, str | int] = {}
         self.env: dict[str, Val] = {}
         self.ranges: dict[str, Range] = {}
         self.mems: dict[str, Mem] = {}
+        self._sizes, self._indexing = _Symbols(self), _Indexing(self)
 
     # -- instructions
 
     def op(self, text: str) -> str:
         """A value without effects: shared, and emitted as far out as its operands allow."""
-        at = self._level(text)
-        for s in self.scopes[at:]:
-            known = s.values.get(text)
-            if known is not None:
-                return known
-        at = max(at, self._floor())
+        known = self.known.get(text)
+        if known is not None:
+            return known
+        at = max(self._level(text), self._floor())
         name = self.fresh()
         line = f"  {name} = {text}"
         if at == len(self.scopes) - 1:
             self.lines.append(line)
         else:
             self.scopes[at + 1].pre.append(line)
-        self.scopes[at].values[text] = name
+        self._share(text, name, at)
         self.level[name] = at
         return name
 
+    def _share(self, text: str, name: str, at: int) -> None:
+        self.known[text] = name
+        self.scopes[at].shared.append(text)
+
     def here(self, text: str, key: str = "") -> str:
         """A value that must be computed at this place, such as a load.  Calls with one ``key`` share it."""
-        if key:
-            for s in self.scopes:
-                known = s.values.get(key)
-                if known is not None:
-                    return known
+        known = self.known.get(key) if key else None
+        if known is not None:
+            return known
         name = self.fresh()
         self.raw(f"{name} = {text}")
         self.level[name] = len(self.scopes) - 1
         if key:
-            self.scopes[-1].values[key] = name
+            self._share(key, name, len(self.scopes) - 1)
         return name
 
     def _level(self, text: str) -> int:
@@ -187,12 +189,9 @@ class Code(Function):
 
     _in_index = 0
 
-    @contextmanager
-    def index_arithmetic(self) -> Iterator[None]:
+    def index_arithmetic(self) -> _Indexing:
         """Arithmetic on sizes is cheap and safe anywhere: it may leave conditions."""
-        self._in_index += 1
-        yield
-        self._in_index -= 1
+        return self._indexing
 
     def intrinsic(self, name: str, ret: str, *args: str, overloads: Sequence[str] | None = None, effect: bool = False
                   ) -> str:
@@ -212,6 +211,11 @@ class Code(Function):
         scope = Scope([], branch)
         self.lines.append(scope.pre)  # type: ignore[arg-type]
         return scope
+
+    def end_scope(self) -> None:
+        """Leave the innermost scope: what was computed in it is gone."""
+        for text in self.scopes.pop().shared:
+            del self.known[text]
 
     @contextmanager
     def loop(self, lo: str | int, hi: str | int, step: str | int = 1, stem: str = "i", sure: bool = False
@@ -236,7 +240,7 @@ class Code(Function):
         self.raw(f"{again} = icmp slt i64 {following}, {hi}")
         lines[at] = f"  {i} = phi i64 [ {lo}, %{before} ], [ {following}, %{self.block} ]"
         self.cond_br(again, body, done)
-        self.scopes.pop()
+        self.end_scope()
         self.begin(done)
 
     @contextmanager
@@ -248,7 +252,7 @@ class Code(Function):
         self.begin(then)
         self.scopes.append(scope)
         yield
-        self.scopes.pop()
+        self.end_scope()
         self.br(done)
         self.begin(done)
 
@@ -291,12 +295,18 @@ class Code(Function):
 
     def varying(self, d: DimLike) -> bool:
         """Does the size depend on the lane?"""
-        return any(s in self.lane_base or self.env[s].wide for s in symbols(d))
+        if isinstance(d, int):
+            return False
+        lanes, env = self.lane_base, self.env
+        for s in symbols(d):
+            if s in lanes or env[s].wide:
+                return True
+        return False
 
     def size(self, d: DimLike) -> str | int:
         """A size that is the same for all lanes."""
         with self.index_arithmetic():
-            return self.dim(d, _Symbols(self))  # type: ignore[arg-type]
+            return self.dim(d, self._sizes)  # type: ignore[arg-type]
 
     def place(self, d: DimLike) -> Place:
         """Take an index apart; see Place."""
@@ -333,7 +343,8 @@ class Code(Function):
                 stride = self.add(stride, f)
             pattern = None
             if isinstance(stride, int) and not wide and self.lanes > 1 and (known or stride):
-                pattern = tuple(stride * k + sum(v[k] for v in known) for k in range(self.lanes))
+                lane = [stride * k for k in range(self.lanes)]
+                pattern = tuple(map(sum, zip(lane, *known, strict=True))) if known else tuple(lane)
             if known:
                 wide.append(f"<{', '.join(f'i64 {sum(column)}' for column in zip(*known, strict=True))}>")
             offsets = wide[0] if wide else None
@@ -482,6 +493,19 @@ class Code(Function):
                 one = self.op(f"insertelement {vector} poison, {mem.type} {base}, i64 0")
                 return self.op(f"shufflevector {vector} {one}, {vector} poison, <{self.lanes} x i32> zeroinitializer")
             return self.op(f"getelementptr {ty}, {mem.type} {base}, {self.vec('i64')} {steps}")
+
+
+class _Indexing:
+    """The context of arithmetic on sizes, which nests."""
+
+    def __init__(self, code: Code):
+        self._code = code
+
+    def __enter__(self) -> None:
+        self._code._in_index += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._code._in_index -= 1
 
 
 class _Symbols(Mapping[str, "str | int"]):

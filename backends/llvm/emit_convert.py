@@ -192,7 +192,7 @@ def fmod(c: Values, x: Expr, args: Sequence[Val]) -> Val:
         again = c.any_lane(c.value(more))
         lines[at] = f"  {now} = phi {ty} [ {begin}, %{entry} ], [ {last}, %{c.block} ]"
         c.cond_br(again, head, done)
-        c.scopes.pop()
+        c.end_scope()
         c.begin(done)
         after = c.block
     c.env[f"{mark}.r"] = Val(c.here(f"phi {ty} [ {last}, %{after} ], [ {begin}, %{before} ]"), wide)

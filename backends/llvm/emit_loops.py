@@ -253,7 +253,7 @@ class Loops(Values):
         for k, (name, start, step) in enumerate(zip((count, *names), (lo, *first), (after, *following), strict=True)):
             lines[at + k] = f"  {name} = phi i64 [ {start}, %{before} ], [ {step}, %{self.block} ]"
         self.cond_br(again, head, done)
-        self.scopes.pop()
+        self.end_scope()
         self.begin(done)
 
     def _decode(self, at: str, extents: Sequence[str | int]) -> list[str]:
