@@ -10,6 +10,7 @@ they stand and are shared until their buffer is written.  Inside a condition onl
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -107,6 +108,7 @@ def literal(value: Any, d: DType) -> str:
     return str(int(value) & ((1 << d.bits) - 1)) if d.kind == "u" else str(int(value))
 
 
+@functools.cache
 def mangled(ty: str) -> str:
     """The suffix of an intrinsic for a type: ``<16 x float>`` is ``v16f32``."""
     if ty.startswith("<"):
@@ -198,9 +200,8 @@ class Code(Function):
         """Call ``llvm.name`` with typed ``args`` (``"float %x"``); overloads: the types in its name, by default the
         result type."""
         self.target.allow(name)
-        types = [_type_of(a) for a in args]
         callee = self.module.declare(intrinsic_name(name, (ret,) if overloads is None else overloads),
-                                     f"{ret} ({', '.join(types)})")
+                                     f"{ret} ({', '.join(map(_type_of, args))})")
         text = f"call {ret} {callee}({', '.join(args)})"
         if ret == "void":
             self.raw(text)
@@ -297,11 +298,7 @@ class Code(Function):
         """Does the size depend on the lane?"""
         if isinstance(d, int):
             return False
-        lanes, env = self.lane_base, self.env
-        for s in symbols(d):
-            if s in lanes or env[s].wide:
-                return True
-        return False
+        return any(s in self.lane_base or self.env[s].wide for s in symbols(d))
 
     def size(self, d: DimLike) -> str | int:
         """A size that is the same for all lanes."""
@@ -312,11 +309,16 @@ class Code(Function):
         """Take an index apart; see Place."""
         with self.index_arithmetic():
             d = self._resolve(d)
-            terms, const, strides, wide = [], 0, [], []
+            const, wide = 0, []
+            terms, strides = list[str | int](), list[str | int]()
             known: list[tuple[int, ...]] = []
             for mono, c in d.terms if isinstance(d, Dim) else (((), d),):
                 if not mono:
                     const += c
+                    continue
+                simple = self._simple_term(mono, c, strides)
+                if simple is not None:
+                    terms.append(simple)
                     continue
                 one = Dim(((mono, c),))
                 if not self.varying(one):
@@ -332,11 +334,7 @@ class Code(Function):
                     continue
                 factor, base = split
                 strides.append(factor)
-                at = self.mul(factor, base)
-                if isinstance(at, int):
-                    const += at
-                else:
-                    terms.append(at)
+                terms.append(self.mul(factor, base))
             const += sum(t for t in terms if isinstance(t, int))
             stride: str | int = 0
             for f in strides:
@@ -351,6 +349,20 @@ class Code(Function):
             for w in wide[1:]:
                 offsets = self.op(f"add {self.vec('i64')} {offsets}, {w}")
             return Place([t for t in terms if isinstance(t, str)], const, stride, offsets, pattern)
+
+    def _simple_term(self, mono, c: int, strides: list) -> str | int | None:
+        """The scalar part of a symbol times a number, as nearly all terms are; None for other terms."""
+        (name, power) = mono[0]
+        if len(mono) > 1 or power != 1 or not isinstance(name, str):
+            return None
+        base = self.lane_base.get(name)
+        if base is not None:
+            strides.append(c)
+            return self.mul(c, base)
+        v = self.env[name]
+        if v.wide:
+            return None
+        return self.mul(v.text, c) if v.text[0] == "%" else int(v.text) * c
 
     def _lane_values(self, d: Dim) -> tuple[int, ...] | None:
         """The size in every lane, if the lane alone decides it."""
@@ -373,9 +385,10 @@ class Code(Function):
         """Divisions of a lane index resolved where whole vectors lie inside one quotient.
 
         The variable is written as lanes*t + lane; ``(lanes*t + lane) // (m*lanes)`` is ``t // m``."""
-        if isinstance(d, int) or not any(
-                isinstance(a, Call) and symbols(Dim((((((a, 1),), 1)),))) & self.lane_base.keys()
-                for m, _ in d.terms for a, _ in m):
+        if isinstance(d, int):
+            return d
+        calls = [a for m, _ in d.terms for a, _ in m if not isinstance(a, str)]
+        if not calls or not any(symbols(Dim(((((a, 1),), 1),))) & self.lane_base.keys() for a in calls):
             return d
         name, base = next(iter(self.lane_base.items()))
         lane, step = f"{name}.lane", f"{name}.step"
@@ -427,7 +440,7 @@ class Code(Function):
 
     def _sum(self, p: Place) -> str | int:
         total: str | int = 0
-        for t in sorted(p.terms, key=self._level):
+        for t in sorted(p.terms, key=self.level.__getitem__):
             total = self.add(total, t)
         return self.add(total, p.const)
 
@@ -469,7 +482,7 @@ class Code(Function):
             scale = max(mem.lanes, 1)
             by_level: dict[int, str | int] = {}
             for t in p.terms:
-                at = self._level(t)
+                at = self.level[t]
                 by_level[at] = self.add(by_level.get(at, 0), t)
             for at in sorted(by_level):
                 out = self.op(f"getelementptr {ty}, {mem.type} {out}, i64 {self.mul(by_level[at], scale)}")

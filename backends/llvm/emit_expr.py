@@ -44,6 +44,7 @@ class Values(Code):
     def __init__(self, *args):
         super().__init__(*args)
         self.row_cache: dict[tuple, list[str]] = {}
+        self.positions: dict[tuple, DimLike] = {}
         self.builder = Builder()
         self.memo: dict[int, Val] = {}
         self.expanded: dict[int, tuple[Expr, Expr]] = {}
@@ -59,11 +60,12 @@ class Values(Code):
             if id(x) in memo:
                 stack.pop()
                 continue
+            operands: Sequence[Expr] = x.args
             if x.op == "rarely":
-                missing = [a for a in (x.args[0], x.args[2]) if id(a) not in memo]
-            elif called[id(x)] if id(x) in called else called.setdefault(id(x), outlined(self, x)):
-                missing = [a for a in x.args if id(a) not in memo]
-            else:
+                operands = (x.args[0], x.args[2])
+            elif x.op in _DIRECT:
+                operands = () if _compares_sizes(x) else x.args
+            elif not (called[id(x)] if id(x) in called else called.setdefault(id(x), outlined(self, x))):
                 whole = self._expansion(x)
                 if whole is not None:
                     if id(whole) in memo:
@@ -71,16 +73,15 @@ class Values(Code):
                     else:
                         stack.append(whole)
                     continue
-                missing = [] if _compares_sizes(x) else [a for a in x.args if id(a) not in memo]
+            missing = [a for a in operands if id(a) not in memo]
             if missing:
                 stack.extend(reversed(missing))
                 continue
+            given = [memo[id(a)] for a in operands]
             if x.op == "rarely":
-                memo[id(x)] = self._rarely(x, memo[id(x.args[0])], memo[id(x.args[2])])
-            elif called[id(x)]:
-                memo[id(x)] = call(self, x, [memo[id(a)] for a in x.args])
+                memo[id(x)] = self._rarely(x, *given)
             else:
-                memo[id(x)] = self.instruction(x, [] if _compares_sizes(x) else [memo[id(a)] for a in x.args])
+                memo[id(x)] = call(self, x, given) if called.get(id(x)) else self.instruction(x, given)
         return memo[id(e)]
 
     def _expansion(self, x: Expr) -> Expr | None:
@@ -215,10 +216,10 @@ class Values(Code):
         return self.read(mem, self._position(mem, index), x.dtype)
 
     def _position(self, mem: Mem, index: Sequence[DimLike]) -> DimLike:
-        at: DimLike = 0
-        for i, s in zip(index, mem.strides, strict=True):
-            at = at + i * s
-        return at
+        key = (mem.strides, tuple(index))  # copies of an unrolled loop ask again
+        if key not in self.positions:
+            self.positions[key] = sum((i * s for i, s in zip(index, mem.strides, strict=True)), 0)
+        return self.positions[key]
 
     def _load(self, x: Expr, args: Sequence[Val]) -> Val:
         buffer, index = x.attr
@@ -499,3 +500,4 @@ _TABLE: dict[str, Callable[[Values, Expr, Sequence[Val]], Val]] = {
     "select": _V._select, "cast": cast, "bitcast": _V._bitcast,
 }
 _PLAIN = frozenset(("const", "index", "ref", "load", "select", "cast", "bitcast"))  # 16-bit floats as they are
+_DIRECT = frozenset(_TABLE) - {name for name, _ in EXPAND}  # instructions everywhere
