@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowc.dims import DimLike, Range
+from flowc.dims import DimLike, Range, symbols
 from flowc.types import DType, bool_, i64
 
 LANES = 64   # accumulators of one reduction: part of the meaning (the summation tree), not of the machine
@@ -351,3 +351,30 @@ def expressions(s: Stmt) -> Sequence[Expr]:
     if isinstance(s, If):
         return (s.cond,)
     return s.values if isinstance(s, Fold) else ()
+
+
+def parts(roots: Iterable[Expr]) -> Iterator[Expr]:
+    """Every expression below, the roots among them, each object once."""
+    seen: set[int] = set()
+    stack = list(roots)
+    while stack:
+        x = stack.pop()
+        if id(x) not in seen:
+            seen.add(id(x))
+            yield x
+            stack.extend(x.args)
+
+
+def mentions(e: Expr) -> frozenset[str]:
+    """Sizes and bindings that an expression refers to."""
+    out: set[str] = set()
+    for x in parts([e]):
+        if x.op == "index":
+            out |= symbols(x.attr)
+        elif x.op == "load":
+            out |= symbols(x.attr[1])
+        elif x.op == "ref":
+            out.add(x.attr[0])
+            for d in x.attr[1]:
+                out |= symbols(d)
+    return frozenset(out)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from flowc.dims import sym
-from flowc.kernel import Acc, Builder, Expr, If, Kernel, Let, Loop, Set, Stmt, expressions, walk
+from flowc.kernel import Acc, Builder, Expr, If, Kernel, Let, Loop, Set, Stmt, expressions, parts, walk
 from flowc.passes.gpu_space import Names, map_exprs
 from flowc.types import DType, f32, i64, u32, u64
 
@@ -22,22 +22,9 @@ FORMATS = {"f32": (23, 0xFF, 127, u32), "f64": (52, 0x7FF, 1023, u64)}  # fracti
 
 def expand_remainders(kernel: Kernel) -> Kernel:
     """The kernel without ``fmod``; itself if there is none."""
-    if not any(_uses(e) for s in walk(kernel.body) for e in expressions(s)):
+    if not any(e.op == "fmod" for s in walk(kernel.body) for e in parts(expressions(s))):
         return kernel
     return replace(kernel, body=tuple(_Expander(Names.of(kernel)).block(kernel.body)))
-
-
-def _uses(e: Expr) -> bool:
-    seen: set[int] = set()
-    stack = [e]
-    while stack:
-        x = stack.pop()
-        if id(x) not in seen:
-            if x.op == "fmod":
-                return True
-            seen.add(id(x))
-            stack.extend(x.args)
-    return False
 
 
 class _Expander:

@@ -13,7 +13,23 @@ from dataclasses import dataclass, field
 
 from flowc.dims import DimLike, Range, known_le, known_lt, simplify, sym, symbols
 from flowc.graph import CONSTANT, Node
-from flowc.kernel import Acc, Alloc, Buffer, Builder, Expr, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk
+from flowc.kernel import (
+    Acc,
+    Alloc,
+    Buffer,
+    Builder,
+    Expr,
+    If,
+    Kernel,
+    Let,
+    Loop,
+    Set,
+    Stmt,
+    Store,
+    expressions,
+    mentions,
+    walk,
+)
 from flowc.op import Pointwise
 from flowc.types import DType, i64
 
@@ -248,7 +264,7 @@ class Inliner:
         k = self.k
         if e.op in ("const", "ref", "index"):
             return e
-        names = _free_names(e)
+        names = mentions(e)
         if names & k.acc_dtypes.keys():
             return e  # registers change: never remembered
         depth = k.depth_of(names)
@@ -270,7 +286,7 @@ class Inliner:
             if key in scope.memo:
                 return scope.memo[key]
         e = k.b.load(name, at, node.dtype, where)
-        names = symbols(at) if where is None else symbols(at) | _free_names(where)
+        names = symbols(at) if where is None else symbols(at) | mentions(where)
         depth = k.depth_of(names)
         if depth < len(k.scopes) - 1 and where is None and not self._exists(at, node):
             depth = len(k.scopes) - 1  # a loop in between may run zero times because there is nothing to read
@@ -313,26 +329,3 @@ class _Ops:
 
     def __getattr__(self, name: str):
         return getattr(self._k.b, name)
-
-
-def _free_names(e: Expr) -> frozenset[str]:
-    """Symbols and bindings an expression refers to."""
-    out: set[str] = set()
-    seen: set[int] = set()
-    stack = [e]
-    while stack:
-        x = stack.pop()
-        if id(x) in seen:
-            continue
-        seen.add(id(x))
-        if x.op == "ref":
-            out.add(x.attr[0])
-            for d in x.attr[1]:
-                out.update(symbols(d))
-        elif x.op == "index":
-            out.update(symbols(x.attr))
-        elif x.op == "load":
-            out.update(symbols(x.attr[1]))
-        stack.extend(x.args)
-    return frozenset(out)
-

@@ -12,12 +12,12 @@ has only few places along ``b``, ``a`` runs as lanes instead and the stores are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
 from flowc.dims import DimLike, ceildiv, dmin, linear, simplify, substitute, sym, symbols
-from flowc.kernel import Alloc, Expr, If, Kernel, Let, Loop, Stmt, Store, expressions
+from flowc.kernel import Alloc, Expr, If, Kernel, Let, Loop, Stmt, Store, expressions, parts
 from flowc.passes.schedule import Machine, MapSchedule, collapse, map_dims, tile_map
 from flowc.types import bool_, i64
 
@@ -98,7 +98,7 @@ def _grain(loops: Sequence[Loop], body: Sequence[Stmt], kernel: Kernel) -> Turn 
 
 
 def _loads(body: Sequence[Stmt]) -> list[Expr]:
-    return [e for s in body for root in expressions(s) for e in _parts(root) if e.op == "load"]
+    return [e for s in body for root in expressions(s) for e in parts([root]) if e.op == "load"]
 
 
 class _Cut:
@@ -160,7 +160,7 @@ class _Cut:
         def place(a: DimLike, b: DimLike) -> dict[str, DimLike]:
             return {self.a.var: first_a + a, self.b.var: first_b + b}
 
-        count = len({id(x) for s in self.body for e in expressions(s) for x in _parts(e) if x.args})
+        count = len({id(x) for s in self.body for e in expressions(s) for x in parts([e]) if x.args})
         if count <= SHORT:
             widest = max(p.dtype.bytes for p in self.kernel.params)
             body = self.turning(lambda a, b: self.moved(place(a, b), self.body), na, nb, self.lanes(widest))
@@ -224,17 +224,6 @@ def _from(group: DimLike, size: int, count: DimLike) -> DimLike:
 def _at_least(n: DimLike, least: int) -> Expr:
     size = Expr("index", (), i64, n) if not isinstance(n, int) else Expr("const", (), i64, n)
     return Expr("ge", (size, Expr("const", (), i64, least)), bool_)
-
-
-def _parts(root: Expr) -> Iterator[Expr]:
-    seen: set[int] = set()
-    stack = [root]
-    while stack:
-        x = stack.pop()
-        if id(x) not in seen:
-            seen.add(id(x))
-            yield x
-            stack.extend(x.args)
 
 
 def _swapped(stmts: Sequence[Stmt], table: Mapping[Expr, Expr], inside: Mapping[str, DimLike]) -> tuple[Stmt, ...]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from flowc.backends.llvm.emit_code import Mem, Place, memory_type
 from flowc.dims import linear, substitute, sym, symbols
-from flowc.kernel import Expr, Let, Loop, Stmt, Store, expressions, walk
+from flowc.kernel import Expr, Let, Loop, Stmt, Store, expressions, parts, walk
 from flowc.passes.schedule import map_dims
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def straight(stmts: Sequence[Stmt]) -> bool:
     stored = {s.buffer for s in stmts if isinstance(s, Store)}
     if not stored or not all(isinstance(s, (Let, Store)) for s in stmts):
         return False
-    return not any(e.op == "load" and e.attr[0] in stored for s in walk(stmts) for e in _all(expressions(s)))
+    return not any(e.op == "load" and e.attr[0] in stored for s in walk(stmts) for e in parts(expressions(s)))
 
 
 def in_blocks(s: Loop) -> tuple[Loop, Loop] | None:
@@ -78,7 +78,7 @@ def in_blocks(s: Loop) -> tuple[Loop, Loop] | None:
     inner = s.body[0]
     if not straight(inner.body) or s.var in symbols(inner.extent):
         return None
-    sizes = {e.dtype.bytes for x in inner.body for e in _all(expressions(x))
+    sizes = {e.dtype.bytes for x in inner.body for e in parts(expressions(x))
              if e.op == "load" and not e.args and _is_column(e, s.var, inner.var)}
     if len(sizes) != 1 or not sizes <= {4, 8}:
         return None
@@ -93,17 +93,6 @@ def in_blocks(s: Loop) -> tuple[Loop, Loop] | None:
 def _is_column(load: Expr, row: str, lane: str) -> bool:
     by_row, by_lane = linear(load.attr[1], row), linear(load.attr[1], lane)
     return by_row is not None and by_row[0] == 1 and by_lane is not None and by_lane[0] not in (-1, 0, 1)
-
-
-def _all(roots: Sequence[Expr]) -> Iterator[Expr]:
-    seen: set[int] = set()
-    stack = list(roots)
-    while stack:
-        x = stack.pop()
-        if id(x) not in seen:
-            seen.add(id(x))
-            yield x
-            stack.extend(x.args)
 
 
 def store_columns(e: Emitter, columns: Sequence[Column]) -> None:

@@ -17,7 +17,23 @@ from flowc.backends.llvm.emit_expr import Values
 from flowc.backends.llvm.emit_interleave import in_blocks, straight, turned
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, prod, symbols
-from flowc.kernel import Acc, Alloc, Barrier, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk
+from flowc.kernel import (
+    Acc,
+    Alloc,
+    Barrier,
+    Fold,
+    If,
+    Kernel,
+    Let,
+    Loop,
+    Set,
+    Stmt,
+    Store,
+    expressions,
+    mentions,
+    parts,
+    walk,
+)
 
 UNROLL = 8          # whole vectors of a static extent written one after the other, at most
 UNROLL_SETS = 64    # the same where the loop walks registers, which must have constant indices
@@ -47,41 +63,15 @@ def written(stmts: Iterable[Stmt]) -> set[str]:
     return out
 
 
-def expression_names(e: Expr) -> set[str]:
-    """Sizes and bindings an expression mentions."""
-    out: set[str] = set()
-    seen: set[int] = set()
-    stack = [e]
-    while stack:
-        x = stack.pop()
-        if id(x) in seen:
-            continue
-        seen.add(id(x))
-        if x.op == "index":
-            out |= symbols(x.attr)
-        elif x.op == "load":
-            out |= symbols(x.attr[1])
-        elif x.op == "ref":
-            out.add(x.attr[0])
-            for d in x.attr[1]:
-                out |= symbols(d)
-        stack.extend(x.args)
-    return out
-
-
 def body_size(stmts: Iterable[Stmt]) -> int:
     """Instructions of a body as written once, functions counted by what they become."""
     n = 0
     seen: set[int] = set()
     for s in walk(stmts):
-        stack = list(expressions(s))
-        while stack:
-            x = stack.pop()
-            if id(x) in seen:
-                continue
-            seen.add(id(x))
-            n += 2 * _WEIGHTS[x.op] if x.op in _WEIGHTS and x.dtype.bits == 64 else _WEIGHTS.get(x.op, 1)
-            stack.extend(x.args)
+        for x in parts(expressions(s)):
+            if id(x) not in seen:
+                seen.add(id(x))
+                n += 2 * _WEIGHTS[x.op] if x.op in _WEIGHTS and x.dtype.bits == 64 else _WEIGHTS.get(x.op, 1)
     return n
 
 
@@ -363,7 +353,7 @@ class Loops(Values):
             if isinstance(x, (Fold, Alloc, Barrier)):
                 return False
             if isinstance(x, Let):
-                if expression_names(x.value) & (varying | private):
+                if mentions(x.value) & (varying | private):
                     varying.add(x.name)
             elif isinstance(x, Acc):
                 private.add(x.name)
@@ -379,16 +369,8 @@ class Loops(Values):
         return bool(names & varying) if s.name in private else loop.var not in names
 
     def _reads_apart(self, s: Stmt, private: set[str], varying: set[str]) -> bool:
-        stack, seen = list(expressions(s)), set()
-        while stack:
-            e = stack.pop()
-            if id(e) in seen:
-                continue
-            seen.add(id(e))
-            if e.op == "ref" and e.attr[0] in private and any(symbols(d) & varying for d in e.attr[1]):
-                return True
-            stack.extend(e.args)
-        return False
+        return any(e.op == "ref" and e.attr[0] in private and any(symbols(d) & varying for d in e.attr[1])
+                   for e in parts(expressions(s)))
 
     # -- GPU
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from flowc.backends.llvm.emit_code import Mem, memory_type
 from flowc.dims import Dim, DimLike, prod
-from flowc.kernel import Kernel, Store, expressions, walk
+from flowc.kernel import Kernel, Store, expressions, parts, walk
 
 if TYPE_CHECKING:
     from flowc.backends.llvm.emit import Emitter
@@ -32,7 +32,7 @@ class Streams:
         self.used: dict[str, None] = {}  # flags
         if not (e.target.vectors and e.target.triple.startswith("x86_64") and e.target.grid is None):
             return
-        read = {x.attr[0] for s in walk(kernel.body) for root in expressions(s) for x in _loads(root)}
+        read = {x.attr[0] for s in walk(kernel.body) for x in parts(expressions(s)) if x.op == "load"}
         stored = {s.buffer for s in walk(kernel.body) if isinstance(s, Store)}
         for p in kernel.params:
             size = prod(p.shape) * p.dtype.bytes
@@ -69,19 +69,6 @@ class Streams:
         for flag in self.used:
             with e.branch(flag):
                 e.raw(f"call void {e.module.declare('llvm.x86.sse.sfence', 'void ()')}()")
-
-
-def _loads(root):
-    seen: set[int] = set()
-    stack = [root]
-    while stack:
-        x = stack.pop()
-        if id(x) in seen:
-            continue
-        seen.add(id(x))
-        if x.op == "load":
-            yield x
-        stack.extend(x.args)
 
 
 def _multiple(e: Emitter, index: DimLike, align: int, size: int) -> bool:
