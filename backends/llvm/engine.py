@@ -40,9 +40,11 @@ PASSES = ("sroa", "simplify_cfg")
 CONVERTING = ("sroa", "instruction_combine", "simplify_cfg")
 PTX_PASSES = ("sroa", "instruction_combine", "simplify_cfg", "new_gvn", "aggressive_dce")
 
-# The scheduler compares every memory access of a block with every other one, which in the long blocks of unrolled
-# loops takes most of the time; beyond this many it goes by the most recent ones.  An option of the whole process.
-OPTIONS = ("-dag-maps-huge-region=100",)
+# Options of the whole process.  The scheduler after register allocation compares every memory access of a block with
+# every other one, which in the long blocks of unrolled loops takes most of the time; beyond this many it goes by the
+# most recent ones.  The other two are a third of the code generator's time: the emitter writes addresses as it wants
+# them and instructions in the order of a register tile, so that there is nothing to gain (measured: 1 % faster without).
+OPTIONS = ("-dag-maps-huge-region=100", "-disable-lsr", "-enable-misched=false")
 _OPTIONS_IN = range(20, 23)  # LLVM versions that have them: an unknown option would end the process
 
 _LOCK = threading.RLock()
