@@ -15,11 +15,12 @@ from flowc.backends.llvm.emit_code import Code, Mem, Place, Val, intrinsic_name,
 from flowc.backends.llvm.emit_convert import cast, divide, fmod
 from flowc.backends.llvm.emit_interleave import BLOCK, load_columns, load_pattern
 from flowc.backends.llvm.emit_outline import call, outlined
+from flowc.backends.llvm.emit_scale import ldexp
 from flowc.backends.llvm.mathlib import EXPAND
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, linear
 from flowc.kernel import Builder, Expr, Loop
-from flowc.types import DType, bool_, f32, i32, i64
+from flowc.types import DType, bool_, f32, i64
 
 COMPARE = {"eq": ("eq", "eq", "oeq"), "ne": ("ne", "ne", "une"), "lt": ("slt", "ult", "olt"),
            "le": ("sle", "ule", "ole"), "gt": ("sgt", "ugt", "ogt"), "ge": ("sge", "uge", "oge")}
@@ -383,11 +384,6 @@ class Values(Code):
         ty = self.vec(register_type(x.dtype), wide)
         return Val(self.intrinsic(x.op, ty, *[f"{ty} {t}" for t in texts]), wide)
 
-    def _ldexp(self, x: Expr, args: Sequence[Val]) -> Val:
-        wide, (a, n) = self.together(args, [x.dtype, i32])
-        ty, it = self.vec(register_type(x.dtype), wide), self.vec("i32", wide)
-        return Val(self.intrinsic("ldexp", ty, f"{ty} {a}", f"{it} {n}", overloads=[ty, it]), wide)
-
     def _bits(self, x: Expr, args: Sequence[Val]) -> Val:
         wide, (a, b) = self.together(args, [x.dtype] * 2)
         return Val(self.op(f"{x.op} {self.vec(register_type(x.dtype), wide)} {a}, {b}"), wide)
@@ -495,7 +491,7 @@ _TABLE: dict[str, Callable[[Values, Expr, Sequence[Val]], Val]] = {
     **dict.fromkeys(ARITHMETIC, _V._arithmetic), **dict.fromkeys(COMPARE, _V._compare),
     "neg": _V._neg, "abs": _V._abs, "min": _V._extreme, "max": _V._extreme,
     **dict.fromkeys(ROUNDING, _V._rounding), "copysign": _V._copysign, "fma": _V._copysign,
-    "ldexp": _V._ldexp, "scale": _V._ldexp, "fmod": fmod, "idiv": divide, "imod": divide,
+    "ldexp": ldexp, "scale": ldexp, "fmod": fmod, "idiv": divide, "imod": divide,
     **dict.fromkeys(("and", "or", "xor"), _V._bits), "not": _V._not, "shl": _V._shift, "shr": _V._shift,
     "select": _V._select, "cast": cast, "bitcast": _V._bitcast,
 }

@@ -43,7 +43,7 @@ PTX_PASSES = ("sroa", "instruction_combine", "simplify_cfg", "new_gvn", "aggress
 # Options of the whole process.  The scheduler after register allocation compares every memory access of a block with
 # every other one, which in the long blocks of unrolled loops takes most of the time; beyond this many it goes by the
 # most recent ones.  The other two are a third of the code generator's time: the emitter writes addresses as it wants
-# them and instructions in the order of a register tile, so that there is nothing to gain (measured: 1 % faster without).
+# them and instructions in the order of a register tile, so that nothing is gained by them (1 % faster without).
 OPTIONS = ("-dag-maps-huge-region=100", "-disable-lsr", "-enable-misched=false")
 _OPTIONS_IN = range(20, 23)  # LLVM versions that have them: an unknown option would end the process
 

@@ -21,6 +21,7 @@ _CPU = _COMMON | {
     "ldexp", "masked.load", "masked.store", "masked.gather", "masked.scatter", "vector.reduce.or",
     "stacksave", "stackrestore", "trap",
 }
+_SCALEF = frozenset(f"x86.avx512.mask.scalef.p{t}.{bits}" for t in "sd" for bits in (128, 256, 512))
 _NVPTX = _COMMON | {
     "maximum", "minimum", "nvvm.read.ptx.sreg.ctaid.x", "nvvm.read.ptx.sreg.nctaid.x", "nvvm.read.ptx.sreg.tid.x",
     "nvvm.barrier.cta.sync.aligned.all",
@@ -77,13 +78,13 @@ class Target:
 
 
 def cpu_target(triple: str, cpu: str, features: str, vector_bits: int = 512, llvm: int = 22) -> Target:
-    """A CPU.  ``features`` in LLVM's form ``+avx2,-avx512f``; AVX-512 scales by a power of two in one instruction,
-    which LLVM knows from version 22 on (``llvm``); before, it calls a function for each lane."""
+    """A CPU.  ``features`` in LLVM's form ``+avx2,-avx512f``; AVX-512 scales by a power of two in one instruction
+    (emit_scale.py)."""
     has = set(features.split(","))
     wide = "+avx512f" in has
-    native = frozenset({"ldexp", "scale"}) if wide and llvm >= 22 else frozenset()
+    native = frozenset({"ldexp", "scale"}) if wide and (llvm >= 22 or "+avx512vl" in has) else frozenset()
     # without a library behind it, llvm.ldexp is no instruction elsewhere
-    intrinsics = _CPU if native else _CPU - {"ldexp"}
+    intrinsics = _CPU if native and llvm >= 22 else _CPU - {"ldexp"} | _SCALEF
     return Target("cpu", triple, cpu, features, vector_bits, intrinsics=intrinsics, native=native, masks=wide)
 
 
