@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import logging
 import os
+import random
 import stat
 import struct
 import sys
@@ -33,6 +34,7 @@ SUFFIX, PARTIAL, NOTE = ".code", ".partial", ".note"
 MAX_ENTRY = 1 << 30                       # bytes; nothing larger is kept or believed
 STALE = 3600.0                            # seconds after which an unfinished file belongs to nobody
 KEEP = 0.75                               # of the size limit remains after dropping old entries
+UNSEEN = 1 / 32                           # of the size limit may be written, on average, before somebody looks
 
 _log = logging.getLogger("flowc")
 _serial = itertools.count()
@@ -189,7 +191,11 @@ class DiskStore:
             self._bytes = None
 
     def _make_room(self, folder: str, size: int) -> None:
+        """Keep to the limit.  Reading a large folder takes longer than many a compile, so a process that has not done
+        it does so by chance, the likelier the more it writes; all processes together go little beyond the limit."""
         with self._lock:
+            if self._bytes is None and random.random() * self.limit * UNSEEN > size:
+                return
             if self._bytes is None or self._bytes + size > self.limit:
                 self._bytes = _shrink(folder, self.limit - size)
             self._bytes += size

@@ -228,6 +228,21 @@ def test_size_bound_drops_what_was_used_least_recently(folder):
     assert store.get("k10") is not None
 
 
+def test_folder_is_read_by_chance_unless_much_is_written(folder, monkeypatch):
+    monkeypatch.setattr(cache.random, "random", lambda: 0.5)
+    reads = []
+    real = cache._shrink
+    monkeypatch.setattr(cache, "_shrink", lambda *a: (reads.append(a), real(*a))[1])
+    store = DiskStore(folder, limit=100_000)  # half a 32nd of it: 1562
+    store.put("little", bytes(1000))
+    assert not reads
+    store.put("more", bytes(2000))
+    assert len(reads) == 1
+    store.put("again", bytes(1000))  # known by now
+    assert len(reads) == 1
+    assert store.info().entries == 3
+
+
 def test_unfinished_files_of_dead_processes_go(store):
     store.put(KEY, DATA)
     old, new = (os.path.join(store.path, n + cache.PARTIAL) for n in ("1-1-1", "2-2-2"))
@@ -236,7 +251,7 @@ def test_unfinished_files_of_dead_processes_go(store):
             f.write(b"half")
     os.utime(old, (time.time() - 2 * cache.STALE,) * 2)
     fresh = DiskStore(store.path, limit=1 << 20)
-    fresh.put("x", DATA)
+    fresh.put("x", bytes(40_000))  # enough to look at the folder
     assert not os.path.exists(old)
     assert os.path.exists(new)
     assert fresh.clear() == 3
