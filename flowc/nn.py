@@ -33,6 +33,12 @@ def _floating(x: Array) -> Array:
     return x if to_dtype(x.dtype).kind in "fc" else fnp.astype(x, np.float32)
 
 
+def _shared_division(x: Array, y: Array) -> Array:
+    """x / y for a y that many elements share: one division for all of them and a product each, at most one unit in the
+    last place from the quotient.  16-bit floats, where a unit is much, are divided."""
+    return x / y if to_dtype(y.dtype).bits == 16 else x * (1 / y)
+
+
 def stop_gradient(x: Array) -> Array:
     """The same value, through which no derivative flows."""
     return op_call("stop_gradient", x)
@@ -106,7 +112,7 @@ def softmax(x: Array, axis: Any = -1) -> Array:
     """exp(x) divided by its sum along ``axis``."""
     x = _floating(x)
     e = fnp.exp(x - stop_gradient(fnp.max(x, axis=axis, keepdims=True)))
-    return _same(x, e / fnp.sum(e, axis=axis, keepdims=True))
+    return _same(x, _shared_division(e, fnp.sum(e, axis=axis, keepdims=True)))
 
 
 def log_softmax(x: Array, axis: Any = -1) -> Array:
@@ -165,7 +171,7 @@ def standardize(x: Array, axis: Any = -1, eps: float = 1e-5) -> Array:
     x = _floating(x)
     gap = x - fnp.mean(x, axis=axis, keepdims=True)
     variance = fnp.mean(gap * gap, axis=axis, keepdims=True)
-    return _same(x, gap / fnp.sqrt(variance + eps))
+    return _same(x, _shared_division(gap, fnp.sqrt(variance + eps)))
 
 
 def layer_norm(x: Array, scale: Array = None, bias: Array = None, axis: Any = -1, eps: float = 1e-5) -> Array:
@@ -178,7 +184,7 @@ def layer_norm(x: Array, scale: Array = None, bias: Array = None, axis: Any = -1
 def rms_norm(x: Array, scale: Array = None, axis: Any = -1, eps: float = 1e-6) -> Array:
     """x divided by its root mean square, times scale."""
     x = _floating(x)
-    y = _same(x, x / fnp.sqrt(fnp.mean(x * x, axis=axis, keepdims=True) + eps))
+    y = _same(x, _shared_division(x, fnp.sqrt(fnp.mean(x * x, axis=axis, keepdims=True) + eps)))
     return y if scale is None else _same(x, y * scale)
 
 
