@@ -135,16 +135,9 @@ class Loops(Values):
     def _register_indices(self, s: Stmt) -> Iterable[DimLike]:
         if isinstance(s, Set):
             yield from s.index
-        seen: set[int] = set()
-        stack = list(expressions(s))
-        while stack:
-            x = stack.pop()
-            if id(x) in seen:
-                continue
-            seen.add(id(x))
+        for x in parts(expressions(s)):
             if x.op == "ref":
                 yield from x.attr[1]
-            stack.extend(x.args)
 
     # -- dispatch
 
