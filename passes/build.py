@@ -22,6 +22,7 @@ from flowc.passes.memory import plan_arena
 from flowc.passes.place import assign_waves
 from flowc.passes.rowblocks import join_row_blocks
 from flowc.passes.schedule import Machine, map_dims
+from flowc.passes.stencil import merge_stencils
 from flowc.plan import Place, Plan, PlanBuffer, Program, Step
 from flowc.types import Type
 
@@ -81,6 +82,7 @@ class _Builder:
         if self.options.fuse and self.options.machine.name == "cpu":
             probe = Context(lambda n: "x", "k", self.symbols, graph.ranges, self.options.machine, lower_contraction)
             groups = join_row_blocks(groups, probe, set(graph.outputs), self.allow)
+            groups = merge_stencils(groups, graph, self.options.machine, self.allow)
         count = 0
         for g in groups:
             for n in g.outputs:

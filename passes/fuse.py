@@ -17,11 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from flowc.dims import DimLike, known_eq, prod
 from flowc.graph import CONSTANT, PARAM, Graph, Node
 from flowc.op import Contraction, General, HostCall, Pointwise, Reduction
 from flowc.passes.places import Place, Places, at_origin, evaluations
+
+if TYPE_CHECKING:
+    from flowc.passes.stencil import Stencil
 
 MAX_NODES = 160       # members of one group: bounds code size and compile time
 CHEAP = 4             # operations worth repeating instead of a trip through memory
@@ -41,7 +45,7 @@ Demand = tuple  # of axis ids: ints are axes of the space, (node, axis) are axes
 
 @dataclass(eq=False)
 class Group:
-    """Nodes of one kernel.  kind: map, row, column, contraction, general, host; or row block, which does
+    """Nodes of one kernel.  kind: map, stencil, row, column, contraction, general, host; or row block, which does
     the work of three ``stages`` (rowblocks.py)."""
 
     kind: str
@@ -56,6 +60,7 @@ class Group:
     contraction: Node | None = None
     refused: list[str] = field(default_factory=list)
     stages: tuple[Group, ...] = ()
+    stencil: Stencil | None = None     # of kind stencil: how its maps follow each other
 
     @property
     def reductions(self) -> list[Node]:
@@ -96,7 +101,7 @@ class _Partitioner:
         for g in self.groups:
             g.members.reverse()
             g.outputs.reverse()
-        return _ordered(self.groups)
+        return in_order(self.groups)
 
     # -- placing one node
 
@@ -444,7 +449,7 @@ def _depends(node: Node, on: Node | None) -> bool:
     return False
 
 
-def _ordered(groups: list[Group]) -> list[Group]:
+def in_order(groups: list[Group]) -> list[Group]:
     """Groups so that each comes after those it reads, otherwise in program order."""
     order: list[Group] = []
     state: dict[Group, int] = {}

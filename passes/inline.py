@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from flowc.dims import DimLike, Range, known_le, known_lt, simplify, sym, symbols
+from flowc.dims import DimLike, Range, known_eq, known_le, known_lt, simplify, sym, symbols
 from flowc.graph import CONSTANT, Node
 from flowc.kernel import (
     Acc,
@@ -31,7 +31,7 @@ from flowc.kernel import (
     walk,
 )
 from flowc.op import Pointwise
-from flowc.types import DType, i64
+from flowc.types import DType, bool_, i64
 
 Idx = tuple[DimLike, ...]
 
@@ -237,6 +237,7 @@ class Inliner:
                  uses: Mapping[Node, int]):
         self.k, self.members, self.name_of, self.uses = k, members, name_of, uses
         self.bound: dict[Node, Callable[[Idx, Expr | None], Expr | None]] = {}
+        self.ops = Ops(k)
 
     def value(self, node: Node, idx: Idx, where: Expr | None = None) -> Expr:
         """The scalar ``node[idx]``; with ``where``, memory is touched only where it is true."""
@@ -307,8 +308,10 @@ class Inliner:
 
         def load(operand: int, at: Idx, cond: Expr | None = None, other=None) -> Expr:
             x = node.inputs[operand]
-            if cond is None:
+            if cond is None or cond.op == "const" and cond.attr:
                 return self.value(x, tuple(at), where)
+            if cond.op == "const":
+                return k.b.const(0, x.dtype) if other is None else other
             both = cond if where is None else k.b.and_(where, cond)
             v = self.value(x, tuple(at), both)
             if v.op == "load" and v.args and other in (None, 0):
@@ -316,10 +319,10 @@ class Inliner:
             return k.b.select(cond, v, k.b.const(0, x.dtype) if other is None else other)
 
         types = (*[x.type for x in node.inputs], node.type)
-        return lower.expr(_Ops(k), idx, load, types, node.attrs)
+        return lower.expr(self.ops, idx, load, types, node.attrs)
 
 
-class _Ops:
+class Ops:
     """What an op's expression is built with: the expression builder, and indices from data."""
 
     def __init__(self, k: KernelBuilder):
@@ -329,3 +332,54 @@ class _Ops:
 
     def __getattr__(self, name: str):
         return getattr(self._k.b, name)
+
+
+class DecidedOps(Ops):
+    """Comparisons of sizes are decided where the ranges of the loops around them do so, and so is what follows from
+    them: inside of loops cut at their edges nothing is left of padding."""
+
+    def __init__(self, k: KernelBuilder):
+        super().__init__(k)
+        self.known: dict[tuple[str, DimLike], bool | None] = {}
+
+    def __getattr__(self, name: str):
+        op = name.rstrip("_")
+        if op in _DECIDE or op in ("and", "or", "not"):
+            return lambda *args: self.emit(op, *args)
+        return super().__getattr__(name)
+
+    def emit(self, op: str, *args) -> Expr:
+        b = self._k.b
+        if op in _DECIDE:
+            x, y = map(_as_size, args)
+            if x is not None and y is not None:
+                gap = x - y
+                if (op, gap) not in self.known:
+                    self.known[op, gap] = _DECIDE[op](gap, self.ranges)
+                held = self.known[op, gap]
+                if held is not None:
+                    return b.const(held, bool_)
+        elif op in ("and", "or") and args[0].dtype is bool_:
+            for one, other in (args, args[::-1]):
+                if one.op == "const":
+                    return other if one.attr == (op == "and") else one
+        elif op == "not" and args[0].op == "const" and args[0].dtype is bool_:
+            return b.const(not args[0].attr, bool_)
+        return b.emit(op, *args)
+
+    def select(self, cond: Expr, x, y) -> Expr:
+        whole = self._k.b.select(cond, x, y)
+        return whole if cond.op != "const" else whole.args[1 if cond.attr else 2]
+
+
+_DECIDE: dict[str, Callable[[DimLike, Mapping[str, Range]], bool | None]] = {
+    "lt": lambda gap, ranges: known_lt(gap, 0, ranges), "le": lambda gap, ranges: known_le(gap, 0, ranges),
+    "gt": lambda gap, ranges: known_lt(0, gap, ranges), "ge": lambda gap, ranges: known_le(0, gap, ranges),
+    "eq": lambda gap, ranges: known_eq(gap, 0, ranges),
+    "ne": lambda gap, ranges: None if (same := known_eq(gap, 0, ranges)) is None else not same}
+
+
+def _as_size(x) -> DimLike | None:
+    if not isinstance(x, Expr):
+        return x if type(x) is int else None
+    return x.attr if x.dtype is i64 and x.op in ("index", "const") else None

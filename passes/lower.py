@@ -18,6 +18,7 @@ from flowc.passes.reductions import lower_columns, lower_rows, lower_split, spli
 from flowc.passes.rowblocks import lower_row_block
 from flowc.passes.schedule import choose_map
 from flowc.passes.small_rows import lower_small_rows, small_rows
+from flowc.passes.stencil_loops import lower_stencil
 from flowc.passes.tally import lower_tally, tallies
 from flowc.passes.turn import turned_map
 
@@ -39,6 +40,8 @@ def lower_group(g: Group, ctx: Context) -> Lowered:
         return lower_tally(g, ctx) if tallies(g, ctx) else lower_general(g, ctx)
     if g.kind == "map":
         return lower_map(g, ctx)
+    if g.kind == "stencil":
+        return lower_stencil(g, ctx)
     if splits(g):
         return lower_split(g, ctx)
     if small_rows(g, ctx):

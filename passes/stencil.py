@@ -1,0 +1,326 @@
+"""Stencils: steps that repeat become one kernel that works tile by tile.
+
+Here: which chains are worth it, how far each stage reaches beyond a tile, how large tiles are, how many steps one
+kernel does.  Not here: finding chains (chains.py), the loops (stencil_loops.py).  Read next: stencil_loops.py.
+
+Each parallel task owns a tile of the result.  It copies what the tile depends on into buffers that stay in the cache,
+does all steps there, each on a part that shrinks towards the tile, and copies the tile out: memory is passed over once
+for many steps (overlapped tiling: Krishnamoorthy et al., PLDI 2007).  What tiles overlap is computed twice; that
+bounds the number of steps.  Every element is computed from the same operands by the same instructions as without
+tiles, so no bit depends on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from flowc.dims import DimLike, prod
+from flowc.graph import Graph, Node
+from flowc.passes.chains import Chain, Stage, chain_of, find_chains, readers_of, stage_of
+from flowc.passes.fuse import Group, in_order
+from flowc.passes.schedule import Machine
+
+REDUNDANT = 1.5        # computed elements per needed one, at most
+STEPS = 32             # steps of one kernel, at most
+GAIN = 0.85            # time with tiles by time without, at most
+MAX_REACH = 256        # elements beyond a tile, at most
+STREAM, CACHE = 8, 32  # bytes that one core moves per cycle: through memory, and between the caches
+PER_ROW = 3            # vectors' worth of time that a row costs beside its vectors
+PER_TASK = 20_000      # elements' worth of time that a task costs beside its elements
+TASKS = 8              # tasks that occupy a machine
+MIN_SIZE = 1 << 15     # elements below which there is nothing to gain
+INNER = (128, 256, 512, 1024)
+LINES = (1024, 2048, 4096, 8192, 16384)
+OUTER = (4, 8, 16, 24, 32, 48, 64, 96, 128)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far along one axis the part of a stage begins before the tile and ends behind it: ``before[stage]`` and
+    ``behind[stage]`` in the last step, ``(grow, grown)`` more in every earlier one.  low, high: the most that any
+    stage computes or reads."""
+
+    before: tuple[int, ...]
+    behind: tuple[int, ...]
+    grow: int
+    grown: int
+    low: int
+    high: int
+
+
+@dataclass(eq=False)
+class Stencil:
+    """A chain, its reach along every axis, the tile, the extents of the tiled space, and the elements of a row that
+    one vector loop does at once."""
+
+    chain: Chain
+    reach: tuple[Reach, ...]
+    tile: tuple[int, ...]
+    extent: tuple[DimLike, ...]
+    unit: int
+    redundant: float
+
+    @property
+    def rings(self) -> frozenset[int]:
+        return frozenset().union(*(s.rings for s in self.chain.stages))
+
+    def __str__(self) -> str:
+        tile = "x".join(map(str, self.tile))
+        return (f"stencil: {len(self.chain.steps)} steps, tile {tile}, "
+                f"{100 * self.redundant - 100:.0f} % computed twice")
+
+
+def merge_stencils(groups: list[Group], graph: Graph, machine: Machine,
+                   allow: Callable[[str, Node], bool] = lambda name, node: True) -> list[Group]:
+    """The groups with chains of maps merged into stencils, in running order."""
+    by_rank: dict[int, list[Stage]] = {}
+    count = sum(g.kind == "map" for g in groups)
+    for g in groups if count > 1 else ():
+        stage = stage_of(g)
+        if stage is not None:
+            by_rank.setdefault(g.root.rank, []).append(stage)
+    if not any(len(s) > 1 for s in by_rank.values()):
+        return groups
+    readers = readers_of(groups, graph.outputs)
+    makers = {n: g for g in groups for n in g.outputs}
+    position = {g: i for i, g in enumerate(groups)}
+    merged: dict[Group, Group] = {}
+    for stages in by_rank.values():
+        for steps in find_chains(stages):
+            for plan in _bands(steps, readers, machine):
+                if _alone(plan.chain, makers, position) and allow("stencil", plan.chain.groups[-1].root):
+                    group = _merged(plan, readers)
+                    merged.update((g, group) for g in plan.chain.groups)
+    if not merged:
+        return groups
+    return _replaced(groups, merged, makers, set(graph.outputs))
+
+
+def _replaced(groups: Sequence[Group], merged: Mapping[Group, Group], makers: Mapping[Node, Group],
+              outputs: set[Node]) -> list[Group]:
+    """The groups after merging; without those that nobody reads any more, positions in rings for instance."""
+    out = list(dict.fromkeys(merged.get(g, g) for g in groups))
+    for g in out:
+        reads = {makers[x] for x in _operands(g) if x in makers} if g.stencil is not None else g.reads
+        g.reads = {h for r in reads if (h := merged.get(r, r)) is not g}
+    before = {r for g in groups for r in g.reads}
+    while True:
+        read = {r for g in out for r in g.reads}
+        kept = [g for g in out if g in read or g not in before or g.stencil is not None or outputs & set(g.outputs)]
+        if len(kept) == len(out):
+            return in_order(out)
+        out = kept
+
+
+def _operands(g: Group) -> set[Node]:
+    assert g.stencil is not None
+    chain = g.stencil.chain
+    inside = set(g.members)
+    scalars = {x for n in g.members for x in n.inputs if x.rank == 0}
+    return ({x for step in chain.steps for s in step for x in s.reads} | scalars) - inside
+
+
+def _merged(plan: Stencil, readers: Mapping[Node, set[Group | None]]) -> Group:
+    stages = plan.chain.groups
+    g = Group("stencil", stages[-1].root, stages[-1].space, stages[-1].outer)
+    g.members = list(dict.fromkeys(n for s in stages for n in s.members))
+    g.outputs = [plan.chain.result(key) for key in plan.chain.outside]
+    g.refused = list(dict.fromkeys(r for s in stages for r in s.refused))[:8]
+    g.stencil = plan
+    return g
+
+
+def _alone(chain: Chain, makers: Mapping[Node, Group], position: Mapping[Group, int]) -> bool:
+    """Does nothing that the chain reads depend on it?"""
+    inside = set(chain.groups)
+    first = min(position[g] for g in inside)
+    stack = list({makers[x] for g in inside for n in g.members for x in n.inputs if x in makers} - inside)
+    seen = set(stack)
+    while stack:
+        g = stack.pop()
+        for r in g.reads:
+            if r in inside:
+                return False
+            if r not in seen and position[r] > first:
+                seen.add(r)
+                stack.append(r)
+    return True
+
+
+# ---- how many steps -------------------------------------------------------------------------------------------------
+
+def _bands(steps: list[list[Stage]], readers: Mapping[Node, set[Group | None]], machine: Machine) -> list[Stencil]:
+    """Chains of as many steps as pay, one after the other."""
+    out = []
+    first = 0
+    while first < len(steps) - 1:
+        end = _longest(steps, first, readers)
+        if end - first < 2:
+            first += 1
+            continue
+        best = _cut(steps[first:end], readers, machine)
+        out += best
+        first = end
+    return out
+
+
+def _longest(steps: list[list[Stage]], first: int, readers: Mapping[Node, set[Group | None]]) -> int:
+    """Behind the last step of the longest chain that begins at ``first``."""
+    end = min(len(steps), first + 4 * STEPS)
+    while end - first > 1 and chain_of(steps[first:end], readers) is None:
+        end -= 1
+    return end
+
+
+def _cut(steps: list[list[Stage]], readers: Mapping[Node, set[Group | None]], machine: Machine) -> list[Stencil]:
+    """The steps in equal parts, as few kernels' worth of time as there can be."""
+    best: list[Stencil] = []
+    least = GAIN * len(steps)
+    for count in range(-(-len(steps) // STEPS), len(steps) // 2 + 1):
+        cuts = [len(steps) * i // count for i in range(count + 1)]
+        plans, total = [], 0.0
+        for a, b in pairwise(cuts):
+            chain = chain_of(steps[a:b], readers)
+            plan = None if chain is None else plan_stencil(chain, machine)
+            if plan is None:
+                break
+            plans.append(plan[0])
+            total += plan[1] * (b - a)
+        else:
+            if total < least:
+                best, least = plans, total
+            elif best:
+                break
+    return best
+
+
+# ---- how far, how large ---------------------------------------------------------------------------------------------
+
+def plan_stencil(chain: Chain, machine: Machine) -> tuple[Stencil, float] | None:
+    """The chain with its tile, and the time of a step by that of a step in a kernel of its own; None if tiles would
+    have to overlap too much."""
+    stages = chain.stages
+    rank = len(stages[0].shape)
+    extent = stages[0].shape
+    if any(len(s.shape) != rank for s in stages):
+        return None
+    for s in stages:
+        gaps = [a - b for a, b in zip(s.shape, extent, strict=True)]
+        if not all(isinstance(x, int) and abs(x) <= MAX_REACH for x in gaps):
+            return None
+        extent = tuple(a if x > 0 else b for a, b, x in zip(s.shape, extent, gaps, strict=True))  # type: ignore
+    rings = frozenset().union(*(s.rings for s in stages))
+    if any(s.edges[a].inside or s.shape[a] != extent[a] for s in stages for a in rings):
+        return None
+    reach = [_reach(chain, a) for a in range(rank)]
+    size = prod(extent)
+    if any(r is None for r in reach) or not any(r.low or r.high for r in reach if r) or (
+            isinstance(size, int) and size < MIN_SIZE):
+        return None
+    known = tuple(r for r in reach if r is not None)
+    lanes = min(machine.lanes(n.dtype) for s in stages for n in s.group.members if n.rank)
+    best = _best_tile(chain, known, extent, lanes, machine)
+    return None if best is None else (Stencil(chain, known, best[0], extent, 2 * lanes, best[1]), best[2])
+
+
+def _reach(chain: Chain, a: int) -> Reach | None:
+    low, high = _side(chain, a, -1), _side(chain, a, 1)
+    if low is None or high is None:
+        return None
+    return Reach(low[0], high[0], low[1], high[1], low[2], high[2])
+
+
+def _side(chain: Chain, a: int, sign: int) -> tuple[tuple[int, ...], int, int] | None:
+    """One side of an axis: how far every stage reaches in the last step, the growth per step, and the most there is.
+    A stage that looks back ``d`` steps at an offset of ``r`` needs ``more[source] + d * grow >= more[it] + r``."""
+    stages = chain.stages
+    links = []
+    outer = 0
+    for q, s in enumerate(stages):
+        for x, read in s.reads.items():
+            source = chain.sources[q].get(x)
+            for b, axis in enumerate(read.axes):
+                if axis == a:
+                    far = read.high[b] if sign > 0 else -read.low[b]
+                    outer = max(outer, far)
+                    if source is not None:
+                        links.append((q, source.stage, source.back, far))
+    for grow in range(MAX_REACH):
+        more = [0] * len(stages)
+        for _ in range(len(links) + 1):
+            changed = False
+            for q, to, back, far in links:
+                need = more[q] + far - back * grow
+                if need > more[to]:
+                    more[to], changed = need, True
+            if not changed:
+                most = max(more) + (len(chain.steps) - 1) * grow + outer
+                return (tuple(more), grow, most) if most <= MAX_REACH else None
+    return None
+
+
+def _best_tile(chain: Chain, reach: Sequence[Reach], extent: Sequence[DimLike], lanes: int, machine: Machine
+               ) -> tuple[tuple[int, ...], float, float] | None:
+    """The fastest tile among those whose buffers fit the cache, the elements it computes per needed one, and its time
+    by the time of steps in kernels of their own."""
+    rank, stages, count = len(extent), chain.stages, len(chain.steps)
+    moves = [bool(r.low or r.high) for r in reach]
+    choices = [_candidates(n, a, rank, moves, 2 * lanes) for a, n in enumerate(extent)]
+    grid = [g.astype(float) for g in np.meshgrid(*choices, indexing="ij")]
+    alone = [g >= n if isinstance(n, int) else g < 0 for g, n in zip(grid, extent, strict=True)]
+
+    def part(before: Sequence[float], behind: Sequence[float], row: float) -> np.ndarray:
+        out = np.ones(())
+        for a in range(rank):
+            out = out * (grid[a] + np.where(alone[a], 0, before[a] + behind[a]) + (row if a == rank - 1 else 0))
+        return out
+
+    low, high = [r.low for r in reach], [r.high for r in reach]
+    held = {(q, o): chain.depth.get((q, o), 0) + 1 for q, s in enumerate(stages) for o in range(len(s.outputs))}
+    fixed = {x for q in range(len(stages)) for x in chain.fixed(q)}
+    state = sum(stages[q].outputs[o].dtype.bytes * n for (q, o), n in held.items())
+    kept = sum(x.dtype.bytes for x in fixed if x.rank == rank)
+    inputs = kept + sum(x.dtype.bytes for x in chain.initial.values())
+    outputs = sum(chain.result(key).dtype.bytes for key in chain.outside)
+    room = part(low, high, 4 * lanes) * (state + kept)
+    compute = sum(s.cost for s in stages) / lanes
+    passed = sum(sum(x.dtype.bytes for x in s.reads if x.rank == rank) + sum(n.dtype.bytes for n in s.outputs)
+                 for s in stages)
+    mid = (count - 1) / 2
+    done = sum(part([r.before[q] + mid * r.grow for r in reach], [r.behind[q] + mid * r.grown for r in reach],
+                    PER_ROW * lanes) * (s.cost / lanes + passed / len(stages) / CACHE) for q, s in enumerate(stages))
+    copies = part(low, high, PER_ROW * lanes) * (2 * inputs / CACHE + inputs / STREAM) + np.prod(grid, axis=0) * (
+        2 * outputs / CACHE + 2 * outputs / STREAM)
+    needed = np.prod(grid, axis=0)
+    time = (count * done + copies + PER_TASK / lanes) / needed / count
+    redundant = part([r.before[0] + mid * r.grow for r in reach], [r.behind[0] + mid * r.grown for r in reach],
+                     0) / needed
+    size = prod(extent)
+    apart = compute + (passed + sum(n.dtype.bytes for s in stages for n in s.outputs)) / (
+        STREAM if not isinstance(size, int) or size * (passed + outputs) > machine.l2 else CACHE)
+    if isinstance(size, int):
+        tasks = np.prod([np.ceil(n / g) for n, g in zip(extent, grid, strict=True)], axis=0)
+        time = time * np.ceil(tasks / TASKS) * TASKS / tasks
+    good = (room <= machine.l2 * 0.6) & (redundant <= REDUNDANT)
+    if not good.any():
+        return None
+    at = np.unravel_index(np.argmin(np.where(good, time, np.inf)), time.shape)
+    return tuple(int(c[i]) for c, i in zip(choices, at, strict=True)), float(redundant[at]), float(time[at] / apart)
+
+
+def _candidates(n: DimLike, a: int, rank: int, moves: Sequence[bool], unit: int) -> list[int]:
+    """Tile sizes of one axis: equal parts where the size is known."""
+    inner = a == rank - 1
+    if not inner and (a < rank - 3 or not moves[a] and a < rank - 2):
+        return [1]
+    sizes = LINES if inner and not any(moves[:-1]) else INNER if inner else OUTER
+    if not isinstance(n, int):
+        return list(sizes)
+    by = unit if inner else 1
+    parts = {-(-n // (-(-n // t) * by)) * by for t in sizes if t < n}
+    whole = {-(-n // by) * by} if n <= 2 * sizes[-1] else set()
+    return sorted(parts | whole)
