@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from flowc.dims import DimLike
-from flowc.graph import CONSTANT, Node
+from flowc.graph import Node
 from flowc.passes.edges import Edges, Wrap, edges_of, wrap_of
 from flowc.passes.fuse import EXPENSIVE, Group
 from flowc.passes.places import Place, Places, at_origin
@@ -23,6 +23,7 @@ from flowc.passes.places import Place, Places, at_origin
 PERIODS = (1, 2, 3, 4)   # maps of one step, at most
 MAX_STEPS = 1 << 12      # steps looked at together
 MAX_PLACES = 256         # places at which a map may ask for one operand
+EXPENSIVE_COST = 32      # instructions of a function of the math library
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ class Stage:
     @cached_property
     def cost(self) -> int:
         """Instructions per element."""
-        return sum(0 if n.op.lower.movement or n.rank == 0 else 16 if n.op.name in EXPENSIVE else 1  # type: ignore
-                   for n in self.group.members) + sum(r.places for r in self.reads.values())
+        computed = [n for n in self.group.members if n.rank and not n.op.lower.movement]  # type: ignore[union-attr]
+        return sum(EXPENSIVE_COST if n.op.name in EXPENSIVE else 1 for n in computed) + sum(
+            r.places for r in self.reads.values())
 
 
 def stage_of(g: Group) -> Stage | None:

@@ -45,10 +45,11 @@ def edges_of(places: Mapping[Node, Iterable[Place]], shape: Sequence[DimLike], s
             if isinstance(at, int) and at <= 0 or isinstance(behind, int) and behind <= 0:
                 continue
             inside[axis] = True
-            if isinstance(at, int) and at <= NEAR:
-                low[axis] = max(low[axis], at)
-            elif isinstance(behind, int) and behind <= NEAR:
-                high[axis] = max(high[axis], behind)
+            before, after = (d if isinstance(d, int) else NEAR + 1 for d in (at, behind))
+            if before <= min(after, NEAR):
+                low[axis] = max(low[axis], before)
+            elif after <= NEAR:
+                high[axis] = max(high[axis], after)
     return tuple(map(Edges, low, high, inside))
 
 

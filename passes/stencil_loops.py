@@ -187,8 +187,9 @@ class _Tiles:
         with k.region(), ExitStack() as stack:
             k.scopes[-1].guarded = True
             idx, rows = [], []
-            for a, (size, tile) in enumerate(zip(n.shape, self.plan.tile, strict=True)):
-                start = self.bind(dmin(self.origin[a] + self.low[a], size), 0, size)
+            starts = [self.bind(dmin(at + lo, size), 0, size) for at, lo, size in
+                      zip(self.origin, self.low, n.shape, strict=True)]
+            for a, (start, size, tile) in enumerate(zip(starts, n.shape, self.plan.tile, strict=True)):
                 count = dmin(tile, size - start)
                 kind = ("vector", "l", self.plan.unit) if a == self.rank - 1 else ("seq", "i", 1)
                 i = stack.enter_context(k.loop(self.bind(count, 0, count), *kind))

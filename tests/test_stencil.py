@@ -7,22 +7,30 @@ agree in every bit: fusing steps only decides where and when a value is computed
 from __future__ import annotations
 
 from dataclasses import dataclass
+from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flowc
 import flowc.numpy as fnp
+from flowc.backends.runtime import compile_program
+from flowc.diag import VerifyError
 from flowc.kernel import walk
+from flowc.parse import parse_kernel
+from flowc.passes import stencil
 from flowc.passes.build import BuildOptions, build
 from flowc.passes.manager import PassContext
 from flowc.passes.pipeline import optimise
 from flowc.passes.schedule import Machine
+from flowc.size import SizeUnknownError
+from flowc.text import kernel_text
+from flowc.verify import verify_kernel
 
 DTYPES = ("float32", "float32", "float64", "float16", "bfloat16", "int32", "int8", "uint8", "bool", "int64")
-BOUNDARIES = ("pad", "prepad", "update", "where", "concat", "valid")
+BOUNDARIES = ("pad", "prepad", "update", "where", "concat", "valid", "roll")
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class Step:
     def __call__(self, u):
         reach = self.reach()
         value = np.asarray(self.value).astype(u.dtype)
+        if self.boundary == "roll":
+            return self.combine([fnp.roll(u, [-o for o in t], tuple(range(u.ndim))) for t in self.taps])
         if self.boundary == "pad":
             return fnp.pad(self.inner(u, reach), reach, constant_values=value)
         if self.boundary == "update":
@@ -221,3 +231,175 @@ def test_tangles(case):
     program = build(optimise(low.graph, PassContext()), BuildOptions(Machine(name="gpu")))
     nodes = len(low.graph.nodes)
     assert instructions(program) <= 60 * nodes + 60
+
+
+# ---- steps tile by tile ---------------------------------------------------------------------------------------------
+
+def tiled(fn, *args, dynamic: bool = False, threads: int = 0, strict: bool = False):
+    """What ``fn`` gives where every chain of steps runs tile by tile, on tiles so small that there are many, and the
+    program.  Kernels obey the laws and survive printing; ``strict``: the bounds of all accesses are proved."""
+    try:
+        low = flowc.jit(fn, dynamic=dynamic).lower(*args)
+    except SizeUnknownError:  # sizes that have to be equal and are not known to be
+        low = flowc.jit(fn).lower(*args)
+    graph = optimise(low.graph, PassContext())
+    small = {"GAIN": 1e9, "MIN_SIZE": 0, "REDUNDANT": 9.0, "INNER": (32, 64), "LINES": (64, 96), "OUTER": (3, 8)}
+    with mock.patch.multiple(stencil, **small):
+        program = build(graph, BuildOptions(Machine()))
+    for k in program.kernels.values():
+        verify_kernel(k)
+        if strict and stencils(k):
+            try:
+                verify_kernel(k, strict=True)
+            except VerifyError as e:
+                assert e.code == "V109", e  # buffers that take turns: not proved to be different ones
+        assert parse_kernel(kernel_text(k)) == k
+    sizes: dict[str, int] = {}
+    for p, a in zip(graph.params, args, strict=True):
+        sizes |= {str(d): n for d, n in zip(p.shape, a.shape, strict=True) if not isinstance(d, int)}
+    with flowc.options(num_threads=threads):
+        out = compile_program(program).run(args, sizes)
+    return (out[0] if len(out) == 1 else tuple(out)), program
+
+
+def stencils(k) -> list[str]:
+    return [n for n in k.notes if n.startswith("stencil: ") and " steps, tile " in n]
+
+
+def count_tiled(program) -> int:
+    return sum(len(stencils(k)) for k in program.kernels.values())
+
+
+@given(programs(max_steps=9))
+def test_drawn_steps_tile_by_tile(case):
+    run, u = case
+    want = flowc.interpret(run, u)
+    same_bits(tiled(run, u)[0], want)
+    same_bits(tiled(run, u, threads=1)[0], want)
+
+
+@settings(max_examples=20)
+@given(programs(max_steps=6, boundaries=("roll", "update", "where")))
+def test_drawn_steps_of_symbolic_sizes_tile_by_tile(case):
+    run, u = case
+    same_bits(tiled(run, u, dynamic=True)[0], flowc.interpret(run, u))
+
+
+def laplacian(u, roll: bool):
+    if roll:
+        return sum((np.roll(u, s, a) for a in range(u.ndim) for s in (1, -1)), -2 * u.ndim * u)
+    inner = (slice(1, -1),) * u.ndim
+    total = -2 * u.ndim * u[inner]
+    for a in range(u.ndim):
+        for s in (slice(None, -2), slice(2, None)):
+            total = total + u[(*inner[:a], s, *inner[a + 1:])]
+    return np.pad(total, 1)
+
+
+@st.composite
+def waves(draw):
+    """Leapfrog: every step reads the two before it and coefficients that lie along all axes or one."""
+    rank, count, roll = draw(st.integers(1, 3)), draw(st.integers(3, 7)), draw(st.booleans())
+    shape = tuple(draw(st.sampled_from((2, 3, 8, 33, 70))) for _ in range(rank))
+    along = draw(st.integers(-1, rank - 1))
+    keep = draw(st.booleans())
+    dtype = draw(st.sampled_from(("float32", "float64", "int32", "int16")))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+
+    def data(*shape):
+        return rng.integers(-99, 99, shape).astype(dtype)
+
+    def run(u, before, c):
+        if along >= 0:
+            c = c[tuple(slice(None) if a == along else None for a in range(rank))]
+        for _ in range(count):
+            u, before = 2 * u - before + c * laplacian(u, roll), u
+        return (u, before) if keep else u
+    return run, (data(*shape), data(*shape), data(*(shape if along < 0 else (shape[along],))))
+
+
+@settings(max_examples=12)
+@given(waves(), st.booleans())
+def test_drawn_waves(case, dynamic):
+    run, args = case
+    got, program = tiled(run, *args, dynamic=dynamic)
+    same_bits(got, flowc.interpret(run, *args))
+    assert count_tiled(program) == 1 or min(args[0].shape) < 8
+
+
+def life(u):
+    for _ in range(6):
+        around = sum(np.roll(u, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)) - u
+        u = ((around == 3) | ((around == 2) & (u == 1))).astype(u.dtype)
+    return u
+
+
+def replaced(u):
+    for _ in range(6):
+        new = fnp.copy(u)
+        new[1:-1, 2:-1] = 0.25 * (u[:-2, 2:-1] + u[2:, 2:-1] + u[1:-1, :-3] + u[1:-1, 3:])
+        u = new
+    return u
+
+
+def staggered(u):
+    """Two maps per step, of different sizes."""
+    v = u[1:]
+    for _ in range(6):
+        v = v + (u[1:] - u[:-1])
+        u = np.pad(v[1:] - v[:-1], ((1, 1), (0, 0))) + u
+    return u, v
+
+
+PROGRAMS = {"jacobi": lambda u: jacobi(7)(u), "life": life, "replaced": replaced, "staggered": staggered}
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_steps_of_all_kinds_run_tile_by_tile(name, dynamic):
+    for shape in ((3, 4), (21, 140)):
+        u = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        u = (u > 0).astype(np.int8) if name == "life" else u
+        got, program = tiled(PROGRAMS[name], u, dynamic=dynamic, strict=True)
+        same_bits(got, flowc.interpret(PROGRAMS[name], u))
+        assert count_tiled(program) >= 1, name
+
+
+def test_results_on_the_way_cut_chains():
+    def run(u):
+        first = jacobi(4)(u)
+        second = jacobi(4)(first)
+        return first, np.sum(second), jacobi(4)(second)
+    u = np.random.default_rng(0).standard_normal((50, 60)).astype(np.float32)
+    got, program = tiled(run, u)
+    same_bits(got, flowc.interpret(run, u))
+    assert count_tiled(program) == 3
+
+
+def test_steps_that_depend_on_what_comes_between():
+    """What a step reads is computed from an earlier step by something that is no map: no chain may hold both."""
+    def run(u):
+        for _ in range(6):
+            u = np.pad(u[2:] - u[:-2], 1) * np.sum(u)
+        return u
+    u = np.random.default_rng(0).integers(-3, 3, 200)
+    same_bits(tiled(run, u)[0], flowc.interpret(run, u))
+
+
+def test_only_where_it_pays():
+    def heavy(u):
+        for _ in range(8):
+            u = np.pad(np.exp(np.sin(np.tanh(u[2:]))) * np.log(np.cosh(np.arctan(u[:-2]))), 1)
+        return u
+    assert count_tiled(built(jacobi(10), "f32[2048, 2048]")) == 1
+    assert count_tiled(built(jacobi(10), "f32[n, m]")) == 1
+    assert not count_tiled(built(jacobi(10), "f32[50, 60]"))
+    assert not count_tiled(built(heavy, "f32[4000000]"))
+    assert not count_tiled(built(jacobi(10), "f32[n, m]", machine=Machine(name="gpu")))
+
+
+def test_many_steps_are_short_code():
+    """The steps of a kernel are a loop: ten cost what two do."""
+    few, many = (built(jacobi(n), "f32[n, m]") for n in (6, 12))
+    assert count_tiled(few) == count_tiled(many) == 1
+    assert instructions(many) == instructions(few) < 60
