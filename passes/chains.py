@@ -184,9 +184,9 @@ class Source:
 @dataclass(eq=False)
 class Chain:
     """steps: the stages of every step.  sources: where the operands of a stage of the last step come from; those that
-    are missing are the same memory in every step.  depth: how many steps results are looked back at, by (stage, output).
-    initial: what stands for a result (stage, output, -steps) from before the first step.  outside: results (stage,
-    output, step) that others read."""
+    are missing are the same memory in every step.  depth: how many steps results are looked back at, by (stage,
+    output).  initial: what stands for a result (stage, output, -steps) from before the first step.  outside: results
+    (stage, output, step) that others read."""
 
     steps: list[list[Stage]]
     sources: list[dict[Node, Source]]

@@ -34,6 +34,7 @@ PER_TASK = 20_000      # elements' worth of time that a task costs beside its el
 TASKS = 8              # tasks that occupy a machine
 MIN_SIZE = 1 << 15     # elements below which there is nothing to gain
 INNER = (128, 256, 512, 1024)
+SHIFTS = frozenset(("slice", "pad", "concatenate", "update_slice", "gather"))  # ops that read at other places
 LINES = (1024, 2048, 4096, 8192, 16384)
 OUTER = (4, 8, 16, 24, 32, 48, 64, 96, 128)
 
@@ -78,8 +79,10 @@ def merge_stencils(groups: list[Group], graph: Graph, machine: Machine,
                    allow: Callable[[str, Node], bool] = lambda name, node: True) -> list[Group]:
     """The groups with chains of maps merged into stencils, in running order."""
     by_rank: dict[int, list[Stage]] = {}
-    count = sum(g.kind == "map" for g in groups)
-    for g in groups if count > 1 else ():
+    maps = [g for g in groups if g.kind == "map"]
+    if sum(any(n.op.name in SHIFTS for n in g.members) for g in maps) < 2:
+        return groups
+    for g in maps:
         stage = stage_of(g)
         if stage is not None:
             by_rank.setdefault(g.root.rank, []).append(stage)
