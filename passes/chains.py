@@ -23,6 +23,7 @@ from flowc.passes.places import Place, Places, at_origin
 PERIODS = (1, 2, 3, 4)   # maps of one step, at most
 MAX_STEPS = 1 << 12      # steps looked at together
 MAX_PLACES = 256         # places at which a map may ask for one operand
+CONDITION = 3            # instructions of choosing between two neighbours in a ring
 EXPENSIVE_COST = 32      # instructions of a function of the math library
 
 
@@ -53,6 +54,7 @@ class Stage:
     edges: tuple[Edges, ...]
     rings: frozenset[int]
     wraps: dict[Node, Wrap]
+    conditions: int  # instructions per element that are left out where rings go on beyond their ends
 
     @property
     def shape(self) -> tuple[DimLike, ...]:
@@ -87,7 +89,8 @@ def stage_of(g: Group) -> Stage | None:
     if any(edges[a].inside or not _around(a, g, places, reads, wraps) for a in rings):
         return None
     body, operands = _body(g, members, wraps)
-    return Stage(g, (body, g.root.shape, edges, frozenset(rings)), operands, reads, edges, frozenset(rings), wraps)
+    return Stage(g, (body, g.root.shape, edges, frozenset(rings)), operands, reads, edges, frozenset(rings), wraps,
+                 sum(CONDITION * len(places[n]) for n in wraps))
 
 
 def _places(g: Group) -> tuple[dict[Node, set[Place]], dict[Node, Wrap], set[int]]:

@@ -28,7 +28,8 @@ REDUNDANT = 1.5        # computed elements per needed one, at most
 STEPS = 32             # steps of one kernel, at most
 GAIN = 0.85            # time with tiles by time without, at most
 MAX_REACH = 256        # elements beyond a tile, at most
-STREAM, CACHE = 8, 32  # bytes that one core moves per cycle: through memory, and between the caches
+SHARED = 24 << 20      # bytes of one step that stay in the caches that cores share
+MEMORY, L3, L2, L1 = 8, 16, 32, 128  # bytes that one core moves per cycle, from and to where they are
 PER_ROW = 3            # vectors' worth of time that a row costs beside its vectors
 PER_TASK = 20_000      # elements' worth of time that a task costs beside its elements
 TASKS = 8              # tasks that occupy a machine
@@ -290,21 +291,21 @@ def _best_tile(chain: Chain, reach: Sequence[Reach], extent: Sequence[DimLike], 
     inputs = kept + sum(x.dtype.bytes for x in chain.initial.values())
     outputs = sum(chain.result(key).dtype.bytes for key in chain.outside)
     room = part(low, high, 4 * lanes) * (state + kept)
-    compute = sum(s.cost for s in stages) / lanes
+    size = prod(extent)
     passed = sum(sum(x.dtype.bytes for x in s.reads if x.rank == rank) + sum(n.dtype.bytes for n in s.outputs)
                  for s in stages)
     mid = (count - 1) / 2
     done = sum(part([r.before[q] + mid * r.grow for r in reach], [r.behind[q] + mid * r.grown for r in reach],
-                    PER_ROW * lanes) * (s.cost / lanes + passed / len(stages) / CACHE) for q, s in enumerate(stages))
-    copies = part(low, high, PER_ROW * lanes) * (2 * inputs / CACHE + inputs / STREAM) + np.prod(grid, axis=0) * (
-        2 * outputs / CACHE + 2 * outputs / STREAM)
+                    PER_ROW * lanes) * (s.cost / lanes + passed / len(stages) / L1) for q, s in enumerate(stages))
+    traffic = passed + sum(n.dtype.bytes for s in stages for n in s.outputs)  # a line is read before it is written
+    rate = MEMORY if not isinstance(size, int) or size * passed > SHARED else L3 if size * passed > machine.l2 else L2
+    copies = part(low, high, PER_ROW * lanes) * inputs * (2 / L2 + 1 / rate) + np.prod(grid, axis=0) * outputs * (
+        2 / L2 + 2 / rate)
     needed = np.prod(grid, axis=0)
     time = (count * done + copies + PER_TASK / lanes) / needed / count
     redundant = part([r.before[0] + mid * r.grow for r in reach], [r.behind[0] + mid * r.grown for r in reach],
                      0) / needed
-    size = prod(extent)
-    apart = compute + (passed + sum(n.dtype.bytes for s in stages for n in s.outputs)) / (
-        STREAM if not isinstance(size, int) or size * (passed + outputs) > machine.l2 else CACHE)
+    apart = max(sum(s.cost + s.conditions for s in stages) / lanes, traffic / rate)
     if isinstance(size, int):
         tasks = np.prod([np.ceil(n / g) for n, g in zip(extent, grid, strict=True)], axis=0)
         time = time * np.ceil(tasks / TASKS) * TASKS / tasks
