@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 from flowc.dims import DimLike
-from flowc.graph import Node
+from flowc.graph import Attrs, Node
 from flowc.passes.edges import Edges, Wrap, edges_of, wrap_of
 from flowc.passes.fuse import EXPENSIVE, Group
 from flowc.passes.places import Place, Places, at_origin
@@ -42,10 +43,18 @@ class Read:
         return self.axes == tuple(range(len(self.axes)))
 
 
+class Inner(NamedTuple):
+    """What a tensor is that only its padded form is kept of: ``padded`` from ``low`` on."""
+
+    padded: Node
+    low: tuple[int, ...]
+
+
 @dataclass(eq=False)
 class Stage:
     """A map that reads its operands at constant offsets.  operands: tensors as its body asks for them, some several
-    times.  rings: axes that it takes for rings; wraps: the nodes that do so."""
+    times.  rings: axes that it takes for rings; wraps: the nodes that do so.  inner: operands that are read as part of
+    others."""
 
     group: Group
     body: Hashable
@@ -55,6 +64,8 @@ class Stage:
     rings: frozenset[int]
     wraps: dict[Node, Wrap]
     conditions: int  # instructions per element that are left out where rings go on beyond their ends
+    inner: dict[Node, Inner]
+    between: int = 0  # bytes per element that lie in memory between its parts where they are kernels of their own
 
     @property
     def shape(self) -> tuple[DimLike, ...]:
@@ -72,12 +83,15 @@ class Stage:
             r.places for r in self.reads.values())
 
 
-def stage_of(g: Group) -> Stage | None:
+def stage_of(g: Group, inner: Mapping[Node, Inner]) -> Stage | None:
     """The stage that a group is; None if it is none."""
     if g.kind != "map" or not g.root.rank or any(n.shape != g.root.shape for n in g.outputs):
         return None
-    places, wraps, rings = _places(g)
     members = set(g.members)
+    inner = {x: inner[x] for n in g.members for x in n.inputs if x in inner and x not in members}
+    places, wraps, rings = _places(g)
+    for x, (padded, low) in inner.items():
+        places.setdefault(padded, set()).update(_moved(p, low) for p in places.pop(x, ()))
     reads: dict[Node, Read] = {}
     for x, at in places.items():
         if x.rank and x not in members:
@@ -88,9 +102,9 @@ def stage_of(g: Group) -> Stage | None:
     edges = edges_of({n: at for n, at in places.items() if n in members}, g.root.shape, wraps)
     if any(edges[a].inside or not _around(a, g, places, reads, wraps) for a in rings):
         return None
-    body, operands = _body(g, members, wraps)
+    body, operands = _body(g, members, wraps, inner)
     return Stage(g, (body, g.root.shape, edges, frozenset(rings)), operands, reads, edges, frozenset(rings), wraps,
-                 sum(CONDITION * len(places[n]) for n in wraps))
+                 sum(CONDITION * len(places[n]) for n in wraps), inner)
 
 
 def _places(g: Group) -> tuple[dict[Node, set[Place]], dict[Node, Wrap], set[int]]:
@@ -107,10 +121,12 @@ def _places(g: Group) -> tuple[dict[Node, set[Place]], dict[Node, Wrap], set[int
             continue
         wraps[n] = w
         rings |= {p.index[w.axis][0] for p in places[n]}
-        places.setdefault(w.source, set()).update(
-            p._replace(index=tuple((axis, off + by) for (axis, off), by in zip(p.index, w.by, strict=True)))
-            for p in places[n])
+        places.setdefault(w.source, set()).update(_moved(p, w.by) for p in places[n])
     return places, wraps, rings  # type: ignore[return-value]
+
+
+def _moved(p: Place, by: Sequence[int]) -> Place:
+    return p._replace(index=tuple((axis, off + d) for (axis, off), d in zip(p.index, by, strict=True)))
 
 
 def _read(x: Node, places: set[Place]) -> Read | None:
@@ -142,7 +158,8 @@ def _around(axis: int, g: Group, places: Mapping[Node, set[Place]], reads: Mappi
     return all(x.shape[b] == size for x, r in reads.items() for b, a in enumerate(r.axes) if a == axis)
 
 
-def _body(g: Group, members: set[Node], wraps: Mapping[Node, Wrap]) -> tuple[Hashable, list[Node]]:
+def _body(g: Group, members: set[Node], wraps: Mapping[Node, Wrap], inner: Mapping[Node, Inner]
+          ) -> tuple[Hashable, list[Node]]:
     """The operations of a group in an order that only depends on what they are, and its operands as they occur in
     them: two that are one tensor in this step may be two in the next."""
     number: dict[Node, int] = {}
@@ -159,16 +176,20 @@ def _body(g: Group, members: set[Node], wraps: Mapping[Node, Wrap]) -> tuple[Has
     stack = list(reversed(g.outputs))
     while stack:
         n = stack[-1]
-        w = wraps.get(n)
-        inputs = n.inputs if w is None else (w.source,)
-        missing = [] if n in number else [x for x in inputs if x in members and x not in number]
+        w, part = wraps.get(n), inner.get(n)
+        inputs = (w.source,) if w is not None else (part.padded,) if part is not None else n.inputs
+        missing = [] if n in number else [x for x in inputs if (x in members or x in inner) and x not in number]
         stack += reversed(missing)
         if missing:
             continue
         stack.pop()
         if n not in number:
-            parts = tuple(map(name, inputs))
-            lines.append((n.op.name, n.attrs, n.type, parts) if w is None else ("wrap", w.axis, w.by, n.type, parts))
+            of = tuple(map(name, inputs))
+            if part is not None:
+                stop = tuple(lo + size for lo, size in zip(part.low, n.shape, strict=True))
+                lines.append(("slice", Attrs(start=part.low, stop=stop, step=(1,) * n.rank), n.type, of))
+            else:
+                lines.append((n.op.name, n.attrs, n.type, of) if w is None else ("wrap", w.axis, w.by, n.type, of))
             number[n] = len(number)
     return (tuple(lines), tuple(number[n] for n in g.outputs)), operands
 
@@ -239,7 +260,7 @@ def _repeats(stages: Sequence[Stage], first: int, period: int, count: int) -> bo
         stages[first + i].body == stages[at + i].body for i in range(period))
 
 
-def chain_of(steps: list[list[Stage]], readers: Mapping[Node, set[Group | None]]) -> Chain | None:
+def chain_of(steps: list[list[Stage]], uses: Uses) -> Chain | None:
     """The chain that steps with equal bodies form; None if they do not read each other in equal ways, or others read
     results that are gone at the end."""
     made = {n: (q, o, k) for k, step in enumerate(steps) for q, s in enumerate(step) for o, n in enumerate(s.outputs)}
@@ -248,7 +269,7 @@ def chain_of(steps: list[list[Stage]], readers: Mapping[Node, set[Group | None]]
         for j in range(len(steps[0][q].operands)):
             if not _slot(chain, q, j, made):
                 return None
-    inside = set(chain.groups)
+    inside, readers = uses.of(steps), uses.readers
     for n, (q, o, k) in made.items():
         if not readers[n] <= inside or not readers[n]:
             if k < len(steps) - 1 - chain.depth.get((q, o), 0):
@@ -282,16 +303,53 @@ def _slot(chain: Chain, q: int, j: int, made: Mapping[Node, tuple[int, int, int]
     return chain.sources[q].setdefault(x, source) == source
 
 
-def readers_of(groups: Sequence[Group], outputs: Sequence[Node]) -> dict[Node, set[Group | None]]:
-    """For every result the groups that read it; None stands for the caller."""
-    out: dict[Node, set[Group | None]] = {n: set() for g in groups for n in g.outputs}
+# ---- who reads what -------------------------------------------------------------------------------------------------
+
+@dataclass(eq=False)
+class Uses:
+    """readers: for every result the groups that read it; None stands for the caller.  inner: tensors that are padded
+    by a group of its own.  parts: groups that compute such a tensor and its padded form, and which two they are."""
+
+    readers: dict[Node, set[Group | None]]
+    inner: dict[Node, Inner] = field(default_factory=dict)
+    parts: dict[Group, tuple[Group, Group]] = field(default_factory=dict)
+
+    def of(self, steps: Sequence[Sequence[Stage]]) -> set[Group]:
+        """The groups that steps are made of."""
+        return {g for step in steps for s in step for g in self.parts.get(s.group, (s.group,))}
+
+
+def uses_of(groups: Sequence[Group], outputs: Sequence[Node]) -> Uses:
+    readers: dict[Node, set[Group | None]] = {n: set() for g in groups for n in g.outputs}
     for g in groups:
         members = set(g.members)
         for n in g.members:
             for x in n.inputs:
-                if x in out and x not in members:
-                    out[x].add(g)
+                if x in readers and x not in members:
+                    readers[x].add(g)
     for n in outputs:
-        if n in out:
-            out[n].add(None)
-    return out
+        if n in readers:
+            readers[n].add(None)
+    return Uses(readers)
+
+
+def join_padding(groups: Sequence[Group], uses: Uses) -> list[Group]:
+    """The groups, with those joined that compute a tensor and only pad it: a step that ends with padding and begins by
+    taking some of it off again, which then is no operation."""
+    makers = {n: g for g in groups for n in g.outputs}
+    joined: dict[Group, Group | None] = {}
+    for p in groups:
+        n = p.root
+        if p.kind != "map" or n.op.name != "pad" or p.outputs != [n] or any(m.rank and m is not n for m in p.members):
+            continue
+        x = n.inputs[0]
+        a = makers.get(x)
+        low = n.attrs["low"]
+        if a is None or a.kind != "map" or a.outputs != [x] or None in uses.readers[x] or a in joined or not all(
+                isinstance(lo, int) for lo in low):
+            continue
+        both = Group("map", n, n.shape, n.rank, [*a.members, *p.members], [n])
+        both.refused = [*a.refused, *p.refused]
+        joined[a], joined[p] = None, both
+        uses.inner[x], uses.parts[both] = Inner(n, tuple(low)), (a, p)
+    return [h for g in groups if (h := joined.get(g, g)) is not None]

@@ -20,7 +20,7 @@ import numpy as np
 
 from flowc.dims import DimLike, prod
 from flowc.graph import Graph, Node
-from flowc.passes.chains import Chain, Stage, chain_of, find_chains, readers_of, stage_of
+from flowc.passes.chains import Chain, Stage, Uses, chain_of, find_chains, join_padding, stage_of, uses_of
 from flowc.passes.fuse import Group, in_order
 from flowc.passes.schedule import Machine
 
@@ -83,22 +83,25 @@ def merge_stencils(groups: list[Group], graph: Graph, machine: Machine,
     maps = [g for g in groups if g.kind == "map"]
     if sum(any(n.op.name in SHIFTS for n in g.members) for g in maps) < 2:
         return groups
-    for g in maps:
-        stage = stage_of(g)
+    uses = uses_of(groups, graph.outputs)
+    for g in join_padding(maps, uses):
+        stage = stage_of(g, uses.inner)
         if stage is not None:
+            stage.between = g.root.dtype.bytes if g in uses.parts else 0
             by_rank.setdefault(g.root.rank, []).append(stage)
-    if not any(len(s) > 1 for s in by_rank.values()):
-        return groups
-    readers = readers_of(groups, graph.outputs)
     makers = {n: g for g in groups for n in g.outputs}
     position = {g: i for i, g in enumerate(groups)}
-    merged: dict[Group, Group] = {}
-    for stages in by_rank.values():
-        for steps in find_chains(stages):
-            for plan in _bands(steps, readers, machine):
-                if _alone(plan.chain, makers, position) and allow("stencil", plan.chain.groups[-1].root):
-                    group = _merged(plan, readers)
-                    merged.update((g, group) for g in plan.chain.groups)
+    plans = {plan: uses.of(plan.chain.steps) for stages in by_rank.values() for steps in find_chains(stages)
+             for plan in _bands(steps, uses, machine)}
+    plans = {plan: inside for plan, inside in plans.items()
+             if _alone(inside, makers, position) and allow("stencil", plan.chain.groups[-1].root)}
+    while True:
+        everything = set().union(*plans.values())
+        kept = {plan: inside for plan, inside in plans.items() if not _lost(inside, everything, uses)}
+        if len(kept) == len(plans):
+            break
+        plans = kept
+    merged = {g: group for plan, inside in plans.items() for group in [_merged(plan)] for g in inside}
     if not merged:
         return groups
     return _replaced(groups, merged, makers, set(graph.outputs))
@@ -128,7 +131,13 @@ def _operands(g: Group) -> set[Node]:
     return ({x for step in chain.steps for s in step for x in s.reads} | scalars) - inside
 
 
-def _merged(plan: Stencil, readers: Mapping[Node, set[Group | None]]) -> Group:
+def _lost(inside: set[Group], everything: set[Group], uses: Uses) -> bool:
+    """Does a group that is no part of a stencil read a tensor that is only kept as part of its padded form?"""
+    made = {n for g in inside for n in g.outputs}
+    return any(x in made and i.padded in made and not uses.readers[x] <= everything for x, i in uses.inner.items())
+
+
+def _merged(plan: Stencil) -> Group:
     stages = plan.chain.groups
     g = Group("stencil", stages[-1].root, stages[-1].space, stages[-1].outer)
     g.members = list(dict.fromkeys(n for s in stages for n in s.members))
@@ -138,9 +147,8 @@ def _merged(plan: Stencil, readers: Mapping[Node, set[Group | None]]) -> Group:
     return g
 
 
-def _alone(chain: Chain, makers: Mapping[Node, Group], position: Mapping[Group, int]) -> bool:
-    """Does nothing that the chain reads depend on it?"""
-    inside = set(chain.groups)
+def _alone(inside: set[Group], makers: Mapping[Node, Group], position: Mapping[Group, int]) -> bool:
+    """Does nothing that the groups read depend on them?"""
     first = min(position[g] for g in inside)
     stack = list({makers[x] for g in inside for n in g.members for x in n.inputs if x in makers} - inside)
     seen = set(stack)
@@ -157,30 +165,30 @@ def _alone(chain: Chain, makers: Mapping[Node, Group], position: Mapping[Group, 
 
 # ---- how many steps -------------------------------------------------------------------------------------------------
 
-def _bands(steps: list[list[Stage]], readers: Mapping[Node, set[Group | None]], machine: Machine) -> list[Stencil]:
+def _bands(steps: list[list[Stage]], uses: Uses, machine: Machine) -> list[Stencil]:
     """Chains of as many steps as pay, one after the other."""
     out = []
     first = 0
     while first < len(steps) - 1:
-        end = _longest(steps, first, readers)
+        end = _longest(steps, first, uses)
         if end - first < 2:
             first += 1
             continue
-        best = _cut(steps[first:end], readers, machine)
+        best = _cut(steps[first:end], uses, machine)
         out += best
         first = end
     return out
 
 
-def _longest(steps: list[list[Stage]], first: int, readers: Mapping[Node, set[Group | None]]) -> int:
+def _longest(steps: list[list[Stage]], first: int, uses: Uses) -> int:
     """Behind the last step of the longest chain that begins at ``first``."""
     end = min(len(steps), first + 4 * STEPS)
-    while end - first > 1 and chain_of(steps[first:end], readers) is None:
+    while end - first > 1 and chain_of(steps[first:end], uses) is None:
         end -= 1
     return end
 
 
-def _cut(steps: list[list[Stage]], readers: Mapping[Node, set[Group | None]], machine: Machine) -> list[Stencil]:
+def _cut(steps: list[list[Stage]], uses: Uses, machine: Machine) -> list[Stencil]:
     """The steps in equal parts, as few kernels' worth of time as there can be."""
     best: list[Stencil] = []
     least = GAIN * len(steps)
@@ -188,7 +196,7 @@ def _cut(steps: list[list[Stage]], readers: Mapping[Node, set[Group | None]], ma
         cuts = [len(steps) * i // count for i in range(count + 1)]
         plans, total = [], 0.0
         for a, b in pairwise(cuts):
-            chain = chain_of(steps[a:b], readers)
+            chain = chain_of(steps[a:b], uses)
             plan = None if chain is None else plan_stencil(chain, machine)
             if plan is None:
                 break
@@ -298,6 +306,7 @@ def _best_tile(chain: Chain, reach: Sequence[Reach], extent: Sequence[DimLike], 
     done = sum(part([r.before[q] + mid * r.grow for r in reach], [r.behind[q] + mid * r.grown for r in reach],
                     PER_ROW * lanes) * (s.cost / lanes + passed / len(stages) / L1) for q, s in enumerate(stages))
     traffic = passed + sum(n.dtype.bytes for s in stages for n in s.outputs)  # a line is read before it is written
+    traffic += 3 * sum(s.between for s in stages)
     rate = MEMORY if not isinstance(size, int) or size * passed > SHARED else L3 if size * passed > machine.l2 else L2
     copies = part(low, high, PER_ROW * lanes) * inputs * (2 / L2 + 1 / rate) + np.prod(grid, axis=0) * outputs * (
         2 / L2 + 2 / rate)

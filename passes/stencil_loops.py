@@ -298,6 +298,8 @@ class _Body:
         inl = _inliner(k, self.s, tiles.ctx)
         for x in self.s.reads:
             inl.bound[x] = self.reader(x, rows)
+        for x, (padded, low) in self.s.inner.items():
+            inl.bound[x] = self.reader(padded, rows, low)
         values = [inl.value(n, tuple(map(sym, self.names))) for n in self.s.outputs]
         for v, (name, slot) in zip(values, self.into, strict=True):
             k.write(name, slot + tiles.at(tiles.all, rows), v, where)
@@ -309,11 +311,13 @@ class _Body:
             del k.ranges[n]
         self.names = [k.fresh("x") for _ in self.names]
 
-    def reader(self, x: Node, rows: Sequence[DimLike]) -> Callable[[Idx, Expr | None], Expr]:
+    def reader(self, x: Node, rows: Sequence[DimLike], low: Sequence[int] = ()) -> Callable[[Idx, Expr | None], Expr]:
+        """Loads of ``x``, or of what lies in it from ``low`` on."""
         tiles, b, axes = self.tiles, self.k.b, self.s.reads[x].axes
         name, slot = self.from_ring[x] if x in self.from_ring else (tiles.fixed[x], 0)
 
         def read(idx: Idx, where: Expr | None) -> Expr:
+            idx = tuple(i + lo for i, lo in zip(idx, low, strict=True)) if low else idx
             at = [0 if a is None else rows[a] + (i - sym(self.names[a])) for i, a in zip(idx, axes, strict=True)]
             return b.load(name, slot + tiles.at(axes, at), x.dtype)
         return read
