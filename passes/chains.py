@@ -308,11 +308,13 @@ def _slot(chain: Chain, q: int, j: int, made: Mapping[Node, tuple[int, int, int]
 @dataclass(eq=False)
 class Uses:
     """readers: for every result the groups that read it; None stands for the caller.  inner: tensors that are padded
-    by a group of its own.  parts: groups that compute such a tensor and its padded form, and which two they are."""
+    by a group of its own.  rings: tensors that are taken for rings by the group that computes them.  parts: groups
+    made of parts of others, and which."""
 
     readers: dict[Node, set[Group | None]]
     inner: dict[Node, Inner] = field(default_factory=dict)
-    parts: dict[Group, tuple[Group, Group]] = field(default_factory=dict)
+    rings: dict[Node, Group] = field(default_factory=dict)
+    parts: dict[Group, tuple[Group, ...]] = field(default_factory=dict)
 
     def of(self, steps: Sequence[Sequence[Stage]]) -> set[Group]:
         """The groups that steps are made of."""
@@ -353,3 +355,42 @@ def join_padding(groups: Sequence[Group], uses: Uses) -> list[Group]:
         joined[a], joined[p] = None, both
         uses.inner[x], uses.parts[both] = Inner(n, tuple(low)), (a, p)
     return [h for g in groups if (h := joined.get(g, g)) is not None]
+
+
+def move_wraps(groups: Sequence[Group], uses: Uses) -> list[Group]:
+    """The groups, with those that end by taking their result for a ring ending before that: whoever reads it does so
+    at the places of the ring."""
+    ends: dict[Node, list[Node]] = {}
+    maps = set(groups)
+    for g in groups:
+        out = g.root
+        readers = uses.readers.get(out, set())
+        wraps: list[Node] = []
+        x = out
+        while (w := wrap_of(x)) is not None and x in g.members:
+            wraps.append(x)
+            x = w.source
+        if wraps and g.outputs == [out] and readers <= maps and g not in uses.parts:
+            ends[out] = wraps[::-1]
+    moved: list[Group] = []
+    for g in groups:
+        before = [n for x in dict.fromkeys(x for n in g.members for x in n.inputs) if x in ends for n in ends[x]]
+        cut = ends.get(g.root, [])
+        if not before and not cut:
+            moved.append(g)
+            continue
+        root = g.root
+        if cut:
+            w = wrap_of(cut[0])
+            assert w is not None
+            root = w.source
+            if root not in g.members:
+                continue  # nothing is left of it
+            uses.readers[root] = uses.readers[g.root]
+            uses.rings[root] = g
+        h = Group("map", root, root.shape, root.rank, [*before, *(n for n in g.members if n not in cut)],
+                  [root] if cut else g.outputs)
+        h.refused = g.refused
+        uses.parts[h] = uses.parts.get(g, (g,))
+        moved.append(h)
+    return moved

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from flowc.dims import DimLike, known_eq
 from flowc.graph import CONSTANT, Node
 from flowc.op import Pointwise
@@ -149,17 +151,24 @@ def _joined(n: Node) -> Wrap | None:
 
 
 def _gathered(n: Node) -> Wrap | None:
-    """The positions (i + c) mod size."""
+    """The positions (i + c) mod size; for a power of two, (i + c) and size - 1."""
     source, at, axis = n.inputs[0], n.inputs[1], n.attrs["axis"]
-    if at.rank != 1 or at.op.name != "mod":
+    size = source.shape[axis]
+    if at.op is CONSTANT and at.rank == 1 and isinstance(size, int) and size and at.type.size:
+        known = at.attrs["value"].array
+        if np.array_equal(known, (known[0] + np.arange(len(known))) % size):
+            return _wrap(source, axis, [int(known[0]) if a == axis else 0 for a in range(source.rank)], size)
+    if at.rank != 1 or at.op.name not in ("mod", "and") or not at.dtype.integer:
         return None
     table, place = Places(), Place(((0, 0),))
-    i, size = (_size_at(x, table.pass_on(at, k, place), table, DEPTH) for k, x in enumerate(at.inputs))
-    if i is None or size is None or i[0] != 0 or size[0] is not None or not known_eq(size[1], source.shape[axis]):
+    i, by = (_size_at(x, table.pass_on(at, k, place), table, DEPTH) for k, x in enumerate(at.inputs))
+    if i is None or by is None or i[0] != 0 or by[0] is not None or not known_eq(by[1] + (at.op.name == "and"), size):
+        return None
+    if at.op.name == "and" and (not isinstance(size, int) or size & (size - 1)):
         return None
     start: list[DimLike] = [0] * source.rank
     start[axis] = i[1]
-    return _wrap(source, axis, start, source.shape[axis])
+    return _wrap(source, axis, start, size)
 
 
 def _wrap(source: Node, axis: int, start: Sequence[DimLike], size: DimLike) -> Wrap | None:

@@ -20,12 +20,13 @@ import numpy as np
 
 from flowc.dims import DimLike, prod
 from flowc.graph import Graph, Node
-from flowc.passes.chains import Chain, Stage, Uses, chain_of, find_chains, join_padding, stage_of, uses_of
+from flowc.passes.chains import Chain, Stage, Uses, chain_of, find_chains, join_padding, move_wraps, stage_of, uses_of
 from flowc.passes.fuse import Group, in_order
 from flowc.passes.schedule import Machine
 
 REDUNDANT = 1.5        # computed elements per needed one, at most
 STEPS = 32             # steps of one kernel, at most
+BACK = 4               # steps that a step looks back, at most
 GAIN = 0.85            # time with tiles by time without, at most
 MAX_REACH = 256        # elements beyond a tile, at most
 SHARED = 24 << 20      # bytes of one step that stay in the caches that cores share
@@ -79,17 +80,30 @@ class Stencil:
 def merge_stencils(groups: list[Group], graph: Graph, machine: Machine,
                    allow: Callable[[str, Node], bool] = lambda name, node: True) -> list[Group]:
     """The groups with chains of maps merged into stencils, in running order."""
-    by_rank: dict[int, list[Stage]] = {}
     maps = [g for g in groups if g.kind == "map"]
     if sum(any(n.op.name in SHIFTS for n in g.members) for g in maps) < 2:
         return groups
     uses = uses_of(groups, graph.outputs)
-    for g in join_padding(maps, uses):
+    maps = join_padding(maps, uses)
+    plans = _plans(groups, maps, uses, machine, allow)
+    if not plans and (moved := move_wraps(maps, uses)) != maps:
+        plans = _plans(groups, moved, uses, machine, allow)
+    merged = {g: group for plan, inside in plans.items() for group in [_merged(plan)] for g in inside}
+    if not merged:
+        return groups
+    return _replaced(groups, merged, {n: g for g in groups for n in g.outputs} | uses.rings, set(graph.outputs))
+
+
+def _plans(groups: Sequence[Group], maps: Sequence[Group], uses: Uses, machine: Machine,
+           allow: Callable[[str, Node], bool]) -> dict[Stencil, set[Group]]:
+    """The stencils among ``maps``, and which of ``groups`` each replaces."""
+    by_rank: dict[int, list[Stage]] = {}
+    for g in maps:
         stage = stage_of(g, uses.inner)
         if stage is not None:
-            stage.between = g.root.dtype.bytes if g in uses.parts else 0
+            stage.between = g.root.dtype.bytes if len(uses.parts.get(g, ())) > 1 else 0
             by_rank.setdefault(g.root.rank, []).append(stage)
-    makers = {n: g for g in groups for n in g.outputs}
+    makers = {n: g for g in groups for n in g.outputs} | uses.rings
     position = {g: i for i, g in enumerate(groups)}
     plans = {plan: uses.of(plan.chain.steps) for stages in by_rank.values() for steps in find_chains(stages)
              for plan in _bands(steps, uses, machine)}
@@ -97,14 +111,10 @@ def merge_stencils(groups: list[Group], graph: Graph, machine: Machine,
              if _alone(inside, makers, position) and allow("stencil", plan.chain.groups[-1].root)}
     while True:
         everything = set().union(*plans.values())
-        kept = {plan: inside for plan, inside in plans.items() if not _lost(inside, everything, uses)}
+        kept = {plan: inside for plan, inside in plans.items() if not _lost(plan.chain, inside, everything, uses)}
         if len(kept) == len(plans):
-            break
+            return plans
         plans = kept
-    merged = {g: group for plan, inside in plans.items() for group in [_merged(plan)] for g in inside}
-    if not merged:
-        return groups
-    return _replaced(groups, merged, makers, set(graph.outputs))
 
 
 def _replaced(groups: Sequence[Group], merged: Mapping[Group, Group], makers: Mapping[Node, Group],
@@ -131,10 +141,15 @@ def _operands(g: Group) -> set[Node]:
     return ({x for step in chain.steps for s in step for x in s.reads} | scalars) - inside
 
 
-def _lost(inside: set[Group], everything: set[Group], uses: Uses) -> bool:
-    """Does a group that is no part of a stencil read a tensor that is only kept as part of its padded form?"""
+def _lost(chain: Chain, inside: set[Group], everything: set[Group], uses: Uses) -> bool:
+    """Does a group that is no part of a stencil read a tensor that is kept in another form, or the other way round?"""
     made = {n for g in inside for n in g.outputs}
-    return any(x in made and i.padded in made and not uses.readers[x] <= everything for x, i in uses.inner.items())
+    if any(x in made and i.padded in made and not uses.readers[x] <= everything for x, i in uses.inner.items()):
+        return True
+    results = {n for step in chain.steps for s in step for n in s.outputs}
+    read = {x for step in chain.steps for s in step for x in s.reads} - results
+    return any(not uses.readers[x] <= everything for x in results & uses.rings.keys()) or any(
+        uses.rings[x] not in everything for x in read & uses.rings.keys())
 
 
 def _merged(plan: Stencil) -> Group:
@@ -181,11 +196,19 @@ def _bands(steps: list[list[Stage]], uses: Uses, machine: Machine) -> list[Stenc
 
 
 def _longest(steps: list[list[Stage]], first: int, uses: Uses) -> int:
-    """Behind the last step of the longest chain that begins at ``first``."""
-    end = min(len(steps), first + 4 * STEPS)
-    while end - first > 1 and chain_of(steps[first:end], uses) is None:
-        end -= 1
-    return end
+    """Behind the last step of the longest chain that begins at ``first``: at most a few steps behind the first whose
+    result is read elsewhere, as only the last results are still there at the end."""
+    limit = min(len(steps), first + 4 * STEPS)
+    made = {n for s in steps[first] for n in s.outputs}
+    if not any(made & s.reads.keys() for step in steps[first + 1:first + 1 + BACK] for s in step):
+        return first
+    inside = uses.of(steps[first:limit])
+    last = next((k for k in range(first, limit) if any(
+        not uses.readers[n] <= inside for s in steps[k] for n in s.outputs)), limit - 1)
+    for end in range(min(limit, last + 1 + BACK), max(last, first + 1), -1):
+        if chain_of(steps[first:end], uses) is not None:
+            return end
+    return first
 
 
 def _cut(steps: list[list[Stage]], uses: Uses, machine: Machine) -> list[Stencil]:

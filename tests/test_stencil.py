@@ -300,7 +300,7 @@ def laplacian(u, roll: bool):
 def waves(draw):
     """Leapfrog: every step reads the two before it and coefficients that lie along all axes or one."""
     rank, count, roll = draw(st.integers(1, 3)), draw(st.integers(3, 7)), draw(st.booleans())
-    shape = tuple(draw(st.sampled_from((2, 3, 8, 33, 70))) for _ in range(rank))
+    shape = tuple(draw(st.sampled_from((2, 3, 8, 33, 70)[:4 if rank == 3 else 5])) for _ in range(rank))
     along = draw(st.integers(-1, rank - 1))
     keep = draw(st.booleans())
     dtype = draw(st.sampled_from(("float32", "float64", "int32", "int16")))
@@ -318,7 +318,7 @@ def waves(draw):
     return run, (data(*shape), data(*shape), data(*(shape if along < 0 else (shape[along],))))
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(waves(), st.booleans())
 def test_drawn_waves(case, dynamic):
     run, args = case
@@ -351,7 +351,23 @@ def staggered(u):
     return u, v
 
 
-PROGRAMS = {"jacobi": lambda u: jacobi(7)(u), "life": life, "replaced": replaced, "staggered": staggered}
+def heat(u):
+    """The padding is taken off again in every step."""
+    for _ in range(6):
+        c = u[1:-1, 1:-1]
+        u = np.pad(c + 0.1 * (u[2:, 1:-1] + u[:-2, 1:-1] + u[1:-1, 2:] + u[1:-1, :-2] - 4 * c), 1)
+    return u
+
+
+def ring(u):
+    for _ in range(6):
+        p = np.pad(u, 1, mode="wrap")
+        u = 0.25 * (p[:-2, 1:-1] + p[2:, 1:-1] + p[1:-1, :-2] + p[1:-1, 2:])
+    return u
+
+
+PROGRAMS = {"jacobi": lambda u: jacobi(7)(u), "life": life, "replaced": replaced, "staggered": staggered, "heat": heat,
+            "ring": ring}
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -384,6 +400,24 @@ def test_steps_that_depend_on_what_comes_between():
         return u
     u = np.random.default_rng(0).integers(-3, 3, 200)
     same_bits(tiled(run, u)[0], flowc.interpret(run, u))
+
+
+def test_equal_maps_that_are_no_steps():
+    """Maps with equal bodies that read nothing of each other, or every result of which is wanted."""
+    def apart(x):
+        return [np.pad(x[:, i + 1:] - x[:, :-i - 1], ((0, 0), (0, i + 1)))[:, i] for i in range(40)]
+
+    def history(u):
+        out = []
+        for _ in range(12):
+            u = jacobi(1)(u)
+            out.append(u)
+        return tuple(out)
+    u = np.random.default_rng(0).standard_normal((50, 60)).astype(np.float32)
+    for run in (apart, history):
+        got, program = tiled(lambda u, run=run: tuple(run(u)), u)
+        same_bits(got, flowc.interpret(lambda u, run=run: tuple(run(u)), u))
+        assert count_tiled(program) <= 6
 
 
 def test_only_where_it_pays():
