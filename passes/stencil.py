@@ -27,10 +27,11 @@ from flowc.passes.schedule import Machine
 REDUNDANT = 1.5        # computed elements per needed one, at most
 STEPS = 32             # steps of one kernel, at most
 BACK = 4               # steps that a step looks back, at most
-GAIN = 0.85            # time with tiles by time without, at most
+GAIN = 0.95            # time with tiles by time without, at most
 MAX_REACH = 256        # elements beyond a tile, at most
 SHARED = 24 << 20      # bytes of one step that stay in the caches that cores share
-MEMORY, L3, L2, L1 = 8, 16, 32, 128  # bytes that one core moves per cycle, from and to where they are
+MEMORY, L3, L2, L1 = 8, 24, 32, 128  # bytes that one core moves per cycle, from and to where they are
+PACE = 0.6             # cycles per vector instruction: loads and arithmetic run side by side
 PER_ROW = 3            # vectors' worth of time that a row costs beside its vectors
 PER_TASK = 20_000      # elements' worth of time that a task costs beside its elements
 TASKS = 8              # tasks that occupy a machine
@@ -327,17 +328,17 @@ def _best_tile(chain: Chain, reach: Sequence[Reach], extent: Sequence[DimLike], 
                  for s in stages)
     mid = (count - 1) / 2
     done = sum(part([r.before[q] + mid * r.grow for r in reach], [r.behind[q] + mid * r.grown for r in reach],
-                    PER_ROW * lanes) * (s.cost / lanes + passed / len(stages) / L1) for q, s in enumerate(stages))
+                    PER_ROW * lanes) * (PACE * s.cost / lanes + passed / len(stages) / L1) for q, s in enumerate(stages))
     traffic = passed + sum(n.dtype.bytes for s in stages for n in s.outputs)  # a line is read before it is written
     traffic += 3 * sum(s.between for s in stages)
     rate = MEMORY if not isinstance(size, int) or size * passed > SHARED else L3 if size * passed > machine.l2 else L2
     copies = part(low, high, PER_ROW * lanes) * inputs * (2 / L2 + 1 / rate) + np.prod(grid, axis=0) * outputs * (
         2 / L2 + 2 / rate)
     needed = np.prod(grid, axis=0)
-    time = (count * done + copies + PER_TASK / lanes) / needed / count
+    time = (count * done + copies + PACE * PER_TASK / lanes) / needed / count
     redundant = part([r.before[0] + mid * r.grow for r in reach], [r.behind[0] + mid * r.grown for r in reach],
                      0) / needed
-    apart = max(sum(s.cost + s.conditions for s in stages) / lanes, traffic / rate)
+    apart = max(PACE * sum(s.cost + s.conditions for s in stages) / lanes, traffic / rate)
     if isinstance(size, int):
         tasks = np.prod([np.ceil(n / g) for n, g in zip(extent, grid, strict=True)], axis=0)
         time = time * np.ceil(tasks / TASKS) * TASKS / tasks

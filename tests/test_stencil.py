@@ -97,14 +97,14 @@ class Step:
 
 
 @st.composite
-def programs(draw, max_steps: int = 12, boundaries=BOUNDARIES):
+def programs(draw, max_steps: int = 12, boundaries=BOUNDARIES, min_steps: int = 1, min_taps: int = 1):
     """(function of one array, the array): steps with one or several rules."""
     rank = draw(st.integers(1, 3))
     radius = draw(st.integers(1, 3 if rank == 1 else 2))
     offsets = st.tuples(*[st.integers(-radius, radius)] * rank)
-    kinds = [Step(tuple(draw(st.lists(offsets, min_size=1, max_size=6))), draw(st.sampled_from(boundaries)),
+    kinds = [Step(tuple(draw(st.lists(offsets, min_size=min_taps, max_size=6))), draw(st.sampled_from(boundaries)),
                   draw(st.integers(0, 3))) for _ in range(draw(st.integers(1, 2)))]
-    count = draw(st.integers(1, max_steps))
+    count = draw(st.integers(min_steps, max_steps))
     steps = [kinds[i % len(kinds)] for i in range(count)]
     least = [1] * rank
     for s in steps:
@@ -270,7 +270,7 @@ def count_tiled(program) -> int:
     return sum(len(stencils(k)) for k in program.kernels.values())
 
 
-@given(programs(max_steps=9))
+@given(programs(max_steps=10, min_steps=4, min_taps=3))
 def test_drawn_steps_tile_by_tile(case):
     run, u = case
     want = flowc.interpret(run, u)
@@ -279,7 +279,7 @@ def test_drawn_steps_tile_by_tile(case):
 
 
 @settings(max_examples=20)
-@given(programs(max_steps=6, boundaries=("roll", "update", "where")))
+@given(programs(max_steps=8, boundaries=("roll", "update", "where"), min_steps=4, min_taps=3))
 def test_drawn_steps_of_symbolic_sizes_tile_by_tile(case):
     run, u = case
     same_bits(tiled(run, u, dynamic=True)[0], flowc.interpret(run, u))
