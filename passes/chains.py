@@ -237,7 +237,7 @@ class Chain:
 
 
 def find_chains(stages: Sequence[Stage]) -> Iterator[list[list[Stage]]]:
-    """Runs of stages whose bodies repeat, longest steps last."""
+    """Runs of stages whose bodies repeat, cut into steps: those that cover most, and of these the shortest."""
     first = 0
     while first < len(stages) - 1:
         best: list[list[Stage]] = []

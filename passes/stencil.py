@@ -328,7 +328,8 @@ def _best_tile(chain: Chain, reach: Sequence[Reach], extent: Sequence[DimLike], 
                  for s in stages)
     mid = (count - 1) / 2
     done = sum(part([r.before[q] + mid * r.grow for r in reach], [r.behind[q] + mid * r.grown for r in reach],
-                    PER_ROW * lanes) * (PACE * s.cost / lanes + passed / len(stages) / L1) for q, s in enumerate(stages))
+                    PER_ROW * lanes) * (PACE * s.cost / lanes + passed / len(stages) / L1)
+               for q, s in enumerate(stages))
     traffic = passed + sum(n.dtype.bytes for s in stages for n in s.outputs)  # a line is read before it is written
     traffic += 3 * sum(s.between for s in stages)
     rate = MEMORY if not isinstance(size, int) or size * passed > SHARED else L3 if size * passed > machine.l2 else L2
