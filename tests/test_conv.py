@@ -94,20 +94,48 @@ def test_gradients_are_derivatives():
         assert np.sum(g * step) == pytest.approx((f(*plus) - f(*minus)) / 2, rel=1e-6)
 
 
-@settings(max_examples=6)
-@given(convolutions([np.float32], (1, 2)), st.sampled_from(["images", "positions", "all"]))
-def test_unknown_sizes(case, unknown):
+UNKNOWN = {"images": ("n",), "positions": (None, None, "h", "k"), "all": ("n", None, "h", "k")}
+
+
+def compiled(f, x, w, unknown):
+    """``f`` for x and w of which some sizes are names."""
+    names = UNKNOWN[unknown]
+    shape = [names[i] if i < len(names) and names[i] else n for i, n in enumerate(x.shape)]
+    spec = flowc.spec(f"{flowc.types.dtype(x.dtype)}[{', '.join(map(str, shape))}]")
+    return flowc.jit(f).lower(spec, w).compile()
+
+
+@settings(max_examples=8)
+@given(convolutions([np.float32], (1, 2)), st.sampled_from([*UNKNOWN]), st.data())
+def test_unknown_sizes(case, unknown, data):
+    """One compile for sizes of every kind: also smaller than the kernel, and none."""
     x, w, attrs = case
 
     def f(x, w):
         y = nn.conv(x, w, **attrs)
-        return y, flowc.grad(lambda w: fnp.sum(nn.conv(x, w, **attrs) ** 2))(w)
-    names = {"images": ("n",), "positions": (None, None, "h", "k"), "all": ("n", None, "h", "k")}[unknown]
-    shape = [names[i] if i < len(names) and names[i] else n for i, n in enumerate(x.shape)]
-    spec = flowc.spec(f"f32[{', '.join(map(str, shape))}]")
-    exe = flowc.jit(f).lower(spec, flowc.spec(f"f32[{', '.join(map(str, w.shape))}]")).compile()
-    for got, want in zip(exe(x, w), flowc.jit(f)(x, w)):
-        np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4 * np.abs(want).max(initial=1))
+        return y, *flowc.grad(lambda x, w: fnp.sum(nn.conv(x, w, **attrs) ** 2), argnums=(0, 1))(x, w)
+    exe = compiled(f, x, w, unknown)
+    for most in (None, 4, 40):
+        if most is not None and unknown != "images":
+            x = array((*x.shape[:2], *[data.draw(st.integers(0, most)) for _ in x.shape[2:]]), seed=most)
+        if most is not None and unknown != "positions":
+            x = array((data.draw(st.integers(0, most)), *x.shape[1:]), seed=most)
+        for got, want in zip(exe(x, w), flowc.interpret(f, x, w)):
+            np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4 * np.abs(want).max(initial=1))
+
+
+@pytest.mark.parametrize(("sizes", "w", "attrs"), [
+    ([(1, 8, 10, 2), (3, 8, 21, 40)], (10, 4, 5, 1),                      # bindings of sizes beside the sizes
+     {"stride": (2, 1), "padding": ((0, 1), (0, 2)), "dilation": (2, 1), "groups": 2}),
+    ([(1, 9, 65), (2, 9, 300)], (18, 3, 1), {"padding": ((1, 3),), "groups": 3}),  # one row, several tiles
+])
+def test_results_of_unknown_sizes_stay_in_their_place(sizes, w, attrs):
+    w = array(w)
+    exe = compiled(lambda x, w: nn.conv(x, w, **attrs), array(sizes[0]), w, "all")
+    assert "positions" in exe.as_text("kernel")  # the form with positions as lanes
+    for x in map(array, sizes):
+        np.testing.assert_allclose(exe(x, w), flowc.interpret(lambda x, w: nn.conv(x, w, **attrs), x, w), rtol=1e-4,
+                                   atol=1e-4)
 
 
 @pytest.mark.parametrize(("x", "w", "attrs"), [
