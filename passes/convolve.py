@@ -28,6 +28,7 @@ from flowc.kernel import Expr, Kernel
 from flowc.passes.contract import lower_contraction
 from flowc.passes.convolve_copy import LARGE, Axis, Convolution, Copy, bound, guess, plain
 from flowc.passes.convolve_dot import Taps
+from flowc.passes.convolve_panels import Panels
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
@@ -39,6 +40,9 @@ from flowc.types import DType, Type
 LOCAL = 96 << 10     # bytes of one image that a task copies for itself, at most
 TASKS = 16           # images that make enough tasks
 LANES = 16           # lanes in comparisons of forms: part of the meaning, not of the machine
+PANEL = 48           # positions that are gathered together, in the same comparisons
+GATHER = 30.0        # steps of a sum that gathering one vector takes
+ROWS = 48.0          # and copying one vector of the kernel, in columns
 
 
 # ---- positions as lanes ---------------------------------------------------------------------------------------------
@@ -271,12 +275,26 @@ def joins(p: Convolution, axes: Sequence[Axis]) -> bool:
     return together > 1.2 * alone and guess(p.images) > 1
 
 
+def packs(p: Convolution, axes: Sequence[Axis]) -> bool:
+    """Is gathering exactly the positions with results worth more than the lanes that it saves?"""
+    known = (*p.outs, *p.taps, *p.x.shape[1:], p.channels, p.rows)
+    if not all(isinstance(d, int) and d > 0 for d in known):
+        return False
+    last = guess(p.taps[-1])
+    lanes = max(*density(p, axes), last / (ceil_div(last, LANES) * LANES))
+    columns = guess(p.images) * int_prod(map(guess, p.outs))
+    exact = ceil_div(columns, PANEL) * PANEL / max(1, columns)
+    return exact + GATHER / guess(p.rows) + ROWS / max(1, columns) < 1 / lanes
+
+
 def lower_convolution(g: Group, ctx: Context) -> Lowered:
     """Kernels of a group around a convolution."""
     p = Convolution(g, ctx)
     if not p.outs:
         return lower_contraction(g, ctx)
     axes = p.axes(False)
+    if packs(p, axes):
+        return Panels(p).lower()
     last = guess(p.taps[-1])
     sums = guess(prod((p.channels, *p.taps[:-1]))) * ceil_div(last, LANES)
     if sums >= 8 and last / (ceil_div(last, LANES) * LANES) > 1.5 * max(density(p, axes)):

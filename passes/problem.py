@@ -83,15 +83,15 @@ class Reach:
 
 
 class Problem:
-    """The sizes and accesses of one contraction in its roles."""
+    """The sizes and accesses of one contraction in its roles, or in roles that are given."""
 
-    def __init__(self, g: Group, ctx: Context):
+    def __init__(self, g: Group, ctx: Context, roles: Roles | None = None):
         c = g.contraction
         assert c is not None and isinstance(c.op.lower, ContractionRule)
         self.node, self.group, self.ctx = c, g, ctx
         types = (*[x.type for x in c.inputs], c.type)
         self.access: Access = c.op.lower.access(types, c.attrs)
-        self.roles = assign_roles(self.access, c.inputs)
+        self.roles = roles or assign_roles(self.access, c.inputs)
         out = self.access.out
         self.row_extents = [out[i] for i in self.roles.rows]
         self.col_extents = [out[i] for i in self.roles.cols]
