@@ -1,7 +1,7 @@
 """Convolutions on the CPU: every tap of the kernel reads whole vectors of neighbouring positions.
 
 Here: the choice of form, the form with positions as lanes.  Not here: the copy of the input (convolve_copy.py), the
-form with taps as lanes (convolve_dot.py), contractions in general (contract.py).
+forms with taps as lanes (convolve_dot.py) and with the positions of all images as columns (convolve_panels.py).
 
 Positions as lanes.  An output position is a number t = sum of (index along an axis) * (pitch of the axis) in a copy of
 the input that holds its padding.  A tap of the kernel reads at t plus an offset of its own, so neighbouring lanes read
@@ -43,6 +43,7 @@ LANES = 16           # lanes in comparisons of forms: part of the meaning, not o
 PANEL = 48           # positions that are gathered together, in the same comparisons
 GATHER = 30.0        # steps of a sum that gathering one vector takes
 ROWS = 48.0          # and copying one vector of the kernel, in columns
+FOLDS = 1.2          # what taps as lanes cost beside positions as lanes
 
 
 # ---- positions as lanes ---------------------------------------------------------------------------------------------
@@ -275,16 +276,19 @@ def joins(p: Convolution, axes: Sequence[Axis]) -> bool:
     return together > 1.2 * alone and guess(p.images) > 1
 
 
+def gatherable(p: Convolution) -> bool:
+    """Are all sizes numbers but that of the images, and is there something to gather?"""
+    known = (*p.outs, *p.taps, *p.x.shape[1:], p.channels, p.rows, guess(p.images))
+    return all(isinstance(d, int) and d > 0 for d in known)
+
+
 def packs(p: Convolution, axes: Sequence[Axis]) -> bool:
     """Is gathering exactly the positions with results worth more than the lanes that it saves?"""
-    known = (*p.outs, *p.taps, *p.x.shape[1:], p.channels, p.rows)
-    if not all(isinstance(d, int) and d > 0 for d in known):
+    if not gatherable(p):
         return False
-    last = guess(p.taps[-1])
-    lanes = max(*density(p, axes), last / (ceil_div(last, LANES) * LANES))
-    columns = guess(p.images) * int_prod(map(guess, p.outs))
-    exact = ceil_div(columns, PANEL) * PANEL / max(1, columns)
-    return exact + GATHER / guess(p.rows) + ROWS / max(1, columns) < 1 / lanes
+    columns, last = guess(p.images) * int_prod(map(guess, p.outs)), guess(p.taps[-1])
+    exact = ceil_div(columns, PANEL) * PANEL / columns + GATHER / guess(p.rows) + ROWS / columns
+    return 1.1 * exact < 1 / max(*density(p, axes), last / (ceil_div(last, LANES) * LANES) / FOLDS)
 
 
 def lower_convolution(g: Group, ctx: Context) -> Lowered:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +19,8 @@ from hypothesis import strategies as st
 import flowc
 import flowc.numpy as fnp
 from flowc import nn
+from flowc.backends.runtime import InterpreterExecutable
+from flowc.passes import convolve
 from flowc.passes.build import BuildOptions, build
 from flowc.passes.manager import PassContext
 from flowc.passes.pipeline import optimise
@@ -151,6 +154,8 @@ def test_results_of_unknown_sizes_stay_in_their_place(sizes, w, attrs):
     ((2, 3, 4), (4, 3, 9), {"padding": ((7, 0),)}),
     ((2, 3, 5, 6), (4, 3, 1, 1), {"padding": ((-1, 0), (0, -2))}),        # padding that cuts
     ((1, 1, 3, 2), (1, 1, 1, 1), {"stride": 3}),
+    ((48, 30, 3, 3), (96, 30, 3, 3), {"padding": 1}),                     # positions of all images in panels
+    ((30, 4, 5, 7), (200, 2, 3, 2), {"groups": 2, "padding": 1, "stride": 2}),
 ])
 def test_every_form(x, w, attrs):
     x, w = array(x), array(w)
@@ -158,6 +163,37 @@ def test_every_form(x, w, attrs):
     assert report, report
     report = flowc.verify(flowc.grad(lambda x, w: fnp.sum(nn.conv(x, w, **attrs) ** 2), argnums=(0, 1)), x, w)
     assert report, report
+
+
+@settings(max_examples=20)
+@given(convolutions([np.float32, np.int32]), st.booleans())
+def test_positions_of_all_images_in_panels(case, named):
+    """The form for small images with many channels, for images of any size; run by the interpreter of kernels."""
+    x, w, attrs = case
+    x, w = np.rint(x * 3), np.rint(w * 3)  # sums are exact
+
+    def f(x, w):
+        y = nn.conv(fnp.maximum(x, 0), w, **attrs)
+        return nn.relu(y) + 1, fnp.sum(y, axis=1)
+    spec = flowc.spec(f"{x.dtype}[{', '.join(map(str, ('n' if named else x.shape[0], *x.shape[1:])))}]")
+    graph = optimise(flowc.jit(f).lower(spec, w).graph, PassContext())
+    with mock.patch.object(convolve, "packs", lambda p, axes: convolve.gatherable(p)):
+        program = build(graph, BuildOptions(Machine(vector_bits=256)))
+    assert any("gather" in n for k in program.kernels.values() for n in k.notes) or 0 in f(x, w)[0].shape
+    for a, b in zip(InterpreterExecutable(program).run([x, w], {"n": x.shape[0]}), flowc.interpret(f, x, w)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_gathered_positions_have_the_bits_of_rows():
+    x, w = array((5, 30, 4, 5)), array((20, 30, 3, 3))
+    results = []
+    for packs in (True, False):
+        graph = optimise(flowc.jit(lambda x, w: nn.conv(x, w, padding=1)).lower(x, w).graph, PassContext())
+        with mock.patch.object(convolve, "packs", lambda p, axes, packs=packs: packs):
+            results += InterpreterExecutable(build(graph, BuildOptions(Machine()))).run([x, w], {})
+    np.testing.assert_array_equal(*results)
+    deep = flowc.jit(lambda x, w: nn.conv(x, w, padding=1)).lower(array((48, 30, 3, 3)), array((96, 30, 3, 3)))
+    assert "gather the columns" in deep.compile().as_text("kernel")
 
 
 def test_what_is_not_finite_stays_where_it_is():
@@ -205,7 +241,6 @@ def test_same_bits_with_one_thread_and_two():
 @pytest.mark.parametrize("bits", [128, 256, 512])
 def test_same_bits_for_any_width_of_vectors(bits):
     """Kernels scheduled for other machines, run by the interpreter of kernels."""
-    from flowc.backends.runtime import InterpreterExecutable
     x, w = array((2, 3, 6, 7)), array((4, 3, 3, 3))
 
     def f(x, w):
