@@ -97,6 +97,22 @@ def test_gradients_are_derivatives():
         assert np.sum(g * step) == pytest.approx((f(*plus) - f(*minus)) / 2, rel=1e-6)
 
 
+@settings(max_examples=40)
+@given(convolutions([np.float64]))
+def test_gradients_are_adjoint(case):
+    """<g, conv(d)> is <grad, d> and <g, conv with d as kernel> too, exactly: for any stride, also where it is split."""
+    x, w, attrs = case
+    x, w = np.rint(x * 2), np.rint(w * 2)
+
+    def conv(x, w):
+        return nn.conv(x, w, **attrs)
+    g = np.rint(array(flowc.interpret(conv, x, w).shape, np.float64, 1) * 2)
+    dx, dw = np.rint(array(x.shape, np.float64, 2) * 2), np.rint(array(w.shape, np.float64, 2) * 2)
+    gx, gw = flowc.interpret(flowc.grad(lambda x, w: fnp.sum(conv(x, w) * g), argnums=(0, 1)), x, w)
+    assert np.sum(gx * dx) == np.sum(flowc.interpret(conv, dx, w) * g)
+    assert np.sum(gw * dw) == np.sum(flowc.interpret(conv, x, dw) * g)
+
+
 UNKNOWN = {"images": ("n",), "positions": (None, None, "h", "k"), "all": ("n", None, "h", "k")}
 
 
