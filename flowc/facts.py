@@ -35,7 +35,7 @@ from flowc.dims import (
 )
 from flowc.kernel import Expr
 
-STEPS = 500   # expressions looked at for one answer, with all its conditions: proofs that exist are short
+STEPS = 300   # expressions looked at for one answer, with all its conditions: proofs that exist are short
 TRIED = 6      # conditions that a proof may use one at a time, latest first
 POINTS = 192   # iterations tried per choice of sizes
 SIZES = ((1, 2, 3, 5), (2, 1, 1, 4), (7, 5, 64, 3), (64, 65, 16, 100), (3, 100, 8, 1), (5000, 37, 130, 9000))

@@ -124,7 +124,7 @@ def compiled(f, x, w, unknown):
     return flowc.jit(f).lower(spec, w).compile()
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(convolutions([np.float32], (1, 2)), st.sampled_from([*UNKNOWN]), st.data())
 def test_unknown_sizes(case, unknown, data):
     """One compile for sizes of every kind: also smaller than the kernel, and none."""
