@@ -52,7 +52,6 @@ class Packed:
         self.panels = ceildiv(p.n, s.nr)
         self.packed = Type(p.acc, (*p.outer_extents, self.panels, p.k, s.nr))
         self.one_block = isinstance(p.k, int) and p.k <= s.kc
-        self.direct = self.one_block and light(p)  # results go from registers to the output
 
     def lower(self, work: DimLike) -> Lowered:
         elements = prod(self.p.outer_extents) * self.p.n * self.p.k
@@ -79,12 +78,13 @@ class Packed:
               k.loop(ceildiv(p.n, s.nc), "parallel", "nb") as nb):
             rows = dmin(s.mc, p.m - s.mc * mb)
             element = self.rows(k, inl, outer, s.mc * mb, rows)
-            tile = "" if self.direct else k.alloc(p.acc, s.mc * s.nr)
+            direct = self.one_block and light(p)
+            tile = "" if direct else k.alloc(p.acc, s.mc * s.nr)
             first = s.nc // s.nr * nb
             with k.loop(dmin(s.nc // s.nr, self.panels - first), "seq", "jp") as jp:
                 panel = first + jp
                 self.panel(k, inl, element, tile, outer, panel, s.mc * mb, rows)
-                if not self.direct:
+                if not direct:
                     self.epilogue(k, inl, tile, outer, s.mc * mb, rows, panel)
         declare_outputs(k, p.group, p.ctx)
         return k.finish(p.ctx.dims, [*describe(p.group), str(s)])
@@ -100,22 +100,18 @@ class Packed:
         if not s.copy_rows:
             return lambda ip, i, kk: p.row_element(k, inl, outer, row(ip, i), kk)
         packed = k.alloc(p.acc, s.mc * p.k)
+        along_rows = p.row_reach.own == 1 and p.row_reach.summed != 1
         with k.loop(ceildiv(rows, s.mr), "seq", "ip") as ip:
             def copy(i: DimLike, kk: DimLike) -> None:
                 v = p.row_element(k, inl, outer, row(ip, i), kk)
                 k.write(packed, (ip * p.k + kk) * s.mr + i, v)
-            self.copy_rows(k, copy)
+            if along_rows:
+                with k.loop(p.k, "seq", "k") as kk, k.loop(s.mr, "vector", "i", s.mr) as i:
+                    copy(i, kk)
+            else:
+                with k.loop(s.mr, "seq", "i") as i, k.loop(p.k, "vector", "k", s.width) as kk:
+                    copy(i, kk)
         return lambda ip, i, kk: k.b.load(packed, (ip * p.k + kk) * s.mr + i, p.acc)
-
-    def copy_rows(self, k: KernelBuilder, copy: Callable[[DimLike, DimLike], None]) -> None:
-        """``copy(row, k)`` for one panel of rows, along what lies together in memory."""
-        p, s = self.p, self.s
-        if p.row_reach.own == 1 and p.row_reach.summed != 1:
-            with k.loop(p.k, "seq", "k") as kk, k.loop(s.mr, "vector", "i", s.mr) as i:
-                copy(i, kk)
-        else:
-            with k.loop(s.mr, "seq", "i") as i, k.loop(p.k, "vector", "k", s.width) as kk:
-                copy(i, kk)
 
     def panel(self, k: KernelBuilder, inl: Inliner, element: Callable[[DimLike, DimLike, DimLike], Expr], tile: str,
               outer: Idx, panel: DimLike, first: DimLike, rows: DimLike) -> None:

@@ -4,12 +4,13 @@ Here: that form.  Not here: when it is taken (convolve.py), how tiles are multip
 
 Positions as lanes of whole rows waste those between the rows and the images, which are most of them where images are
 small.  Here the columns are exactly the positions with results, image after image; what every tap reads of them is
-gathered into panels, once for all output channels:
+gathered into panels, once for many output channels:
 
-    copy the input with its padding
-    for group, panel of positions in parallel:        where each position begins in the copy
+    copy the input with its padding; pack the kernel:  rows[panel][channel, taps][mr]
+    for group, panel of positions, block of channels in parallel:
+        where each position begins in the copy
         for channel, taps:                            panel[channel, taps][nr] = copy[begin + offset]
-    for group, block of channels, block of panels:    multiply as in any contraction
+        multiply as in any contraction
         for image in the panel, channel:              epilogue, store
 
 Results are chains over channels and taps in order as in the other form, so both give the same bits.
@@ -17,17 +18,22 @@ Results are chains over channels and taps in order as in the other form, so both
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 
-from flowc.dims import DimLike, dmax, dmin, prod
-from flowc.kernel import Kernel
+from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
+from flowc.kernel import Expr, Kernel
 from flowc.passes.contract import Packed
-from flowc.passes.convolve_copy import Convolution, Copy
+from flowc.passes.convolve_copy import Convolution, Copy, guess
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
-from flowc.passes.lowering import Lowered, cost, nest
+from flowc.passes.lowering import Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.problem import Problem, Roles
-from flowc.passes.tiles import packed_schedule
-from flowc.types import i64
+from flowc.passes.schedule import ContractSchedule
+from flowc.passes.tiles import ceil_div, packed_schedule
+from flowc.types import Type, i64
+
+ROWS = 1024   # output channels that a task multiplies by its panel, at most
+LEAST = 64    # and at least: gathering costs as much as a few dozen rows
+TASKS = 16    # tasks wanted
 
 
 def joined_roles(groups: int, axes: int) -> Roles:
@@ -37,49 +43,86 @@ def joined_roles(groups: int, axes: int) -> Roles:
     return Roles((channel,), (0, *spatial), () if groups == 1 else (1,), 1)
 
 
+def row_blocks(s: ContractSchedule, p: Problem) -> ContractSchedule:
+    """Blocks of rows that a task multiplies by its panel: all of them, but for the sake of enough tasks."""
+    blocks = ceil_div(guess(p.m), ROWS)
+    if isinstance(p.n, int):
+        blocks = max(blocks, min(ceil_div(TASKS, ceil_div(p.n, s.nr)), guess(p.m) // LEAST))
+    mc = ceil_div(ceil_div(guess(p.m), max(1, blocks)), s.mr) * s.mr
+    return replace(s, mc=mc, nc=s.nr, kc=4 * s.kc, copy_rows=True)  # rows come from far: in long pieces
+
+
 class Panels(Packed):
-    """The form with all positions as columns."""
+    """The form with all positions as columns.  A task gathers one panel and multiplies it by a block of rows: memory
+    is needed for as many panels as there are threads."""
 
     def __init__(self, c: Convolution):
         self.c, self.axes = c, c.axes(False)
         p = Problem(c.group, c.ctx, joined_roles(c.groups, len(c.outs)))
-        super().__init__(p, packed_schedule(c.ctx.machine, p), f"{c.ctx.name}.packed")
-        self.direct = False  # lanes of a panel belong to several images
+        super().__init__(p, row_blocks(packed_schedule(c.ctx.machine, p), p), f"{c.ctx.name}.rows")
         self.copy = Copy(c, self.axes)
         self.copied = f"{c.ctx.name}.copy"
+        self.packed = Type(p.acc, (*p.outer_extents, ceildiv(p.m, self.s.mr), p.k, self.s.mr))
+        self.gathered = ""
 
     def lower(self, work: DimLike | None = None) -> Lowered:
         p = self.p
-        work = prod(p.outer_extents) * p.m * p.n * (p.k + cost(p.group)) // 8
         kernel, kind, size = self.copy.kernel(self.copied, self.copy.shared)
-        out = super().lower(work)
-        return Lowered([kernel, *out.kernels], {self.copied: kind, **out.temps}, [size * 2, *out.work])
+        work = prod(p.outer_extents) * p.m * p.n * (p.k + cost(p.group)) // 8
+        return Lowered([kernel, self.pack_rows(), self.multiply()], {self.copied: kind, self.temp: self.packed},
+                       [size * 2, self.packed.size * 2, work])
 
-    def pack_columns(self) -> Kernel:
+    def pack_rows(self) -> Kernel:
+        """Rows side by side, so that one place of the kernel is read for all of them however it was moved."""
+        p, mr = self.p, self.s.mr
+        k = p.ctx.builder("w")
+        inl = inliner(k, p.group, p.ctx)
+        with (nest(k, self.packed.shape[:-2], "parallel", "o") as (*outer, ip),
+              nest(k, p.access.reduce, "seq", "k") as r, k.loop(mr, "unroll", "i") as i):
+            kk, row = linear_index(r, p.access.reduce), dmin(mr * ip + i, p.m - 1)  # beyond the last: never stored
+            v = p.row_element(k, inl, tuple(outer), row, kk)
+            k.write(self.temp, linear_index((*outer, ip, kk, i), self.packed.shape), v)
+        k.buffer(self.temp, p.acc, self.packed.shape, "out")
+        return k.finish(p.ctx.dims, [f"pack the kernel of {p.node.op.name}"])
+
+    def multiply(self) -> Kernel:
+        p, s = self.p, self.s
+        k = p.ctx.builder("m")
+        inl = inliner(k, p.group, p.ctx)
+        k.buffer(self.temp, p.acc, self.packed.shape)
+        with (nest(k, p.outer_extents, "parallel", "o") as outer, k.loop(self.panels, "parallel", "p") as panel,
+              k.loop(ceildiv(p.m, s.mc), "parallel", "mb") as mb):
+            self.gather(k, outer, panel)
+            tile, rows = k.alloc(p.acc, s.mc * s.nr), dmin(s.mc, p.m - s.mc * mb)
+
+            def element(ip: DimLike, i: DimLike, kk: DimLike) -> Expr:
+                at = linear_index((*outer, s.mc // s.mr * mb + ip, kk, i), self.packed.shape)
+                return k.b.load(self.temp, at, p.acc)
+            self.panel(k, inl, element, tile, outer, panel, s.mc * mb, rows)
+            self.epilogue(k, inl, tile, outer, s.mc * mb, rows, panel)
+        declare_outputs(k, p.group, p.ctx)
+        return k.finish(p.ctx.dims, [*describe(p.group), f"convolution: gathered positions of all images, {s}"])
+
+    def gather(self, k: KernelBuilder, outer: Idx, panel: DimLike) -> None:
+        """What the taps read at the positions of a panel: [channel, taps][nr]."""
         c, p, s, copy = self.c, self.p, self.s, self.copy
-        k = p.ctx.builder("p")
         zero = [0] * len(self.axes)
         source = k.buffer(self.copied, p.acc, (copy.size(c.images, copy.all_channels, copy.shared),))
-        with nest(k, p.outer_extents, "parallel", "o") as outer, k.loop(self.panels, "parallel", "p") as panel:
-            begins = k.alloc(i64, s.nr)
-            with k.loop(s.nr, "vector", "j", s.width) as j:
-                n, *at = unravel(dmin(s.nr * panel + j, p.n - 1), (c.images, *c.outs))  # beyond the last: never stored
-                begin = copy.start(n, copy.all_channels, self._group(outer) * c.channels, zero)
-                k.write(begins, j, k.b.index(k.tidy(begin + linear_index(at, copy.spans))))
-            with nest(k, (c.channels, *c.taps), "seq", "k") as r, k.loop(s.nr, "vector", "j", s.width) as j:
-                phases, offset = copy.at(zero, r[1:])
-                offset = offset + copy.start(0, copy.all_channels, r[0], phases)
-                begin = k.as_index(k.b.load(begins, j, i64), 0, self._last())
-                kk = linear_index(r, (c.channels, *c.taps))
-                v = k.b.load(source, k.tidy(begin + offset), p.acc)
-                k.write(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), v)
-        k.buffer(self.temp, p.acc, self.packed.shape, "out")
-        return k.finish(p.ctx.dims, [f"gather the columns of {p.node.op.name}", str(s)])
+        begins = k.alloc(i64, s.nr)
+        with k.loop(s.nr, "vector", "j", s.width) as j:
+            n, *at = unravel(dmin(s.nr * panel + j, p.n - 1), (c.images, *c.outs))  # beyond the last: never stored
+            begin = copy.start(n, copy.all_channels, self._group(outer) * c.channels, zero)
+            k.write(begins, j, k.b.index(k.tidy(begin + linear_index(at, copy.spans))))
+        self.gathered = k.alloc(p.acc, p.k * s.nr)
+        with nest(k, (c.channels, *c.taps), "seq", "k") as r, k.loop(s.nr, "vector", "j", s.width) as j:
+            phases, offset = copy.at(zero, r[1:])
+            offset = offset + copy.start(0, copy.all_channels, r[0], phases)
+            begin = k.as_index(k.b.load(begins, j, i64), 0, self._last())
+            v = k.b.load(source, k.tidy(begin + offset), p.acc)
+            k.write(self.gathered, linear_index(r, (c.channels, *c.taps)) * s.nr + j, v)
 
-    def copy_rows(self, k: KernelBuilder, copy: Callable[[DimLike, DimLike], None]) -> None:
-        """Rows side by side, so that one place of the kernel is read for all of them however it was moved."""
-        with nest(k, self.p.access.reduce, "seq", "k") as r, k.loop(self.s.mr, "unroll", "i") as i:
-            copy(i, linear_index(r, self.p.access.reduce))
+    def column(self, k: KernelBuilder, outer: Idx, panel: DimLike, kk: DimLike, j: DimLike) -> Expr:
+        return k.b.load(self.gathered, kk * self.s.nr + j, self.p.acc)
 
     def _group(self, outer: Idx) -> DimLike:
         return outer[0] if outer else 0

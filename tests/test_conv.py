@@ -195,7 +195,7 @@ def test_positions_of_all_images_in_panels(case, named):
     graph = optimise(flowc.jit(f).lower(spec, w).graph, PassContext())
     with mock.patch.object(convolve, "packs", lambda p, axes: convolve.gatherable(p)):
         program = build(graph, BuildOptions(Machine(vector_bits=256)))
-    assert any("gather" in n for k in program.kernels.values() for n in k.notes) or 0 in f(x, w)[0].shape
+    assert any("gathered positions" in n for k in program.kernels.values() for n in k.notes) or 0 in f(x, w)[0].shape
     for a, b in zip(InterpreterExecutable(program).run([x, w], {"n": x.shape[0]}), flowc.interpret(f, x, w)):
         np.testing.assert_array_equal(a, b)
 
@@ -209,7 +209,7 @@ def test_gathered_positions_have_the_bits_of_rows():
             results += InterpreterExecutable(build(graph, BuildOptions(Machine()))).run([x, w], {})
     np.testing.assert_array_equal(*results)
     deep = flowc.jit(lambda x, w: nn.conv(x, w, padding=1)).lower(array((48, 30, 3, 3)), array((96, 30, 3, 3)))
-    assert "gather the columns" in deep.compile().as_text("kernel")
+    assert "gathered positions" in deep.compile().as_text("kernel")
 
 
 def test_what_is_not_finite_stays_where_it_is():
