@@ -298,7 +298,8 @@ def lower_convolution(g: Group, ctx: Context) -> Lowered:
         return lower_contraction(g, ctx)
     axes = p.axes(False)
     if packs(p, axes):
-        return Panels(p).lower()
+        panels = Panels(p)
+        return panels.lower(panels.p.work // 8)
     last = guess(p.taps[-1])
     sums = guess(prod((p.channels, *p.taps[:-1]))) * ceil_div(last, LANES)
     if sums >= 8 and last / (ceil_div(last, LANES) * LANES) > 1.5 * max(density(p, axes)):

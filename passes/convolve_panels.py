@@ -25,7 +25,7 @@ from flowc.kernel import Expr, Kernel
 from flowc.passes.contract import Packed
 from flowc.passes.convolve_copy import Convolution, Copy, guess
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
-from flowc.passes.lowering import Lowered, cost, declare_outputs, describe, inliner, nest
+from flowc.passes.lowering import Lowered, declare_outputs, describe, inliner, nest
 from flowc.passes.problem import Problem, Roles
 from flowc.passes.schedule import ContractSchedule
 from flowc.passes.tiles import ceil_div, packed_schedule
@@ -65,10 +65,8 @@ class Panels(Packed):
         self.packed = Type(p.acc, (*p.outer_extents, ceildiv(p.m, self.s.mr), p.k, self.s.mr))
         self.gathered = ""
 
-    def lower(self, work: DimLike | None = None) -> Lowered:
-        p = self.p
+    def lower(self, work: DimLike) -> Lowered:
         kernel, kind, size = self.copy.kernel(self.copied, self.copy.shared)
-        work = prod(p.outer_extents) * p.m * p.n * (p.k + cost(p.group)) // 8
         return Lowered([kernel, self.pack_rows(), self.multiply()], {self.copied: kind, self.temp: self.packed},
                        [size * 2, self.packed.size * 2, work])
 
