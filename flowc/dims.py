@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Union
 
 Range = tuple["int | Dim", "int | Dim | None"]  # inclusive lower and upper bound; None: no upper bound
@@ -484,9 +485,15 @@ def _negate(x: int | None) -> int | None:
 
 
 class _Steps(threading.local):
-    """How much of a proof's budget is left: nested min, max and quotients branch at every level."""
+    """How much of a proof's budget is left: nested min, max and quotients branch at every level, and the branches meet
+    again.  ``found``: bounds of this proof, and how deep they were looked for.  ``shared``: what is left of the budget
+    of the question that this proof belongs to."""
 
     left = 0
+    shared: int | None = None
+
+    def __init__(self) -> None:
+        self.found: dict[Dim, tuple[int, int | None]] = {}
 
 
 STEPS = 400     # expressions looked at for one answer; what has not been proved by then is unknown
@@ -497,13 +504,38 @@ def _prove(d: DimLike, ranges: Ranges) -> int | None:
     """A lower bound of ``d`` within the budget of one proof."""
     if isinstance(d, int):
         return d
-    _STEPS.left = STEPS
-    return _lower(d, ranges, 8)
+    limit = STEPS if _STEPS.shared is None else max(0, min(STEPS, _STEPS.shared))
+    _STEPS.left = limit
+    _STEPS.found.clear()
+    low = _lower(d, ranges, 8)
+    if _STEPS.shared is not None:
+        _STEPS.shared -= limit - _STEPS.left
+    return low
+
+
+@contextmanager
+def question(steps: int) -> Iterator[None]:
+    """All proofs inside have ``steps`` together: what is looked for in many ways is found by the first few or by
+    none."""
+    before = _STEPS.shared
+    mine = _STEPS.shared = steps if before is None else min(steps, before)
+    try:
+        yield
+    finally:
+        assert _STEPS.shared is not None
+        _STEPS.shared = None if before is None else before - (mine - _STEPS.shared)
 
 
 def _lower(d: DimLike, ranges: Ranges, depth: int) -> int | None:
     if isinstance(d, int):
         return d
+    known = _STEPS.found.get(d)
+    if known is None or known[0] < depth:
+        known = _STEPS.found[d] = depth, _look(d, ranges, depth)
+    return known[1]
+
+
+def _look(d: Dim, ranges: Ranges, depth: int) -> int | None:
     _STEPS.left -= 1
     if depth and _STEPS.left > 0:
         for name in _eliminable(d, ranges):
@@ -629,10 +661,15 @@ def _atom_bounds(atom: Atom, ranges: Ranges, depth: int) -> tuple[int | None, in
     return least, most
 
 
+def proved_le(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> bool:
+    """Is ``a <= b`` proved for all values in range?  Half the work of asking whether it may also be refuted."""
+    low = _prove(b - a, ranges or {})
+    return low is not None and low >= 0
+
+
 def known_le(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> bool | None:
     """True or False where ``a <= b`` is proved or refuted for all values in range; None if unknown."""
-    low = _prove(b - a, ranges or {})
-    if low is not None and low >= 0:
+    if proved_le(a, b, ranges):
         return True
     high = _prove(a - b, ranges or {})
     return False if high is not None and high > 0 else None
@@ -671,12 +708,12 @@ def _simplify_call(call: Call, ranges: Ranges) -> DimLike:
     if call.fn in ("floordiv", "mod"):
         a, b = args
         q, r = _split(a, b)
-        if known_le(0, r, ranges) and known_lt(r, b, ranges):
+        if proved_le(0, r, ranges) and proved_le(r + 1, b, ranges):
             return q if call.fn == "floordiv" else r
         return apply(call.fn, args)
     kept: list[DimLike] = []
     for x in args:
-        better = known_le if call.fn == "max" else lambda p, q, r: known_le(q, p, r)
+        better = proved_le if call.fn == "max" else lambda p, q, r: proved_le(q, p, r)
         if any(better(x, y, ranges) for y in kept):
             continue
         kept = [y for y in kept if not better(y, x, ranges)] + [x]

@@ -26,14 +26,16 @@ from flowc.dims import (
     dmin,
     evaluate,
     floordiv,
-    known_le,
     linear,
+    proved_le,
+    question,
     substitute,
     sym,
     symbols,
 )
 from flowc.kernel import Expr
 
+STEPS = 300   # expressions looked at for one answer, with all its conditions: proofs that exist are short
 TRIED = 6      # conditions that a proof may use one at a time, latest first
 POINTS = 192   # iterations tried per choice of sizes
 SIZES = ((1, 2, 3, 5), (2, 1, 1, 4), (7, 5, 64, 3), (64, 65, 16, 100), (3, 100, 8, 1), (5000, 37, 130, 9000))
@@ -133,7 +135,7 @@ class Facts:
                 self.add(a - b * -(-k // c))
         elif len(mono) > 1 or mono[0][1] > 1:
             atoms = [sym(x) if isinstance(x, str) else sym_of(x) for x, _ in mono]
-            if all(known_le(0, x, self.ranges) for x in atoms):
+            if all(proved_le(0, x, self.ranges) for x in atoms):
                 for x in atoms:
                     self.add(x - 1)
 
@@ -146,7 +148,8 @@ class Facts:
     def nonnegative(self, d: DimLike) -> bool:
         known = self.asked.get(d)
         if known is None:
-            known = self.asked[d] = self._nonnegative(d)
+            with question(STEPS):
+                known = self.asked[d] = self._nonnegative(d)
         return known
 
     def _nonnegative(self, d: DimLike) -> bool:
@@ -176,12 +179,12 @@ class Facts:
         return None if top is None or not self._by_ranges(a) else (0, floordiv(top, m))
 
     def _by_ranges(self, d: DimLike) -> bool:
-        if known_le(0, d, self.ranges):
+        if proved_le(0, d, self.ranges):
             return True
         if isinstance(d, int):
             return False
         for f in self.known[:-TRIED - 1:-1]:
-            if any(known_le(0, k, self.ranges) and known_le(0, d - f * k, self.ranges) for k in _multiples(d, f)):
+            if any(proved_le(0, k, self.ranges) and proved_le(0, d - f * k, self.ranges) for k in _multiples(d, f)):
                 return True
         return False
 
@@ -321,7 +324,8 @@ def separate(a: Access, b: Access, shared: Sequence[str]) -> bool:
         both.define(n + "'", (substitute(lo, prime), None if hi is None else substitute(hi, prime)))
     both.known += [substitute(f, prime) for f in b.facts.known]
     pairs = [(x, substitute(y, prime)) for x, y in zip(a.index, b.index, strict=True)]
-    return _Digits(both, pairs, list(shared), a.names, b.names).run()
+    with question(2 * STEPS):
+        return _Digits(both, pairs, list(shared), a.names, b.names).run()
 
 
 class _Digits:
@@ -339,7 +343,7 @@ class _Digits:
         self._split_divisions()
         for v in list(self.shared):  # a condition may leave it one value
             (lo, hi), (lo2, hi2) = self.facts.ranges[v], self.facts.ranges[v + "'"]
-            if lo == lo2 and hi is not None and hi == hi2 and known_le(hi, lo, self.facts.ranges):
+            if lo == lo2 and hi is not None and hi == hi2 and proved_le(hi, lo, self.facts.ranges):
                 self._equal(v)
         while self.wanted in self.shared:
             if not any(self._peel(i, v, w, hard) for hard in (False, True) for i in range(len(self.pairs))
@@ -363,7 +367,7 @@ class _Digits:
         if hard:
             if not (facts.le(gap, c - 1) and facts.le(-gap, c - 1)):
                 return False
-        elif not (known_le(gap, c - 1, facts.ranges) and known_le(-gap, c - 1, facts.ranges)):
+        elif not (proved_le(gap, c - 1, facts.ranges) and proved_le(-gap, c - 1, facts.ranges)):
             return False
         self.pairs[i] = a[1], b[1]
         if v == w and v in self.shared:

@@ -340,6 +340,15 @@ def walk(stmts: Iterable[Stmt]) -> Iterator[Stmt]:
             yield from walk(inner)
 
 
+def defined(s: Stmt) -> tuple[str, ...]:
+    """The names that a statement gives to integers, values and registers."""
+    if isinstance(s, Loop):
+        return (s.var,)
+    if isinstance(s, (Let, Acc)):
+        return (s.name,)
+    return (*s.names, *s.left, *s.right) if isinstance(s, Fold) else ()
+
+
 def expressions(s: Stmt) -> Sequence[Expr]:
     """The expressions that stand directly in a statement."""
     if isinstance(s, (Let, Set)):

@@ -433,15 +433,16 @@ class _Checker:
         self.loop_kind(s)
         self.sizes((s.extent,), f"the extent of {s.var}")
         self.define(s.var)
-        if known_le(s.extent, 0, self.facts.ranges):
+        extent = self.facts.resolve(s.extent)
+        if known_le(extent, 0, self.facts.ranges):
             return  # no iteration: whatever stands inside is never run
         differs = s.kind in ("seq", "unroll") and bool(symbols(s.extent) & self.varying)
         serial, self.serial = self.serial, self.serial + 1
         integers, names, facts = set(self.integers), list(self.names), self.facts
         self.facts = facts.copy()
         self.integers.add(s.var)
-        self.facts.add(s.extent - 1)  # inside, there is an iteration
-        self.facts.define(s.var, (0, s.extent - 1))
+        self.facts.add(extent - 1)  # inside, there is an iteration
+        self.facts.define(s.var, (0, extent - 1))
         self.loops.append(_Loop(s, serial))
         self.names.append((s.var, len(self.loops)))
         if s.kind in ("thread", "vector"):

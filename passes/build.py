@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 from flowc import progress
 from flowc.dims import DimLike, substitute, sym, symbols
 from flowc.graph import CONSTANT, Attrs, Graph, Literal, Node
-from flowc.kernel import Buffer, Expr, Kernel
+from flowc.kernel import Buffer, Expr, Kernel, defined, walk
 from flowc.op import HostCall
 from flowc.passes.contract import lower_contraction
 from flowc.passes.fuse import Group, partition
@@ -181,18 +182,21 @@ def _attr_symbols(v) -> list[str]:
 
 
 def canonical(kernel: Kernel) -> tuple[Kernel, tuple[DimLike, ...]]:
-    """The kernel with parameters p0, p1, ... and dims d0, d1, ..., and the actual values of the dims."""
+    """The kernel with parameters p0, p1, ... and dims d0, d1, ... but for names that stand inside it already, and the
+    actual values of the dims."""
     buffers = {p.name: f"p{i}" for i, p in enumerate(kernel.params)}
-    dims: Mapping[str, DimLike] = {d: sym(f"d{i}") for i, d in enumerate(kernel.dims)}
+    taken = {name for s in walk(kernel.body) for name in defined(s)}
+    free = (name for name in map("d{}".format, count()) if name not in taken)
+    names = dict(zip(kernel.dims, free, strict=False))
+    dims: Mapping[str, DimLike] = {d: sym(name) for d, name in names.items()}
 
     def size(d: DimLike) -> DimLike:
         return substitute(d, dims)
 
     body = rename_buffers(map_dims(kernel.body, size) if dims else kernel.body, buffers)
     params = tuple(Buffer(buffers[p.name], p.dtype, tuple(map(size, p.shape)), p.role) for p in kernel.params)
-    ranges = tuple((f"d{kernel.dims.index(n)}", (size(lo), None if hi is None else size(hi)))
-                   for n, (lo, hi) in kernel.ranges)
-    formal = Kernel(kernel.name, params, tuple(f"d{i}" for i in range(len(kernel.dims))), body, ranges, kernel.notes)
+    ranges = tuple((names[n], (size(lo), None if hi is None else size(hi))) for n, (lo, hi) in kernel.ranges)
+    formal = Kernel(kernel.name, params, tuple(names.values()), body, ranges, kernel.notes)
     return formal, tuple(sym(d) for d in kernel.dims)
 
 

@@ -1,7 +1,7 @@
 """Convolutions on the CPU: every tap of the kernel reads whole vectors of neighbouring positions.
 
 Here: the choice of form, the form with positions as lanes.  Not here: the copy of the input (convolve_copy.py), the
-form with taps as lanes (convolve_dot.py), contractions in general (contract.py).
+forms with taps as lanes (convolve_dot.py) and with the positions of all images as columns (convolve_panels.py).
 
 Positions as lanes.  An output position is a number t = sum of (index along an axis) * (pitch of the axis) in a copy of
 the input that holds its padding.  A tap of the kernel reads at t plus an offset of its own, so neighbouring lanes read
@@ -26,11 +26,13 @@ from math import prod as int_prod
 from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, prod
 from flowc.kernel import Expr, Kernel
 from flowc.passes.contract import lower_contraction
-from flowc.passes.convolve_copy import LARGE, Axis, Copy, Problem, guess, holds, plain
+from flowc.passes.convolve_copy import LARGE, Axis, Convolution, Copy, bound, guess, plain
 from flowc.passes.convolve_dot import Taps
+from flowc.passes.convolve_panels import Panels
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
+from flowc.passes.problem import exists
 from flowc.passes.schedule import Machine
 from flowc.passes.tiles import ceil_div
 from flowc.types import DType, Type
@@ -38,6 +40,10 @@ from flowc.types import DType, Type
 LOCAL = 96 << 10     # bytes of one image that a task copies for itself, at most
 TASKS = 16           # images that make enough tasks
 LANES = 16           # lanes in comparisons of forms: part of the meaning, not of the machine
+PANEL = 48           # positions that are gathered together, in the same comparisons
+GATHER = 30.0        # steps of a sum that gathering one vector takes
+ROWS = 48.0          # and copying one vector of the kernel, in columns
+FOLDS = 1.2          # what taps as lanes cost beside positions as lanes
 
 
 # ---- positions as lanes ---------------------------------------------------------------------------------------------
@@ -72,7 +78,7 @@ def choose_tile(machine: Machine, dtype: DType, rows: DimLike, positions: DimLik
 class Positions:
     """The form with positions as lanes."""
 
-    def __init__(self, p: Problem):
+    def __init__(self, p: Convolution):
         self.p, self.axes = p, p.axes(False)
         c = p.ctx
         self.in_place = all(a.plain for a in self.axes) and plain(p, p.x) and self._pitched()
@@ -147,37 +153,40 @@ class Positions:
         k = p.ctx.builder("m")
         inl = inliner(k, p.group, p.ctx)
         images = 1 if self.copy.joined else p.images
+        copy = self.copy.bind(k)
         kind = "seq" if self.local else "parallel"
         with k.loop(images, "parallel", "n") as n, k.loop(p.groups, "parallel", "g") as g:
-            read = self._reader(k, inl, n, g)
+            read = self._reader(k, inl, copy, n, g)
             with (k.loop(ceildiv(p.rows, t.mr), kind, "p") as panel,
                   k.loop(ceildiv(self.extent, t.nr), kind, "t") as tile):
                 results = k.alloc(p.acc, t.mr * t.nr)
                 self._multiply(k, inl, read, results, g, panel, t.nr * tile)
-                self._epilogue(k, inl, results, n, g, panel, t.nr * tile)
+                self._epilogue(k, inl, copy, results, (n, g, panel), t.nr * tile)
         declare_outputs(k, p.group, p.ctx)
         where = "in place" if self.in_place else "copied by its task" if self.local else "copied"
         return k.finish(p.ctx.dims, [*describe(p.group), f"{t}, input {where}"])
 
-    def _reader(self, k: KernelBuilder, inl: Inliner, n: DimLike, g: DimLike) -> Callable[..., Expr]:
+    def _reader(self, k: KernelBuilder, inl: Inliner, copy: Copy, n: DimLike, g: DimLike) -> Callable[..., Expr]:
         """The input at (channel of the group, taps, position)."""
-        p, copy, b = self.p, self.copy, k.b
+        p, b = self.p, k.b
         if self.in_place:
+            extent = bound(k, self.extent)
+
             def direct(c: DimLike, taps: Idx, at: DimLike) -> Expr:
                 first, _ = p.access.lhs(self._place(n, g, at), (c, *taps))
                 where = None if isinstance(self.extent, int) and self.extent % self.tile.nr == 0 else b.lt(
-                    b.index(at), b.index(self.extent))
+                    b.index(at), b.index(extent))
                 return inl.value(p.x, tuple(map(k.tidy, first)), where)
             return direct
         name, channels = f"{p.ctx.name}.copy", copy.all_channels
         if self.local:
             channels = p.channels
-            name = k.alloc(p.acc, copy.size(1, channels, self.slack))
+            name = k.alloc(p.acc, self.copy.size(1, channels, self.slack))
             with k.loop(channels, "seq", "c") as c:
                 copy.fill(k, inl, name, n, g * channels + c, copy.start(0, channels, c, [0] * len(self.axes)))
             copy.end(k, name, 1, channels)
         else:
-            k.buffer(name, p.acc, (copy.size(p.images, channels, self.slack),))
+            k.buffer(name, p.acc, (self.copy.size(p.images, channels, self.slack),))
 
         def read(c: DimLike, taps: Idx, at: DimLike) -> Expr:
             phases, offset = copy.at([0] * len(taps), taps)
@@ -209,41 +218,44 @@ class Positions:
         with k.loop(t.mr, "unroll", "i") as i, k.loop(t.nr, "vector", "j", p.width) as j:
             k.write(results, t.nr * i + j, k.get(acc, i, j))
 
-    def _epilogue(self, k: KernelBuilder, inl: Inliner, results: str, n: DimLike, g: DimLike, panel: DimLike,
-                  first: DimLike) -> None:
+    def _epilogue(self, k: KernelBuilder, inl: Inliner, copy: Copy, results: str, panel: Idx, first: DimLike) -> None:
         """The rows of the output that the tile touches, each with the columns that lie in the tile."""
         p, t = self.p, self.tile
-        outs, spans = [*self.lead, *p.outs], [*self.lead, *self.spans]
+        outs = [*self.lead, *p.outs]
+        spans = [*self.lead, *(p.x.shape[2:] if self.in_place else copy.spans)]
         while len(outs) > 1 and outs[-1] == spans[-1]:  # rows without anything in between are one row
             outs[-2:], spans[-2:] = [outs[-2] * outs[-1]], [spans[-2] * spans[-1]]
-        pitch = spans[-1]
-        one = len(outs) == 1
-        top = 0 if one else first // dmax(pitch, 1)
-        count = 1 if one else (first + t.nr - 1) // dmax(pitch, 1) - top + 1
-        with k.loop(count, "seq", "q") as q:
-            lead = unravel(top + q, spans[:-1]) if not one else ()
+        columns, pitch = bound(k, outs[-1]), spans[-1]
+        if len(outs) == 1:
+            self._row(k, inl, results, panel, ((), outs), (-first, first, dmin(columns - first, t.nr)))
+            return
+        top = bound(k, first // dmax(pitch, 1))
+        with k.loop((first + t.nr - 1) // dmax(pitch, 1) - top + 1, "seq", "q") as q:
+            lead = tuple(bound(k, i) for i in unravel(top + q, spans[:-1]))
             start = pitch * (top + q) - first  # where the row begins in the tile
-            low = dmax(0, -start)
-            columns = dmax(0, dmin(outs[-1], t.nr - start) - low)
-            where = holds(k, [("range", i, m) for i, m in zip(map(k.tidy, lead), outs[:-1], strict=True)], None)
+            low = bound(k, dmax(0, -start))
+            count = bound(k, dmax(0, dmin(columns, t.nr - start) - low))
+            where = exists(k, [("range", i, m) for i, m in zip(lead, outs[:-1], strict=True)], None)
             if where is None:
-                self._rows(k, inl, results, n, g, panel, (lead, outs), (start, low, columns))
+                self._row(k, inl, results, panel, (lead, outs), (start, low, count))
             else:
                 with k.if_(where):
-                    self._rows(k, inl, results, n, g, panel, (lead, outs), (start, low, columns))
+                    self._row(k, inl, results, panel, (lead, outs), (start, low, count))
 
-    def _rows(self, k: KernelBuilder, inl: Inliner, results: str, n: DimLike, g: DimLike, panel: DimLike,
-              row: tuple[Idx, Sequence[DimLike]], part: tuple[DimLike, DimLike, DimLike]) -> None:
+    def _row(self, k: KernelBuilder, inl: Inliner, results: str, panel: Idx, row: tuple[Idx, Sequence[DimLike]],
+             part: tuple[DimLike, DimLike, DimLike]) -> None:
+        """Columns low .. low + count - 1 of a row that begins at ``start`` in the tile."""
         p, t = self.p, self.tile
-        (lead, outs), (start, low, columns) = row, part
+        (n, g, rows), (lead, outs), (start, low, count) = panel, row, part
         shape = [*self.lead, *p.outs]
-        with (k.loop(dmin(t.mr, p.rows - t.mr * panel), "seq", "i") as i,
-              k.loop(columns, "vector", "j", p.width) as j):
-            at = unravel(linear_index((*lead, low + j), outs), shape) if len(outs) < len(shape) else (*lead, low + j)
+        with (k.loop(dmin(t.mr, p.rows - t.mr * rows), "seq", "i") as i, k.loop(count, "vector", "j", p.width) as j):
+            at: Idx = (*lead, low + j)
+            if len(outs) < len(shape):
+                at = unravel(linear_index(at, outs), shape)
             if self.copy.joined:
                 n, at = at[0], at[1:]
             v = k.b.load(results, t.nr * i + start + low + j, p.acc)
-            p.finish(k, inl, p.output(n, g, t.mr * panel + i, at), v)
+            p.finish(k, inl, p.output(n, g, t.mr * rows + i, at), v)
 
 
 def reach(outs: Sequence[DimLike], spans: Sequence[DimLike]) -> DimLike:
@@ -251,7 +263,7 @@ def reach(outs: Sequence[DimLike], spans: Sequence[DimLike]) -> DimLike:
     return linear_index([dmax(o, 1) - 1 for o in outs], spans) + 1
 
 
-def density(p: Problem, axes: Sequence[Axis]) -> tuple[float, float]:
+def density(p: Convolution, axes: Sequence[Axis]) -> tuple[float, float]:
     """Which part of the lanes gives results, image by image and with all images in one row of positions."""
     outs, spans = [guess(o) for o in p.outs], [guess(a.span) for a in axes]
     spans[-1] -= axes[-1].shared
@@ -259,18 +271,35 @@ def density(p: Problem, axes: Sequence[Axis]) -> tuple[float, float]:
     return results / (ceil_div(alone, LANES) * LANES), results / max(1, int_prod(spans))
 
 
-def joins(p: Problem, axes: Sequence[Axis]) -> bool:
+def joins(p: Convolution, axes: Sequence[Axis]) -> bool:
     alone, together = density(p, axes)
     return together > 1.2 * alone and guess(p.images) > 1
 
 
+def gatherable(p: Convolution) -> bool:
+    """Are all sizes numbers but that of the images, and is there something to gather?"""
+    known = (*p.outs, *p.taps, *p.x.shape[1:], p.channels, p.rows, guess(p.images))
+    return all(isinstance(d, int) and d > 0 for d in known)
+
+
+def packs(p: Convolution, axes: Sequence[Axis]) -> bool:
+    """Is gathering exactly the positions with results worth more than the lanes that it saves?"""
+    if not gatherable(p):
+        return False
+    columns, last = guess(p.images) * int_prod(map(guess, p.outs)), guess(p.taps[-1])
+    exact = ceil_div(columns, PANEL) * PANEL / columns + GATHER / guess(p.rows) + ROWS / columns
+    return 1.1 * exact < 1 / max(*density(p, axes), last / (ceil_div(last, LANES) * LANES) / FOLDS)
+
+
 def lower_convolution(g: Group, ctx: Context) -> Lowered:
     """Kernels of a group around a convolution."""
-    p = Problem(g, ctx)
-    known = all(isinstance(d, int) for d in (*p.x.shape[2:], *p.taps, *p.outs, p.rows))
-    if not p.outs or not known:  # positions and pitches must be numbers; images and channels need not
+    p = Convolution(g, ctx)
+    if not p.outs:
         return lower_contraction(g, ctx)
     axes = p.axes(False)
+    if packs(p, axes):
+        panels = Panels(p)
+        return panels.lower(panels.p.work // 8)
     last = guess(p.taps[-1])
     sums = guess(prod((p.channels, *p.taps[:-1]))) * ceil_div(last, LANES)
     if sums >= 8 and last / (ceil_div(last, LANES) * LANES) > 1.5 * max(density(p, axes)):

@@ -6,10 +6,11 @@ Here: those.  Not here: loops that multiply (convolve.py, convolve_dot.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from math import gcd
 
-from flowc.dims import DimLike, ceildiv, dmax, dmin, known_le, known_lt, linear, prod
+from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, prod, sym
 from flowc.graph import Node
 from flowc.kernel import Expr, Kernel
 from flowc.op import Access
@@ -17,7 +18,7 @@ from flowc.op import Contraction as ContractionRule
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, inliner, nest
-from flowc.passes.problem import accumulator
+from flowc.passes.problem import accumulator, exists
 from flowc.types import Type
 
 LARGE = 512          # what an unknown size is taken for
@@ -91,7 +92,7 @@ class Axis:
         return self.stride == self.gaps == 1 and all(isinstance(d, int) and d <= 0 for d in (self.low, self.high))
 
 
-class Problem:
+class Convolution:
     """Sizes and operands of one convolution."""
 
     def __init__(self, g: Group, ctx: Context):
@@ -136,7 +137,18 @@ class Problem:
         del inl.bound[self.node]
 
 
-def plain(p: Problem, node: Node) -> bool:
+def bound(k: KernelBuilder, d: DimLike) -> DimLike:
+    """A size that is not negative, by a name of its own where it is no polynomial: what it stands in stays short."""
+    d = k.tidy(d)
+    if isinstance(d, int) or all(isinstance(a, str) for m, _ in d.terms for a, _ in m):
+        return d
+    ref = k.let(k.b.index(d), k.fresh("d"), range=(0, None))
+    name: str = ref.attr[0]
+    k.ranges[name] = (0, None)
+    return sym(name)
+
+
+def plain(p: Convolution, node: Node) -> bool:
     """Is the operand a tensor in memory of the accumulator's dtype, perhaps moved, so that an index is an address?"""
     k = p.ctx.builder("probe")
     inl = inliner(k, p.group, p.ctx)
@@ -153,7 +165,7 @@ class Copy:
     slowest position: [channel][phases...][image][spans...] (``joined``).  The zeros at the end of a row are those at
     the beginning of the next one."""
 
-    def __init__(self, p: Problem, axes: Sequence[Axis], joined: bool = False):
+    def __init__(self, p: Convolution, axes: Sequence[Axis], joined: bool = False):
         self.p, self.axes, self.joined = p, axes, joined
         self.phases = [a.phases for a in axes]
         self.shared = axes[-1].shared
@@ -164,6 +176,13 @@ class Copy:
     def size(self, images: DimLike, channels: DimLike, slack: int) -> DimLike:
         """Elements, and room behind them for vectors that begin inside."""
         return images * channels * prod(self.phases) * self.plane + slack
+
+    def bind(self, k: KernelBuilder) -> Copy:
+        """The same in a kernel, its sizes by name."""
+        out = copy(self)
+        out.spans = [bound(k, n) for n in self.spans]
+        out.plane = bound(k, prod(out.spans))
+        return out
 
     def start(self, n: DimLike, channels: DimLike, channel: DimLike, phases: Sequence[DimLike]) -> DimLike:
         """Where position 0 lies."""
@@ -189,24 +208,24 @@ class Copy:
             to = linear_index(phases, self.phases) * (self.plane * (p.images if self.joined else 1))
             to = first + to + linear_index((*rows, 0), self.spans)
 
-            def put(j: DimLike, exists: bool) -> None:
+            def put(j: DimLike, inside: bool) -> None:
                 """Position j of the row; where it may lie between elements, under a condition."""
-                if not exists:
+                if not inside:
                     k.write(target, to + j, k.b.const(0, p.acc))
                     return
                 here, needs = last.source(j, phases[-1])
-                where = holds(k, [c for c in needs if c[0] == "divisible"], None)
+                where = exists(k, [c for c in needs if c[0] == "divisible"], None)
                 v = k.b.cast(inl.value(p.x, (n, channel, *at, k.tidy(here)), where), p.acc)
                 if where is not None and not (v.op == "load" and v.args):
                     v = k.b.select(where, v, k.b.const(0, p.acc))
                 k.write(target, to + j, v)
 
-            def run(low: DimLike, high: DimLike, exists: bool) -> None:
+            def run(low: DimLike, high: DimLike, inside: bool) -> None:
                 with k.loop(high - low, "vector", "x", p.width) as j:
-                    put(low + j, exists)
+                    put(low + j, inside)
 
-            low, high = last.inside(phases[-1])
-            where = holds(k, conditions, None)
+            low, high = (bound(k, d) for d in last.inside(phases[-1]))
+            where = exists(k, conditions, None)
             if where is None:
                 run(low, high, True)
             else:
@@ -216,6 +235,7 @@ class Copy:
                     run(low, high, False)
             run(0, low, False)
             run(high, self.spans[-1], False)
+
     def end(self, k: KernelBuilder, target: str, images: DimLike, channels: DimLike) -> None:
         """The zeros behind the last row."""
         with k.loop(self.shared, "vector", "x", self.p.width) as j:
@@ -228,26 +248,13 @@ class Copy:
         k = p.ctx.builder("c")
         inl = inliner(k, p.group, p.ctx)
         whole = self.size(p.images, self.all_channels, slack)
+        here = self.bind(k)
         with k.loop(p.images, "parallel", "n") as n, k.loop(self.all_channels, "parallel", "c") as c:
-            self.fill(k, inl, name, n, c, self.start(n, self.all_channels, c, [0] * len(self.axes)))
+            here.fill(k, inl, name, n, c, here.start(n, self.all_channels, c, [0] * len(self.axes)))
             last = k.b.eq(k.b.index(linear_index((n, c), (1, self.all_channels))),
                           k.b.index(p.images * self.all_channels - 1))
             if self.shared:
                 with k.if_(last):
-                    self.end(k, name, p.images, self.all_channels)
+                    here.end(k, name, p.images, self.all_channels)
         k.buffer(name, p.acc, (whole,), "out")
         return k.finish(p.ctx.dims, [f"the input of {p.node.op.name} with its padding"]), Type(p.acc, (whole,)), whole
-
-
-def holds(k: KernelBuilder, conditions: Sequence[tuple], where: Expr | None) -> Expr | None:
-    """The conditions of an access that loop ranges do not decide, and ``where``, as one expression; None for none."""
-    b = k.b
-    for kind, d, n in conditions:
-        if kind == "divisible":
-            tests = [b.eq(b.index(k.tidy(d % n)), 0)]
-        else:
-            tests = [] if known_le(0, d, k.ranges) else [b.ge(b.index(d), 0)]
-            tests += [] if known_lt(d, n, k.ranges) else [b.lt(b.index(d), b.index(n))]
-        for t in tests:
-            where = t if where is None else b.and_(where, t)
-    return where

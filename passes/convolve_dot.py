@@ -20,7 +20,7 @@ from math import prod as int_prod
 
 from flowc.dims import DimLike, ceildiv, dmin, linear, prod
 from flowc.kernel import Expr, Fold, Kernel
-from flowc.passes.convolve_copy import Copy, Problem, guess, plain
+from flowc.passes.convolve_copy import Convolution, Copy, bound, guess, plain
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.schedule import Machine
@@ -35,7 +35,7 @@ TASKS = 32        # tasks wanted before the channels are cut into pieces
 class Taps:
     """The form with taps as lanes."""
 
-    def __init__(self, p: Problem):
+    def __init__(self, p: Convolution):
         self.p, self.axes = p, p.axes(True)
         self.lanes = LANE_BITS // max(32, p.acc.bits)
         self.copy = Copy(p, self.axes)
@@ -131,10 +131,10 @@ class Taps:
         row, column = first
         acc = k.acc(p.acc, k.b.const(0, p.acc), (mo, mc, lanes))
         start = self.per_piece * piece
-        last = p.taps[-1]
+        *before, last = (bound(k, n) for n in p.taps)
         read_x, read_w = self._input(k, inl), self._kernel(k, inl)
         with (k.loop(dmin(self.per_piece, p.channels - start), "seq", "c") as c,
-              nest(k, p.taps[:-1], "seq", "k") as lead, k.loop(ceildiv(last, lanes), "seq", "v") as v,
+              nest(k, before, "seq", "k") as lead, k.loop(ceildiv(last, lanes), "seq", "v") as v,
               k.loop(mo, "unroll", "i") as i, k.loop(mc, "unroll", "j") as j,
               k.loop(lanes, "vector", "l", p.width) as lane):
             taps = (*lead, v * lanes + lane)
@@ -150,10 +150,10 @@ class Taps:
             k.write(tile, (mc * i + j) * lanes + lane, k.get(acc, i, j, lane))
 
     def _input(self, k: KernelBuilder, inl: Inliner) -> Callable[..., Expr]:
-        p, copy = self.p, self.copy
+        p, copy = self.p, self.copy.bind(k)
         name = f"{self.name}.copy"
         if not self.x_in_place:
-            k.buffer(name, p.acc, (copy.size(p.images, copy.all_channels, self.slack),))
+            k.buffer(name, p.acc, (self.copy.size(p.images, copy.all_channels, self.slack),))
 
         def read(n: DimLike, g: DimLike, c: DimLike, at: Idx, taps: Idx, where: Expr | None) -> Expr:
             if self.x_in_place:

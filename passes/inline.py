@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from flowc.dims import DimLike, Range, known_eq, known_le, known_lt, simplify, sym, symbols
+from flowc.dims import DimLike, Range, known_eq, known_le, known_lt, proved_le, simplify, sym, symbols
 from flowc.graph import CONSTANT, Node
 from flowc.kernel import (
     Acc,
@@ -299,7 +299,7 @@ class Inliner:
     def _exists(self, at: DimLike, node: Node) -> bool:
         """Is the element at C-order position ``at`` proved to exist?"""
         ranges = self.k.ranges
-        return known_le(0, at, ranges) is True and known_lt(at, node.type.size, ranges) is True
+        return proved_le(0, at, ranges) and proved_le(at + 1, node.type.size, ranges)
 
     def _compute(self, node: Node, idx: Idx, where: Expr | None) -> Expr:
         k = self.k

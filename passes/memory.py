@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flowc.dims import DimLike, Ranges, ceildiv, known_le
+from flowc.dims import DimLike, Ranges, ceildiv, proved_le
 from flowc.plan import Place, PlanBuffer, Step
 from flowc.types import Type
 
@@ -51,7 +51,7 @@ def plan_arena(temps: Mapping[str, Type], steps: Sequence[Step], ranges: Ranges)
             chosen = len(slots) - 1
         else:
             free.remove(chosen)
-            if known_le(slots[chosen].size, size, ranges):
+            if proved_le(slots[chosen].size, size, ranges):
                 slots[chosen].size = size
         slot_of[name] = chosen
         busy.append((dies[name], chosen))
@@ -65,12 +65,12 @@ def plan_arena(temps: Mapping[str, Type], steps: Sequence[Step], ranges: Ranges)
 
 def _fit(size: DimLike, slots: Sequence[_Slot], free: Sequence[int], ranges: Ranges) -> int | None:
     """The tightest free slot that holds ``size``, else the largest that may grow to it, else None."""
-    holds = [i for i in free if known_le(size, slots[i].size, ranges)]
+    holds = [i for i in free if proved_le(size, slots[i].size, ranges)]
     if holds:
         best = holds[0]
         for i in holds[1:]:
-            if known_le(slots[i].size, slots[best].size, ranges):
+            if proved_le(slots[i].size, slots[best].size, ranges):
                 best = i
         return best
-    grows = [i for i in free if known_le(slots[i].size, size, ranges)]
+    grows = [i for i in free if proved_le(slots[i].size, size, ranges)]
     return grows[-1] if grows else None

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flowc.dims import DimLike, linear, prod, sym, symbols
+from flowc.dims import DimLike, linear, prod, proved_le, sym, symbols
 from flowc.graph import Node
 from flowc.kernel import Expr
 from flowc.op import Access
@@ -83,15 +83,15 @@ class Reach:
 
 
 class Problem:
-    """The sizes and accesses of one contraction in its roles."""
+    """The sizes and accesses of one contraction in its roles, or in roles that are given."""
 
-    def __init__(self, g: Group, ctx: Context):
+    def __init__(self, g: Group, ctx: Context, roles: Roles | None = None):
         c = g.contraction
         assert c is not None and isinstance(c.op.lower, ContractionRule)
         self.node, self.group, self.ctx = c, g, ctx
         types = (*[x.type for x in c.inputs], c.type)
         self.access: Access = c.op.lower.access(types, c.attrs)
-        self.roles = assign_roles(self.access, c.inputs)
+        self.roles = roles or assign_roles(self.access, c.inputs)
         out = self.access.out
         self.row_extents = [out[i] for i in self.roles.rows]
         self.col_extents = [out[i] for i in self.roles.cols]
@@ -172,14 +172,15 @@ def _step(at: DimLike, var: DimLike) -> int | None:
 
 
 def exists(k: KernelBuilder, conditions: Sequence[tuple], where: Expr | None) -> Expr | None:
-    """The conditions of an access as one bool expression; None if there are none."""
+    """The conditions of an access that loop ranges do not decide, and ``where``, as one expression; None for none."""
+    b = k.b
     for kind, d, n in conditions:
-        if kind == "range":
-            tests = [k.b.ge(k.b.index(d), 0), k.b.lt(k.b.index(d), k.b.index(n))]
+        if kind == "divisible":
+            rest = k.tidy(d % n)
+            tests = [] if rest == 0 else [b.eq(b.index(rest), 0)]
         else:
-            tests = [k.b.eq(k.b.index(d % n), 0)]
+            tests = [] if proved_le(0, d, k.ranges) else [b.ge(b.index(d), 0)]
+            tests += [] if proved_le(d + 1, n, k.ranges) else [b.lt(b.index(d), b.index(n))]
         for t in tests:
-            if t.op == "const" and t.attr:
-                continue
-            where = t if where is None else k.b.and_(where, t)
+            where = t if where is None else b.and_(where, t)
     return where

@@ -35,7 +35,7 @@ def choose_schedule(machine: Machine, p: Problem) -> ContractSchedule:
     mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if crowded(p) else 32)
     if streams and p.row_reach.plain and _fits(machine, p, mr):
         return ContractSchedule("direct", mr=mr, nr=nr, width=width)
-    return _packed(machine, p)
+    return packed_schedule(machine, p)
 
 
 def _worth_streaming(machine: Machine, p: Problem) -> bool:
@@ -99,7 +99,7 @@ def _thin(machine: Machine, p: Problem) -> ContractSchedule:
     return ContractSchedule("thin", mr=p.m, nr=nr, width=lanes, kc=max(2, 8 // max(1, p.m)))
 
 
-def _packed(machine: Machine, p: Problem) -> ContractSchedule:
+def packed_schedule(machine: Machine, p: Problem) -> ContractSchedule:
     """24 accumulators leave room for operands in 32 registers (AVX-512), 12 in 16 (AVX2)."""
     w, m, n = machine.lanes(p.acc), p.m, p.n
     shapes = ((8, 3), (12, 2), (24, 1)) if machine.vector_bits >= 512 else ((6, 2), (12, 1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +19,8 @@ from hypothesis import strategies as st
 import flowc
 import flowc.numpy as fnp
 from flowc import nn
+from flowc.backends.runtime import InterpreterExecutable
+from flowc.passes import convolve
 from flowc.passes.build import BuildOptions, build
 from flowc.passes.manager import PassContext
 from flowc.passes.pipeline import optimise
@@ -94,20 +97,64 @@ def test_gradients_are_derivatives():
         assert np.sum(g * step) == pytest.approx((f(*plus) - f(*minus)) / 2, rel=1e-6)
 
 
+@settings(max_examples=40)
+@given(convolutions([np.float64]))
+def test_gradients_are_adjoint(case):
+    """<g, conv(d)> is <grad, d> and <g, conv with d as kernel> too, exactly: for any stride, also where it is split."""
+    x, w, attrs = case
+    x, w = np.rint(x * 2), np.rint(w * 2)
+
+    def conv(x, w):
+        return nn.conv(x, w, **attrs)
+    g = np.rint(array(flowc.interpret(conv, x, w).shape, np.float64, 1) * 2)
+    dx, dw = np.rint(array(x.shape, np.float64, 2) * 2), np.rint(array(w.shape, np.float64, 2) * 2)
+    gx, gw = flowc.interpret(flowc.grad(lambda x, w: fnp.sum(conv(x, w) * g), argnums=(0, 1)), x, w)
+    assert np.sum(gx * dx) == np.sum(flowc.interpret(conv, dx, w) * g)
+    assert np.sum(gw * dw) == np.sum(flowc.interpret(conv, x, dw) * g)
+
+
+UNKNOWN = {"images": ("n",), "positions": (None, None, "h", "k"), "all": ("n", None, "h", "k")}
+
+
+def compiled(f, x, w, unknown):
+    """``f`` for x and w of which some sizes are names."""
+    names = UNKNOWN[unknown]
+    shape = [names[i] if i < len(names) and names[i] else n for i, n in enumerate(x.shape)]
+    spec = flowc.spec(f"{flowc.types.dtype(x.dtype)}[{', '.join(map(str, shape))}]")
+    return flowc.jit(f).lower(spec, w).compile()
+
+
 @settings(max_examples=6)
-@given(convolutions([np.float32], (1, 2)), st.sampled_from(["images", "positions", "all"]))
-def test_unknown_sizes(case, unknown):
+@given(convolutions([np.float32], (1, 2)), st.sampled_from([*UNKNOWN]), st.data())
+def test_unknown_sizes(case, unknown, data):
+    """One compile for sizes of every kind: also smaller than the kernel, and none."""
     x, w, attrs = case
 
     def f(x, w):
         y = nn.conv(x, w, **attrs)
-        return y, flowc.grad(lambda w: fnp.sum(nn.conv(x, w, **attrs) ** 2))(w)
-    names = {"images": ("n",), "positions": (None, None, "h", "k"), "all": ("n", None, "h", "k")}[unknown]
-    shape = [names[i] if i < len(names) and names[i] else n for i, n in enumerate(x.shape)]
-    spec = flowc.spec(f"f32[{', '.join(map(str, shape))}]")
-    exe = flowc.jit(f).lower(spec, flowc.spec(f"f32[{', '.join(map(str, w.shape))}]")).compile()
-    for got, want in zip(exe(x, w), flowc.jit(f)(x, w)):
-        np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4 * np.abs(want).max(initial=1))
+        return y, *flowc.grad(lambda x, w: fnp.sum(nn.conv(x, w, **attrs) ** 2), argnums=(0, 1))(x, w)
+    exe = compiled(f, x, w, unknown)
+    for most in (None, 4, 40):
+        if most is not None and unknown != "images":
+            x = array((*x.shape[:2], *[data.draw(st.integers(0, most)) for _ in x.shape[2:]]), seed=most)
+        if most is not None and unknown != "positions":
+            x = array((data.draw(st.integers(0, most)), *x.shape[1:]), seed=most)
+        for got, want in zip(exe(x, w), flowc.interpret(f, x, w)):
+            np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4 * np.abs(want).max(initial=1))
+
+
+@pytest.mark.parametrize(("sizes", "w", "attrs"), [
+    ([(1, 8, 10, 2), (3, 8, 21, 40)], (10, 4, 5, 1),                      # bindings of sizes beside the sizes
+     {"stride": (2, 1), "padding": ((0, 1), (0, 2)), "dilation": (2, 1), "groups": 2}),
+    ([(1, 9, 65), (2, 9, 300)], (18, 3, 1), {"padding": ((1, 3),), "groups": 3}),  # one row, several tiles
+])
+def test_results_of_unknown_sizes_stay_in_their_place(sizes, w, attrs):
+    w = array(w)
+    exe = compiled(lambda x, w: nn.conv(x, w, **attrs), array(sizes[0]), w, "all")
+    assert "positions" in exe.as_text("kernel")  # the form with positions as lanes
+    for x in map(array, sizes):
+        np.testing.assert_allclose(exe(x, w), flowc.interpret(lambda x, w: nn.conv(x, w, **attrs), x, w), rtol=1e-4,
+                                   atol=1e-4)
 
 
 @pytest.mark.parametrize(("x", "w", "attrs"), [
@@ -123,6 +170,8 @@ def test_unknown_sizes(case, unknown):
     ((2, 3, 4), (4, 3, 9), {"padding": ((7, 0),)}),
     ((2, 3, 5, 6), (4, 3, 1, 1), {"padding": ((-1, 0), (0, -2))}),        # padding that cuts
     ((1, 1, 3, 2), (1, 1, 1, 1), {"stride": 3}),
+    ((48, 30, 3, 3), (96, 30, 3, 3), {"padding": 1}),                     # positions of all images in panels
+    ((30, 4, 5, 7), (200, 2, 3, 2), {"groups": 2, "padding": 1, "stride": 2}),
 ])
 def test_every_form(x, w, attrs):
     x, w = array(x), array(w)
@@ -130,6 +179,37 @@ def test_every_form(x, w, attrs):
     assert report, report
     report = flowc.verify(flowc.grad(lambda x, w: fnp.sum(nn.conv(x, w, **attrs) ** 2), argnums=(0, 1)), x, w)
     assert report, report
+
+
+@settings(max_examples=20)
+@given(convolutions([np.float32, np.int32]), st.booleans())
+def test_positions_of_all_images_in_panels(case, named):
+    """The form for small images with many channels, for images of any size; run by the interpreter of kernels."""
+    x, w, attrs = case
+    x, w = np.rint(x * 3), np.rint(w * 3)  # sums are exact
+
+    def f(x, w):
+        y = nn.conv(fnp.maximum(x, 0), w, **attrs)
+        return nn.relu(y) + 1, fnp.sum(y, axis=1)
+    spec = flowc.spec(f"{x.dtype}[{', '.join(map(str, ('n' if named else x.shape[0], *x.shape[1:])))}]")
+    graph = optimise(flowc.jit(f).lower(spec, w).graph, PassContext())
+    with mock.patch.object(convolve, "packs", lambda p, axes: convolve.gatherable(p)):
+        program = build(graph, BuildOptions(Machine(vector_bits=256)))
+    assert any("gathered positions" in n for k in program.kernels.values() for n in k.notes) or 0 in f(x, w)[0].shape
+    for a, b in zip(InterpreterExecutable(program).run([x, w], {"n": x.shape[0]}), flowc.interpret(f, x, w)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_gathered_positions_have_the_bits_of_rows():
+    x, w = array((5, 30, 4, 5)), array((20, 30, 3, 3))
+    results = []
+    for packs in (True, False):
+        graph = optimise(flowc.jit(lambda x, w: nn.conv(x, w, padding=1)).lower(x, w).graph, PassContext())
+        with mock.patch.object(convolve, "packs", lambda p, axes, packs=packs: packs):
+            results += InterpreterExecutable(build(graph, BuildOptions(Machine()))).run([x, w], {})
+    np.testing.assert_array_equal(*results)
+    deep = flowc.jit(lambda x, w: nn.conv(x, w, padding=1)).lower(array((48, 30, 3, 3)), array((96, 30, 3, 3)))
+    assert "gathered positions" in deep.compile().as_text("kernel")
 
 
 def test_what_is_not_finite_stays_where_it_is():
@@ -177,7 +257,6 @@ def test_same_bits_with_one_thread_and_two():
 @pytest.mark.parametrize("bits", [128, 256, 512])
 def test_same_bits_for_any_width_of_vectors(bits):
     """Kernels scheduled for other machines, run by the interpreter of kernels."""
-    from flowc.backends.runtime import InterpreterExecutable
     x, w = array((2, 3, 6, 7)), array((4, 3, 3, 3))
 
     def f(x, w):

@@ -25,6 +25,8 @@ from flowc.dims import (
     linear,
     mod,
     prod,
+    proved_le,
+    question,
     simplify,
     substitute,
     sym,
@@ -289,3 +291,19 @@ def test_a_product_of_many_symbols_takes_no_time():
     d = prod(sym(f"s{i}") for i in range(200))
     assert known_le(0, d) is True and known_le(1, d) is None
     assert substitute(d, {f"s{i}": 1 for i in range(200)}) == 1
+
+
+def test_questions_share_the_budget_of_their_proofs():
+    n, ranges = sym("n"), {"i": (0, sym("n") - 1)}
+
+    def inside() -> bool:
+        return proved_le(sym("i") + 1, n, ranges)
+    assert inside()
+    with question(100):
+        assert inside()
+        for k in range(200):
+            assert not proved_le(sym("i"), n - k - 2, ranges)
+        assert not inside()  # nothing is left: not proved, and not refuted
+        with question(100):
+            assert not inside()
+    assert inside()

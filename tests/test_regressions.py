@@ -14,6 +14,8 @@ from flowc.compiled import compile_graph
 from flowc.diag import FlowcIndexError, FlowcTypeError, FlowcValueError
 from flowc.dims import sym
 from flowc.graph import Graph, constant, make, param
+from flowc.passes.build import canonical
+from flowc.passes.inline import KernelBuilder
 from flowc.types import Type, f32
 from flowc.verify_kernel import check_kernel
 
@@ -46,6 +48,30 @@ def test_column_kernel_writes_all_that_it_is_asked_for():
         return np.sum(np.broadcast_to(y, (5, *y.shape)), axis=0), y, np.max(np.broadcast_to(y, (5, *y.shape)), axis=0)
     for got, want in zip(flowc.jit(several, dynamic=True)(x), several(x), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_sizes_of_a_shared_kernel_are_not_named_like_what_stands_inside():
+    """A binding inside was called d1, and so was the second size from then on: one of them stood for both."""
+    k = KernelBuilder("k", {}, ("n", "m"))
+    k.buffer("x", f32, (sym("n"), sym("m")), "out")
+    k.let(k.b.index(sym("n") + 3), "d1", (0, None))
+    with k.loop(sym("n"), "parallel") as i, k.loop(sym("m"), "seq") as j:
+        k.write("x", i * sym("m") + j, k.b.cast(k.b.index(sym("d1")), f32))
+    formal, actual = canonical(k.finish(("n", "m")))
+    check_kernel(formal, strict=True)
+    assert formal.dims == ("d0", "d2") and actual == (sym("n"), sym("m"))
+    assert formal.params[0].shape == (sym("d0"), sym("d2"))
+
+
+def test_bounds_of_loops_are_known_through_bindings():
+    """A loop up to a binding was not known to end where the size ends that is bound."""
+    k = KernelBuilder("k", {}, ("n", "m"))
+    k.buffer("x", f32, (sym("n"), sym("m")), "out")
+    with k.loop(sym("n"), "parallel") as i:
+        end = k.let(k.b.index(sym("m") + 1), range=(0, None)).attr[0]
+        with k.loop(sym(end) - 1, "vector", width=16) as j:
+            k.write("x", i * sym("m") + j, k.b.const(0, f32))
+    check_kernel(k.finish(("n", "m")), strict=True)
 
 
 @pytest.mark.parametrize("op", ["scatter", "scatter_add"])

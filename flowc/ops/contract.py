@@ -10,12 +10,13 @@ padding cuts); an output exists for every stride-th position where the dilated k
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from math import prod as int_prod
 from typing import Any
 
 import numpy as np
 
-from flowc.dims import DimLike, floordiv
+from flowc.dims import DimLike, ceildiv, floordiv
 from flowc.graph import Node
 from flowc.op import Access, Contraction
 from flowc.ops.movement import inverse
@@ -34,6 +35,7 @@ from flowc.ops.rules import (
     nonnegative,
     same_dtype,
     same_size,
+    zeros,
 )
 from flowc.ops.samples import calls
 from flowc.types import FLOATS, NUMBERS, Type, i8, i32
@@ -142,6 +144,8 @@ declare("dot", "Sum of products over contracted axes; result axes: batch, free o
                       (((3, 0), (0, 2)), _dot((), (), (1,), (0,))), (((), ()), _dot((), (), (), ()))))
 
 # ---- conv -----------------------------------------------------------------------------------------------------------
+
+RESIDUES = 4  # convolutions that the gradient of one with strides may become
 
 
 def dilated(size: DimLike, dilation: int) -> DimLike:
@@ -255,7 +259,8 @@ def _swapped(w: Node, groups: int) -> Node:
 
 def _conv_dx(g: Node, x: Node, w: Node, strides: tuple, padding: tuple, lhs_dilation: tuple, rhs_dilation: tuple,
              groups: int) -> Node:
-    """A convolution of the cotangent, dilated by the strides, with the reversed kernel."""
+    """A convolution of the cotangent, dilated by the strides, with the reversed kernel; one for every residue of the
+    positions modulo the strides where these are small."""
     spatial = range(2, x.rank)
     pads = []
     for k, (low, _) in enumerate(padding):
@@ -264,8 +269,56 @@ def _conv_dx(g: Node, x: Node, w: Node, strides: tuple, padding: tuple, lhs_dila
         total = dilated(x.shape[2 + k], lhs_dilation[k]) + taps - 1
         pads.append((before, total - dilated(g.shape[2 + k], strides[k]) - before))
     kernel = n.flip(_swapped(w, groups), axes=tuple(spatial))
-    return n.conv(g, kernel, strides=lhs_dilation, padding=tuple(pads), lhs_dilation=strides,
-                  rhs_dilation=rhs_dilation, groups=groups)
+    apart = [k for k, s in enumerate(strides) if s > 1 and lhs_dilation[k] == rhs_dilation[k] == 1
+             and isinstance(pads[k][0], int) and isinstance(kernel.shape[2 + k], int)]
+    while int_prod(strides[k] for k in apart) > RESIDUES:
+        apart.pop()
+    attrs = {"strides": lhs_dilation, "lhs_dilation": strides, "rhs_dilation": rhs_dilation, "groups": groups}
+    if not apart:
+        return n.conv(g, kernel, padding=tuple(pads), **attrs)
+    parts = [_residue(g, kernel, pads, dict(zip(apart, r, strict=True)), x.shape[2:], attrs)
+             for r in product(*(range(strides[k]) for k in apart))]
+    return _interleaved(parts, {2 + k: strides[k] for k in apart}, x.shape)
+
+
+def _residue(g: Node, kernel: Node, pads: Sequence[tuple], residues: dict[int, int], sizes: Sequence[DimLike],
+             attrs: dict[str, Any]) -> Node:
+    """The part of a convolution of an input with gaps at positions with these residues (by spatial axis) modulo the
+    gaps.  It meets every gap-th tap only, and these lie on elements: no zero of a gap is multiplied."""
+    start, stop, step = [0] * kernel.rank, list(kernel.shape), [1] * kernel.rank
+    padding, gaps, outs = list(pads), list(attrs["lhs_dilation"]), list(sizes)
+    met = 1
+    for k, r in residues.items():
+        s, (low, _), taps = gaps[k], pads[k], kernel.shape[2 + k]
+        first = (low - r) % s
+        count, outs[k] = max(0, -(-(taps - first) // s)), ceildiv(sizes[k], s)
+        start[2 + k], step[2 + k], gaps[k] = min(first, taps), s, 1
+        before = (low - r - first) // s
+        padding[k] = before, outs[k] - 1 + count - g.shape[2 + k] - before
+        met *= count
+    if not met:
+        return zeros(g.type.with_shape((g.shape[0], kernel.shape[0], *outs)))
+    taken = n.slice(kernel, start=tuple(start), stop=tuple(stop), step=tuple(step))
+    return n.conv(g, taken, padding=tuple(padding), **{**attrs, "lhs_dilation": tuple(gaps)})
+
+
+def _interleaved(parts: Sequence[Node], steps: dict[int, int], shape: tuple[DimLike, ...]) -> Node:
+    """A tensor of ``shape`` from its parts by residues of positions along the axes of ``steps``, the last the fastest.
+    The parts may have positions beyond the last."""
+    split: list[DimLike] = []
+    at: dict[int, int] = {}  # axis -> axis of its residue
+    for axis, size in enumerate(parts[0].shape):
+        split.append(size)
+        if axis in steps:
+            at[axis] = len(split)
+            split.append(1)
+    rows = [n.reshape(p, shape=tuple(split)) for p in parts]
+    for axis, s in reversed(steps.items()):
+        rows = [n.concatenate(*rows[i:i + s], axis=at[axis]) for i in range(0, len(rows), s)]
+    whole = n.reshape(rows[0], shape=tuple(d * steps.get(axis, 1) for axis, d in enumerate(parts[0].shape)))
+    if whole.shape == tuple(shape):
+        return whole
+    return n.slice(whole, start=(0,) * len(shape), stop=tuple(shape), step=(1,) * len(shape))
 
 
 def _conv_dw(g: Node, x: Node, w: Node, strides: tuple, padding: tuple, lhs_dilation: tuple, rhs_dilation: tuple,
