@@ -35,7 +35,7 @@ from flowc.dims import (
 )
 from flowc.kernel import Expr
 
-STEPS = 300   # expressions looked at for one answer, with all its conditions: proofs that exist are short
+STEPS = 300   # expressions looked at for one answer, with all its conditions: most proofs that exist are short
 TRIED = 6      # conditions that a proof may use one at a time, latest first
 POINTS = 192   # iterations tried per choice of sizes
 SIZES = ((1, 2, 3, 5), (2, 1, 1, 4), (7, 5, 64, 3), (64, 65, 16, 100), (3, 100, 8, 1), (5000, 37, 130, 9000))
@@ -48,16 +48,17 @@ _FLIPPED = {"lt": "ge", "ge": "lt", "le": "gt", "gt": "le", "eq": "ne", "ne": "e
 class Facts:
     """ranges: of every symbol in sight, in the order of definition.  known: sizes that are >= 0 by conditions.
     alias: bindings that are a size of other names.  opaque: some condition depends on data, so the place may never be
-    reached."""
+    reached.  steps: expressions looked at for one answer."""
 
     ranges: dict[str, Range] = field(default_factory=dict)
     known: list[DimLike] = field(default_factory=list)
     opaque: bool = False
     alias: dict[str, DimLike] = field(default_factory=dict)
     asked: dict[DimLike, bool] = field(default_factory=dict, compare=False)  # answers, as long as nothing is added
+    steps: int = STEPS
 
     def copy(self) -> Facts:
-        return Facts(dict(self.ranges), list(self.known), self.opaque, dict(self.alias))
+        return Facts(dict(self.ranges), list(self.known), self.opaque, dict(self.alias), steps=self.steps)
 
     def resolve(self, d: DimLike) -> DimLike:
         """``d`` with bindings replaced by what they are."""
@@ -148,7 +149,7 @@ class Facts:
     def nonnegative(self, d: DimLike) -> bool:
         known = self.asked.get(d)
         if known is None:
-            with question(STEPS):
+            with question(self.steps):
                 known = self.asked[d] = self._nonnegative(d)
         return known
 
@@ -324,7 +325,7 @@ def separate(a: Access, b: Access, shared: Sequence[str]) -> bool:
         both.define(n + "'", (substitute(lo, prime), None if hi is None else substitute(hi, prime)))
     both.known += [substitute(f, prime) for f in b.facts.known]
     pairs = [(x, substitute(y, prime)) for x, y in zip(a.index, b.index, strict=True)]
-    with question(2 * STEPS):
+    with question(2 * a.facts.steps):
         return _Digits(both, pairs, list(shared), a.names, b.names).run()
 
 

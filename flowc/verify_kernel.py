@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from flowc.diag import VerifyError
-from flowc.dims import SIZE_RANGE, Dim, DimLike, Range, known_le, prod, symbols
-from flowc.facts import I64, Access, Facts, separate
+from flowc.dims import SIZE_RANGE, Dim, DimLike, Range, known_le, prod, sym, symbols
+from flowc.facts import I64, STEPS, Access, Facts, separate
 from flowc.kernel import (
     INSTRS,
     KINDS,
@@ -43,6 +43,7 @@ INDEPENDENT = ("parallel", "vector", "block", "thread")
 NESTS = ("parallel", "block", "thread")  # directly nested loops of one of these kinds form one space
 ROLES = ("in", "out", "inout")
 SPACES = ("local", "shared")
+PATIENT = 5  # times as much is tried for a proof that must be found
 # kinds of loops that a loop may stand in, beside its own kind
 _ALLOWED_IN = {"parallel": (), "block": (), "thread": ("block", "seq", "unroll")}
 
@@ -83,7 +84,7 @@ class _Touch:
 class _Checker:
     def __init__(self, kernel: Kernel, strict: bool):
         self.kernel, self.strict = kernel, strict
-        self.facts = Facts()
+        self.facts = Facts(steps=PATIENT * STEPS if strict else STEPS)
         self.values: dict[str, DType] = {}       # bindings by name
         self.integers: set[str] = set()          # names that sizes may use
         self.memory: dict[str, _Memory] = {}     # buffers and Allocs by %name, Accs by name
@@ -442,7 +443,9 @@ class _Checker:
         self.facts = facts.copy()
         self.integers.add(s.var)
         self.facts.add(extent - 1)  # inside, there is an iteration
-        self.facts.define(s.var, (0, extent - 1))
+        self.facts.define(s.var, (0, s.extent - 1))
+        if extent != s.extent:
+            self.facts.add(extent - 1 - sym(s.var))
         self.loops.append(_Loop(s, serial))
         self.names.append((s.var, len(self.loops)))
         if s.kind in ("thread", "vector"):
