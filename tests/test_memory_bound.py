@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -192,6 +193,50 @@ def test_unaligned_results_are_stored_as_usual(small_streams):
         out[:] = 0
         native.run_step(step, dict(zip(step.buffers, (x, out), strict=True)), {})
         assert np.array_equal(out, x + 1)
+
+
+# ---- joined and padded operands -------------------------------------------------------------------------------------
+
+LONGER = st.sampled_from([1, 2, 17, 255, 256, 257, 300, 4095, 4097, 5000])
+JOINS = {
+    "join": lambda x, y: fnp.concatenate([x, y, x]),
+    "pad": lambda x, y: fnp.pad(x, (3, 5)) * 2,
+    "roll": lambda x, y: fnp.roll(x, 3) + 1,
+    "turned": lambda x, y: fnp.concatenate([x, y])[::-1],
+    "every": lambda x, y: fnp.concatenate([x, y])[::3],
+    "grid": lambda x, y: fnp.pad(fnp.stack([x, x + 1]), 1),
+    "rows": lambda x, y: fnp.concatenate([fnp.stack([x, x]), fnp.stack([x, x])], axis=1),
+    "inner": lambda x, y: fnp.stack([x, x * 2], axis=1),
+    "chosen": lambda x, y: fnp.where(fnp.concatenate([x, y]) > 4, fnp.concatenate([y, x]), 0),
+    "many": lambda x, y: fnp.concatenate([x, y] * 9),
+}
+
+
+@few
+@given(st.sampled_from(sorted(JOINS)), LONGER, LONGER, st.sampled_from(NUMBERS), st.booleans())
+def test_joined_operands(name, m, n, dtype, symbolic):
+    if symbolic:  # compiled once each
+        dtype = "float32"
+    x, y = numbers((m,), dtype), numbers((n,), dtype, 1)
+    exe = symbolic_join(name) if symbolic else flowc.jit(JOINS[name])
+    assert np.array_equal(exe(x, y), JOINS[name](x, y))
+
+
+@cache
+def symbolic_join(name: str):
+    return flowc.jit(JOINS[name]).lower(flowc.spec("f32[m]"), flowc.spec("f32[n]")).compile()
+
+
+def test_joined_operands_are_read_without_masks():
+    assert all("load(" not in kernels(JOINS[name], "f32[m]", "f32[n]") for name in ("join", "pad", "roll"))
+
+
+@few
+@given(st.sampled_from([1, 3, 64, 1000, 5000]), st.sampled_from([1, 5, 40]))
+def test_rows_read_by_position_are_lanes(n, count):
+    x, at = numbers((50, n), "float32"), np.arange(count) * 7 % 50
+    assert np.array_equal(flowc.jit(lambda x, at: x[at] * 2)(x, at), x[at] * 2)
+    assert " vector " in kernels(lambda x, at: x[at] * 2, f"f32[50, {n}]", "i64[c]")
 
 
 # ---- threads --------------------------------------------------------------------------------------------------------
