@@ -19,6 +19,9 @@ x, y, fill, inner = var("x"), var("y"), var("fill"), var("inner")
 perm, first, shape, axes, more = attr("perm"), attr("first"), attr("shape"), attr("axes"), attr("more")
 
 
+FEW = 16  # times as many positions that an axis has are worth selecting instead of sorting all
+
+
 def all_equal(a: Sequence[DimLike], b: Sequence[DimLike]) -> bool:
     return len(a) == len(b) and all(known_eq(m, n) is True for m, n in zip(a, b, strict=True))
 
@@ -127,6 +130,16 @@ def _slice_of_slice(m: Match) -> Node | None:
     return m.make("slice", m.x, **new)
 
 
+def _first_of_argsort(m: Match) -> Node | None:
+    """Few of the positions that sort an axis: the others need no order."""
+    axis, shape = m.axis, m.x.shape
+    count, size = m.stop[axis], shape[axis]
+    cut = (*shape[:axis], count, *shape[axis + 1:])
+    if not isinstance(count, int) or any(m.start) or any(s != 1 for s in m.step) or not all_equal(m.stop, cut):
+        return None
+    return m.make("argselect", m.x, axis=axis, count=count) if known_le(FEW * count, size) is True else None
+
+
 def _slice_of_pad(m: Match) -> Node | None:
     """A window that touches no padding."""
     low = m.low
@@ -171,6 +184,7 @@ def _same_window(m: Match) -> bool:
 CUT = [
     rule("slice-whole", P.slice(x, **SLICE), x, when=lambda m: _is_whole(m.start, m.stop, m.step, m.x.shape)),
     rule("slice-slice", P.slice(P.slice(x), **SLICE), _slice_of_slice),
+    rule("slice-of-argsort", P.slice(P.argsort(x, axis=attr("axis")), **SLICE), _first_of_argsort),
     rule("slice-of-pad", P.slice(P.pad(x, fill, low=attr("low")), **SLICE), _slice_of_pad),
     rule("slice-of-concatenate", P.slice(P.concatenate(rest("parts"), axis=attr("axis")), **SLICE),
          _slice_of_concatenate),

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flowc
+import flowc.nn as nn
 import flowc.numpy as fnp
 
 DTYPES = ("float32", "float64", "float16", "int32", "int64", "uint8", "int16", "uint64", "bool")
@@ -79,3 +80,42 @@ def test_what_is_sorted_may_be_computed_on_the_way():
     assert np.array_equal(fn(x), np.sort(x / 2 - 1, axis=1), equal_nan=True)
     assert len(fn.lower(x).compile().compiled.program.kernels) == 1
     assert flowc.verify(fn, x)
+
+
+# ---- the first few --------------------------------------------------------------------------------------------------
+
+SHAPES = ["few", "same", "falling", "bunched"]
+
+
+def row_of(kind: str, size: int, dtype: str, seed: int) -> np.ndarray:
+    if kind == "few":
+        return values((size,), dtype, seed)
+    if kind == "same":
+        return np.ones(size, dtype)
+    rising = np.arange(size) % (127 if dtype == "uint8" else 1 << 30)
+    return (rising[::-1] if kind == "falling" else rising * (np.arange(size) % 97 < 90)).astype(dtype)
+
+
+@few
+@given(st.sampled_from(SHAPES), st.sampled_from([31, 32, 33, 400, 5000]), st.sampled_from([1, 2, 7, 25]),
+       st.sampled_from(["float32", "int64", "uint8"]), st.integers(0, 99))
+def test_first_of_an_order(kind, size, count, dtype, seed):
+    x = np.stack([row_of(kind, size, dtype, seed), values((size,), dtype, seed)])
+    axis = seed % 2
+    x = x if axis else x.T.copy()
+    fn = flowc.jit(lambda x: fnp.argsort(x, axis)[:, :count] if axis else fnp.argsort(x, axis)[:count])
+    want = np.argsort(x, axis, kind="stable")
+    assert np.array_equal(fn(x), want[:, :count] if axis else want[:count])
+    assert ("argselect" in fn.lower(x).compile().as_text("graph")) == (16 * count <= size)
+
+
+@few
+@given(st.sampled_from(["float32", "int8", "uint16", "bool", "float64"]), st.sampled_from([20, 300]),
+       st.sampled_from([1, 4, 18]), st.integers(0, 99))
+def test_top_k(dtype, size, k, seed):
+    x = values((3, size), dtype, seed)
+    best, at = flowc.jit(lambda x: nn.top_k(x, k))(x)
+    numbers = x.astype("float64")
+    want = np.argsort(-numbers, axis=1, kind="stable")[:, :k]
+    assert np.array_equal(at, want)
+    assert best.tobytes() == np.take_along_axis(x, want, 1).tobytes()

@@ -301,6 +301,14 @@ def draw_slice_of_pad(d: Draw) -> Node:
     return make("slice", (y,), {**attrs, **move})
 
 
+def draw_first_of_argsort(d: Draw) -> Node:
+    before, count = d.shape(0, 1), d.choose.pick((0, 1, 2))
+    shape = (*before, d.choose.pick((16, 31, 40)), *d.shape(0, 1))
+    y = make("argsort", (d.leaf(d.dtype, shape),), {"axis": len(before)})
+    stop = (*before, count, *shape[len(before) + 1:])
+    return make("slice", (y,), {"start": (0,) * len(shape), "stop": stop, "step": (1,) * len(shape)})
+
+
 def draw_slice_of_concatenate(d: Draw) -> Node:
     tail = d.shape(0, 2)
     parts = [d.leaf(d.dtype, (d.choose.pick((0, 1, 2, 3)), *tail)) for _ in range(d.choose.pick((1, 2, 3)))]
@@ -350,7 +358,7 @@ CASES: dict[str, Callable[[Draw], Node]] = {
     "transpose-of-dot": draw_transposed_dot, "slice-of-update": draw_slice_of_update,
     "update-update": draw_update_update, "update-whole": draw_update_whole, "slice-of-pad": draw_slice_of_pad,
     "slice-of-concatenate": draw_slice_of_concatenate, "concatenate-of-splats": draw_concatenate_of_splats,
-    "pad-pad": draw_pad_pad, "broadcast-last": draw_broadcast_last,
+    "pad-pad": draw_pad_pad, "broadcast-last": draw_broadcast_last, "slice-of-argsort": draw_first_of_argsort,
 }
 
 

@@ -1,7 +1,7 @@
 """The ops.  Importing this package fills the registry of flowc.op; an op is one record in one of these files.
 
 Here: elementwise.py, arithmetic.py (families of scalar expressions), movement.py, windows.py, indexing.py, reduce.py,
-scan.py, order.py, contract.py, random.py; rules.py and samples.py are what they share.  Read next: rules.py.
+scan.py, order.py, select.py, contract.py, random.py; rules.py and samples.py are what they share.  Read next: rules.py.
 """
 
 from flowc.op import REGISTRY
@@ -15,6 +15,7 @@ from flowc.ops import (  # noqa: F401  (imported for their records)
     random,
     reduce,
     scan,
+    select,
     windows,
 )
 

@@ -14,7 +14,7 @@ counts those that come before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,14 +40,14 @@ _INFINITY = {"f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F80_0000, "f64": 0x7FF0_00
 # ---- keys -----------------------------------------------------------------------------------------------------------
 
 
-def _key_type(d: DType) -> DType:
+def key_type(d: DType) -> DType:
     return DTYPES[f"u{d.bits}"]
 
 
-def _key(b: Any, x: Expr, stable: bool) -> Expr:
+def sort_key(b: Any, x: Expr, stable: bool) -> Expr:
     """An unsigned integer that increases with ``x``; ``stable``: the same for both zeros and for every NaN, else
     different for different bits."""
-    d, kind = x.dtype, _key_type(x.dtype)
+    d, kind = x.dtype, key_type(x.dtype)
     sign = 1 << (d.bits - 1)
     if d.kind == "b":
         return b.cast(x, kind)
@@ -85,7 +85,7 @@ def _all_if_negative(b: Any, bits: Expr) -> Expr:
 
 
 def _total_order(x: np.ndarray, axis: int) -> np.ndarray:
-    """``x`` sorted by all of its bits, as _key orders them."""
+    """``x`` sorted by all of its bits, as sort_key orders them."""
     name = dtype(x.dtype).name
     if name not in _INFINITY:
         return np.sort(x, axis)
@@ -96,7 +96,7 @@ def _total_order(x: np.ndarray, axis: int) -> np.ndarray:
     return np.where(keys & negative, keys ^ negative, ~keys).view(x.dtype)
 
 
-def _within(k: Any, value: Expr, low: DimLike, high: DimLike) -> DimLike:
+def within(k: Any, value: Expr, low: DimLike, high: DimLike) -> DimLike:
     """A number that lies between ``low`` and ``high``, as an index that provably does."""
     b = k.b
     return k.as_index(b.min(b.max(value, b.index(low)), b.index(high)), low, high)
@@ -106,6 +106,96 @@ def _within(k: Any, value: Expr, low: DimLike, high: DimLike) -> DimLike:
 
 Column = tuple[Callable[[DimLike], Expr], Callable[[DimLike, Expr], None]]  # reading and writing an array by place
 
+
+def column(k: Any, name: str, dtype: DType) -> Column:
+    return lambda i: k.b.load(name, i, dtype), lambda i, v: k.write(name, i, v)
+
+
+def by_rank(k: Any, size: DimLike, room: int, kind: DType, key: Callable[[DimLike], Expr],
+            put: Callable[[DimLike, DimLike], None]) -> None:
+    """Every one of at most ``room`` elements counts those before it: ``put(rank, i)`` for element i.  ``kind``: of the
+    keys."""
+    b = k.b
+    wide = DTYPES[f"u{max(32, kind.bits)}"]
+    count = DTYPES[f"i{wide.bits}"]
+    keys, ids, ranks = k.alloc(wide, room), k.alloc(count, room), k.alloc(count, room)
+    with k.loop(size, "vector", width=WIDTH) as i:
+        k.write(keys, i, b.cast(key(i), wide))
+        k.write(ids, i, b.cast(b.index(i), count))
+    with k.loop(size, "vector", width=WIDTH) as i:
+        rank = k.acc(count, b.const(0, count))
+        mine, me = k.let(b.load(keys, i, wide)), k.let(b.load(ids, i, count))
+        with k.loop(size) as j:
+            other = k.let(b.load(keys, j, wide))
+            earlier = b.lt(b.cast(b.index(j), count), me)
+            before = b.or_(b.lt(other, mine), b.and_(b.eq(other, mine), earlier))
+            k.set(rank, b.add(k.get(rank), b.select(before, b.const(1, count), b.const(0, count))))
+        k.write(ranks, i, k.get(rank))
+    with k.loop(size) as i:
+        put(within(k, b.cast(b.load(ranks, i, count), i64), 0, size - 1), i)
+
+
+def by_digits(k: Any, size: DimLike, kind: DType, parts: Callable[[DimLike], Sequence[Expr]],
+              home: Sequence[Column], away: Sequence[Column]) -> Sequence[Column]:
+    """Sort elements, a key of type ``kind`` and what goes with it: ``parts(i)``.  ``home``, ``away``: room for all of
+    them; returns the one where they are in order at the end."""
+    b, passes = k.b, kind.bits // DIGIT
+    counts = k.alloc(i64, passes * (BINS + 1))
+    with k.loop(passes * (BINS + 1), "vector", width=WIDTH) as c:
+        k.write(counts, c, b.const(0, i64))
+    with k.loop(size) as i:
+        element = parts(i)
+        for (_, put), v in zip(home, element, strict=True):
+            put(i, v)
+        for d in range(passes):
+            _bump(k, counts, (BINS + 1) * d + _digit(k, element[0], DIGIT * d))
+    with k.loop(passes) as d:
+        total = k.acc(i64, b.const(0, i64))
+        with k.loop(BINS + 1) as c:
+            here = k.let(b.load(counts, (BINS + 1) * d + c, i64))
+            k.write(counts, (BINS + 1) * d + c, k.get(total))
+            k.set(total, b.add(k.get(total), here))
+    if passes == 1:
+        _move(k, size, counts, 0, home, away)
+        return away
+    with k.loop(passes // 2) as d:
+        _move(k, size, counts, 2 * d, home, away)
+        _move(k, size, counts, 2 * d + 1, away, home)
+    return home
+
+
+def _digit(k: Any, key: Expr, shift: DimLike) -> DimLike:
+    b = k.b
+    moved = b.shr(key, b.cast(b.index(shift), key.dtype)) if shift != 0 else key
+    return k.as_index(b.cast(b.and_(moved, BINS - 1), i64), 0, BINS - 1)
+
+
+def _bump(k: Any, counts: str, at: DimLike) -> Expr:
+    """The count at a place, which goes up."""
+    old = k.let(k.b.load(counts, at, i64))
+    k.write(counts, at, k.b.add(old, k.b.const(1, i64)))
+    return old
+
+
+def _move(k: Any, size: DimLike, counts: str, d: DimLike, source: Sequence[Column], target: Sequence[Column]) -> None:
+    """One pass: elements to where their digit ``d`` begins, in order."""
+    b, base = k.b, (BINS + 1) * d
+
+    def write(at: DimLike, parts: Sequence[Expr]) -> None:
+        for (_, put), v in zip(target, parts, strict=True):
+            put(at, v)
+    first = _digit(k, source[0][0](0), DIGIT * d)
+    begin, end = b.load(counts, base + first, i64), b.load(counts, base + first + 1, i64)
+    whole = k.let(b.and_(b.eq(begin, 0), b.eq(end, b.index(size))))
+    with k.if_(whole), k.loop(size, "vector", width=WIDTH) as i:
+        write(i, [get(i) for get, _ in source])
+    with k.if_(b.not_(whole)), k.loop(size) as i:
+        parts = [k.let(get(i)) for get, _ in source]
+        at = _bump(k, counts, base + _digit(k, parts[0], DIGIT * d))
+        write(within(k, at, 0, size - 1), parts)
+
+
+# ---- rows -----------------------------------------------------------------------------------------------------------
 
 @dataclass
 class _Sort:
@@ -125,7 +215,7 @@ class _Sort:
         return prod((*self.type.shape[:self.axis], *self.type.shape[self.axis + 1:]))
 
     def key(self, at: tuple) -> Expr:
-        return self.k.let(_key(self.k.b, self.k.load(0, at), self.positions))
+        return self.k.let(sort_key(self.k.b, self.k.load(0, at), self.positions))
 
     def leave(self, key: Expr) -> Expr:
         return _element(self.k.b, key, self.type.dtype)
@@ -136,107 +226,32 @@ class _Row:
 
     def __init__(self, s: _Sort, place: Callable[[DimLike], tuple]):
         self.s, self.k, self.b, self.size, self.place = s, s.k, s.k.b, s.size, place
-        self.kind = _key_type(s.type.dtype)
 
     def memory(self, dtype: DType) -> Column:
         """An array as long as the row: part of the plan where no other row is sorted at the time."""
         k = self.k
-        name = k.scratch(dtype, (self.size,)) if self.s.rows == 1 else k.alloc(dtype, self.size)
-        return lambda i: k.b.load(name, i, dtype), lambda i, v: k.write(name, i, v)
-
-    def result(self) -> Column:
-        return lambda i: self.k.load_out(self.place(i)), lambda i, v: self.k.store(self.place(i), v)
-
-    # -- few elements
+        return column(k, k.scratch(dtype, (self.size,)) if self.s.rows == 1 else k.alloc(dtype, self.size), dtype)
 
     def by_rank(self) -> None:
-        k, b, size = self.k, self.b, self.size
-        wide = DTYPES[f"u{max(32, self.kind.bits)}"]
-        count = DTYPES[f"i{wide.bits}"]
-        keys, ids, ranks = k.alloc(wide, SHORT), k.alloc(count, SHORT), k.alloc(count, SHORT)
-        with k.loop(size, "vector", width=WIDTH) as i:
-            k.write(keys, i, b.cast(self.s.key(self.place(i)), wide))
-            k.write(ids, i, b.cast(b.index(i), count))
-        with k.loop(size, "vector", width=WIDTH) as i:
-            rank = k.acc(count, b.const(0, count))
-            mine, me = k.let(b.load(keys, i, wide)), k.let(b.load(ids, i, count))
-            with k.loop(size) as j:
-                other = k.let(b.load(keys, j, wide))
-                earlier = b.lt(b.cast(b.index(j), count), me)
-                before = b.or_(b.lt(other, mine), b.and_(b.eq(other, mine), earlier))
-                k.set(rank, b.add(k.get(rank), b.select(before, b.const(1, count), b.const(0, count))))
-            k.write(ranks, i, k.get(rank))
-        _, put = self.result()
-        with k.loop(size) as i:
-            at = _within(k, b.cast(b.load(ranks, i, count), i64), 0, size - 1)
-            put(at, b.index(i) if self.s.positions else k.load(0, self.place(i)))
-
-    # -- many elements
+        def put(rank: DimLike, i: DimLike) -> None:
+            self.k.store(self.place(rank), self.b.index(i) if self.s.positions else self.k.load(0, self.place(i)))
+        by_rank(self.k, self.size, SHORT, key_type(self.s.type.dtype), lambda i: self.s.key(self.place(i)), put)
 
     def by_digits(self) -> None:
-        k, b, size = self.k, self.b, self.size
-        passes = self.kind.bits // DIGIT
-        counts = k.alloc(i64, passes * (BINS + 1))
-        with k.loop(passes * (BINS + 1), "vector", width=WIDTH) as c:
-            k.write(counts, c, b.const(0, i64))
-        home, away = [self.memory(self.kind)], [self.memory(self.kind)]
-        if self.s.positions:
-            home.append(self.result())
+        k, b, s, kind = self.k, self.b, self.s, key_type(self.s.type.dtype)
+        home, away = [self.memory(kind)], [self.memory(kind)]
+        if s.positions:
+            home.append((lambda i: k.load_out(self.place(i)), lambda i, v: k.store(self.place(i), v)))
             away.append(self.memory(i64))
-        with k.loop(size) as i:
-            key = self.s.key(self.place(i))
-            for (_, put), v in zip(home, (key, b.index(i))):
-                put(i, v)
-            for d in range(passes):
-                self.bump(counts, (BINS + 1) * d + self.digit(key, DIGIT * d))
-        with k.loop(passes) as d:
-            total = k.acc(i64, b.const(0, i64))
-            with k.loop(BINS + 1) as c:
-                here = k.let(b.load(counts, (BINS + 1) * d + c, i64))
-                k.write(counts, (BINS + 1) * d + c, k.get(total))
-                k.set(total, b.add(k.get(total), here))
-        if passes == 1:
-            self.move(counts, 0, home, away)
-            home, away = away, home
-        else:
-            with k.loop(passes // 2) as d:
-                self.move(counts, 2 * d, home, away)
-                self.move(counts, 2 * d + 1, away, home)
-        if passes == 1 or not self.s.positions:
-            _, put = self.result()
-            read = home[-1][0]
-            with k.loop(size, "vector", width=WIDTH) as i:
-                put(i, read(i) if self.s.positions else self.s.leave(read(i)))
 
-    def digit(self, key: Expr, shift: DimLike) -> DimLike:
-        k, b = self.k, self.b
-        moved = b.shr(key, b.cast(b.index(shift), key.dtype)) if shift != 0 else key
-        return k.as_index(b.cast(b.and_(moved, BINS - 1), i64), 0, BINS - 1)
-
-    def bump(self, counts: str, at: DimLike) -> Expr:
-        """The count at a place, which goes up."""
-        k, b = self.k, self.b
-        old = k.let(b.load(counts, at, i64))
-        k.write(counts, at, b.add(old, b.const(1, i64)))
-        return old
-
-    def move(self, counts: str, d: DimLike, source: Sequence[Column], target: Sequence[Column]) -> None:
-        """One pass: elements to where their digit ``d`` begins, in order."""
-        k, b, size = self.k, self.b, self.size
-        base = (BINS + 1) * d
-
-        def write(at: DimLike, parts: Iterable[Expr]) -> None:
-            for (_, put), v in zip(target, parts, strict=True):
-                put(at, v)
-        first = self.digit(source[0][0](0), DIGIT * d)
-        begin, end = b.load(counts, base + first, i64), b.load(counts, base + first + 1, i64)
-        whole = k.let(b.and_(b.eq(begin, 0), b.eq(end, b.index(size))))
-        with k.if_(whole), k.loop(size, "vector", width=WIDTH) as i:
-            write(i, [get(i) for get, _ in source])
-        with k.if_(b.not_(whole)), k.loop(size) as i:
-            parts = [k.let(get(i)) for get, _ in source]
-            at = self.bump(counts, base + self.digit(parts[0], DIGIT * d))
-            write(_within(k, at, 0, size - 1), parts)
+        def parts(i: DimLike) -> list[Expr]:
+            return [s.key(self.place(i)), b.index(i)][:len(home)]
+        done = by_digits(k, self.size, kind, parts, home, away)
+        if done is home and s.positions:
+            return
+        read = done[-1][0]
+        with k.loop(self.size, "vector", width=WIDTH) as i:
+            k.store(self.place(i), read(i) if s.positions else s.leave(read(i)))
 
 
 class _Rows:
@@ -245,7 +260,7 @@ class _Rows:
     def __init__(self, s: _Sort, place: Callable[[DimLike, DimLike], tuple], count: DimLike):
         self.s, self.k, self.b, self.place, self.count = s, s.k, s.k.b, place, count
         bits = s.type.dtype.bits
-        self.kind = DTYPES[f"u{max(32, 2 * bits)}"] if s.positions else _key_type(s.type.dtype)
+        self.kind = DTYPES[f"u{max(32, 2 * bits)}"] if s.positions else key_type(s.type.dtype)
         self.half = self.kind.bits // 2
 
     def sort(self) -> None:
@@ -270,10 +285,10 @@ class _Rows:
         steps = max(1, (room - 1).bit_length())
         one = b.const(1, i64)
         with k.loop(steps) as s:
-            p = _within(k, b.shl(one, b.index(steps - 1 - s)), 1, 1 << (steps - 1))
+            p = within(k, b.shl(one, b.index(steps - 1 - s)), 1, 1 << (steps - 1))
             self.exchange(tile, p, 0, p)
             with k.loop(s) as u:
-                q = _within(k, b.shl(one, b.index(steps - 1 - u)), 2 * p, 1 << (steps - 1))
+                q = within(k, b.shl(one, b.index(steps - 1 - u)), 2 * p, 1 << (steps - 1))
                 self.exchange(tile, p, p, q - p)
 
     def exchange(self, tile: str, p: DimLike, first: DimLike, gap: DimLike) -> None:
@@ -282,10 +297,10 @@ class _Rows:
         left = k.let(b.max(b.index(self.s.size - gap - first), 0))
         low = b.sub(b.index(p), 1)
         whole = b.shr(b.and_(left, b.not_(b.index(2 * p - 1))), 1)
-        count = _within(k, b.add(whole, b.min(b.and_(left, b.index(2 * p - 1)), b.index(p))), 0, NETWORK)
+        count = within(k, b.add(whole, b.min(b.and_(left, b.index(2 * p - 1)), b.index(p))), 0, NETWORK)
         high = k.let(b.not_(low))
         with k.loop(count) as m:
-            at = _within(k, b.add(b.add(b.index(m), b.and_(b.index(m), high)), b.index(first)), 0,
+            at = within(k, b.add(b.add(b.index(m), b.and_(b.index(m), high)), b.index(first)), 0,
                             self.s.size - 1 - gap)
             with k.loop(ROWS, "vector", width=ROWS) as lane:
                 x = k.let(b.load(tile, ROWS * at + lane, self.kind))
