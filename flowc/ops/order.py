@@ -26,7 +26,7 @@ from flowc.kernel import Expr
 from flowc.op import General
 from flowc.ops.rules import EXACT, add_up, declare, in_f32, n, need_axis
 from flowc.ops.samples import calls
-from flowc.ops.scan import WIDTH, nest
+from flowc.ops.scan import WIDTH, nest, unravelled
 from flowc.types import BOOLS, DTYPES, REALS, DType, Type, dtype, i64
 
 DIGIT = 8              # bits of a key that one pass sorts by
@@ -309,15 +309,6 @@ class _Rows:
                 k.write(tile, ROWS * (at + gap) + lane, b.max(x, y))
 
 
-def _unravelled(at: DimLike, shape: Sequence[DimLike]) -> tuple:
-    """The index of a position in C order."""
-    out: list[DimLike] = []
-    for size in reversed(shape[1:]):
-        out.append(at % size)
-        at = at // size
-    return (at, *reversed(out))
-
-
 def _body(positions: bool) -> Callable[..., None]:
     def body(k: Any, ins: Sequence[str], out: str, types: tuple[Type, ...], attrs: dict) -> None:
         s = _Sort(k, types[0], attrs["axis"], positions)
@@ -351,7 +342,7 @@ def _groups(s: _Sort) -> None:
     with nest(k, (*lead, ceildiv(across, ROWS)), "parallel") as o:
         def place(lane: DimLike, i: DimLike) -> tuple:
             at = ROWS * o[-1] + lane
-            return (*_unravelled(at, shape[:-1]), i) if last else (*o[:s.axis], i, *o[s.axis:-1], at)
+            return (*unravelled(at, shape[:-1]), i) if last else (*o[:s.axis], i, *o[s.axis:-1], at)
         count = dmin(ROWS, across - ROWS * o[-1])
         rows = _Rows(s, place, count)
         if isinstance(s.size, int):

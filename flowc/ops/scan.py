@@ -55,6 +55,15 @@ def strips(k: Any, extent: DimLike) -> Iterator[tuple[DimLike, DimLike, int]]:
         yield s * LANES, dmin(LANES, extent - s * LANES), LANES
 
 
+def unravelled(at: DimLike, shape: Sequence[DimLike]) -> tuple:
+    """The index of a position in C order."""
+    out: list[DimLike] = []
+    for size in reversed(shape[1:]):
+        out.append(at % size)
+        at = at // size
+    return (at, *reversed(out))
+
+
 # ---- running values -------------------------------------------------------------------------------------------------
 
 Step = Callable[..., Expr]
