@@ -328,11 +328,10 @@ def global_avg_pool(x: Array) -> Array:
 # ---- order ----------------------------------------------------------------------------------------------------------
 
 def top_k(x: Array, k: int, axis: int = -1) -> tuple[Array, Array]:
-    """The k largest elements along an axis in decreasing order, and their positions."""
-    order = fnp.argsort(fnp.negative(x) if to_dtype(x.dtype).kind in "if" else x, axis=axis)
-    if to_dtype(x.dtype).kind not in "if":
-        order = fnp.flip(order, axis)
-    order = fnp.moveaxis(fnp.moveaxis(order, axis, -1)[..., :k], -1, axis)
+    """The k largest elements along an axis in decreasing order, and their positions; equal ones keep their order."""
+    turned = fnp.negative(x) if to_dtype(x.dtype).kind == "f" else fnp.invert(x)
+    order = fnp.argsort(turned, axis=axis)
+    order = order[(slice(None),) * (axis % x.ndim) + (slice(k),)]
     return fnp.take_along_axis(x, order, axis), order
 
 

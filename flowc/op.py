@@ -83,10 +83,12 @@ class Access:
 class General:
     """Lowering of an op with loops of its own.  ``body(k, ins, out, types, attrs)`` builds statements with the
     kernel builder ``k``; ``ins`` are buffer names, ``out`` the output buffer name.  ``streams``: it reads every element
-    of its operands about once, so what they are computed from may be computed on the way."""
+    of its operands about once, so what they are computed from may be computed on the way.  ``machine``: the only kind
+    that the loops are for; elsewhere the host computes the op."""
 
     body: Callable[..., None]
     streams: bool = False
+    machine: str = ""
 
 
 @dataclass(frozen=True)

@@ -322,6 +322,10 @@ class _Checker:
         if e.op in ("min", "max", "select"):
             parts = [self.bounded(a, holds, one) for a in e.args[-2:]]
             return any(parts) if e.op == one else all(parts)
+        if e.op == "cast" and e.args[0].op == "and":
+            return self.bounded(e.args[0], holds, one)
+        if e.op == "and" and e.args[1].op == "const" and 0 <= e.args[1].attr <= I64[1]:
+            return holds(0 if one == "max" else e.args[1].attr)
         return False
 
     def acc(self, s: Acc) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 
 from flowc import progress
 from flowc.dims import DimLike, substitute, sym, symbols
 from flowc.graph import CONSTANT, Attrs, Graph, Literal, Node
 from flowc.kernel import Buffer, Expr, Kernel, defined, walk
-from flowc.op import HostCall
+from flowc.op import General, HostCall
 from flowc.passes.contract import lower_contraction
 from flowc.passes.fuse import Group, partition
 from flowc.passes.lower import lower_group
@@ -35,10 +36,12 @@ class BuildOptions:
     fuse: bool = True
 
 
-def native(node: Node) -> bool:
-    """Can kernels compute the node: it has a lowering, and neither it nor its operands are complex."""
-    return not isinstance(node.op.lower, HostCall) and node.dtype.kind != "c" and all(
-        x.dtype.kind != "c" for x in node.inputs)
+def native(node: Node, machine: str = "cpu") -> bool:
+    """Can kernels compute the node: it has a lowering for the machine, and neither it nor its operands are complex."""
+    lower = node.op.lower
+    if isinstance(lower, HostCall) or isinstance(lower, General) and lower.machine not in ("", machine):
+        return False
+    return node.dtype.kind != "c" and all(x.dtype.kind != "c" for x in node.inputs)
 
 
 def build(graph: Graph, options: BuildOptions, allow=lambda name, node: True) -> Program:
@@ -79,7 +82,7 @@ class _Builder:
         graph = self.graph
         for i, p in enumerate(graph.params):
             self.names[p] = f"p{i}"
-        groups = partition(graph, self.options.fuse, native, self.allow)
+        groups = partition(graph, self.options.fuse, partial(native, machine=self.options.machine.name), self.allow)
         if self.options.fuse and self.options.machine.name == "cpu":
             probe = Context(lambda n: "x", "k", self.symbols, graph.ranges, self.options.machine, lower_contraction)
             groups = join_row_blocks(groups, probe, set(graph.outputs), self.allow)

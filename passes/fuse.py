@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MAX_NODES = 160       # members of one group: bounds code size and compile time
 CHEAP = 4             # operations worth repeating instead of a trip through memory
 MAX_BUFFERS = 28      # memory operands of one group
+WIDE = 256            # places of an innermost axis for all of which a costly value may be computed once more
 RECOMPUTE = 32        # work worth repeating instead of a trip through memory: 8 per instruction, 1 per condition
 MUCH = 1 << 12        # work beyond which it is no longer counted
 FEW_ROWS = 16         # fewer rows than this do not occupy a machine: their reductions are split instead
@@ -201,6 +202,9 @@ class _Partitioner:
             return False
         if g.kind == "column" and all(isinstance(a, int) for a in d):
             return True  # the columns are lanes: nothing is bound outside the walk over the rows
+        if g.kind == "map" and d == tuple(range(len(d))) and len(d) < len(g.space) and not (
+                isinstance(g.space[-1], int) and g.space[-1] < WIDE):
+            return False  # bound outside the lanes
         rows = {a for a in range(g.outer) if not (isinstance(g.space[a], int) and g.space[a] == 1)}
         return not rows <= set(d)  # a value of the row alone is bound once per row
 

@@ -7,7 +7,7 @@ Read next: reductions.py.
 
 from __future__ import annotations
 
-from flowc.dims import prod
+from flowc.dims import DimLike, prod
 from flowc.kernel import Expr
 from flowc.passes.choices import map_problem
 from flowc.passes.convolve import lower_convolution
@@ -21,6 +21,7 @@ from flowc.passes.small_rows import lower_small_rows, small_rows
 from flowc.passes.stencil_loops import lower_stencil
 from flowc.passes.tally import lower_tally, tallies
 from flowc.passes.turn import turned_map
+from flowc.types import DType, Type
 
 
 def lower_group(g: Group, ctx: Context) -> Lowered:
@@ -69,7 +70,7 @@ def lower_general(g: Group, ctx: Context) -> Lowered:
     ins = ["" if x in g.members else ctx.name_of(x) for x in node.inputs]
     node.op.lower.body(k, ins, out, (*[x.type for x in node.inputs], node.type), node.attrs)  # type: ignore[union-attr]
     kernel = k.k.finish(ctx.dims, describe(g))
-    return Lowered([kernel], {}, [prod(node.shape) * 4 + sum((x.type.size for x in node.inputs), 0)])
+    return Lowered([kernel], k.temps, [prod(node.shape) * 4 + sum((x.type.size for x in node.inputs), 0)])
 
 
 class _GeneralBuilder:
@@ -79,6 +80,13 @@ class _GeneralBuilder:
         self.k, self.node, self.ctx = k, g.root, ctx
         self.b = k.b
         self.inl = inliner(k, g, ctx)
+        self.temps: dict[str, Type] = {}
+
+    def scratch(self, dtype: DType, shape: tuple[DimLike, ...]) -> str:
+        """Working memory of the whole kernel, where the plan has room for it."""
+        name = f"{self.ctx.name}.temp{len(self.temps)}"
+        self.temps[name] = Type(dtype, shape)
+        return self.k.buffer(name, dtype, shape, "out")
 
     def __getattr__(self, name: str):
         return getattr(self.k, name)

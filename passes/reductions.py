@@ -150,11 +150,16 @@ def flat_ok(g: Group) -> bool:
                for n in g.members if isinstance(n.op.lower, Pointwise))
 
 
+def single(extents: Sequence[DimLike]) -> bool:
+    """Is there at most one axis with more than one place?"""
+    return sum(not (isinstance(e, int) and e == 1) for e in extents) <= 1
+
+
 def reduce_batch(k: KernelBuilder, inl: Inliner, nodes: Sequence[Node], o: Idx, machine: Machine, flat: bool,
                  also: Callable[[Idx, Expr | None], None] = lambda idx, where: None) -> list[tuple[Expr, ...]]:
     """Reduce over the same axes for every node; returns folded states.  ``also(r, where)`` runs per element."""
     extents = reduced_extents(nodes[0])
-    flat = flat or not extents
+    flat = flat or single(extents)
     walked: tuple[DimLike, ...] = (prod(extents),) if flat else extents
     lanes = lane_count(walked[-1])
     accs = [Accumulators(k, n, lanes) for n in nodes]
@@ -491,7 +496,7 @@ def lower_split(g: Group, ctx: Context) -> Lowered:
     lower: Reduction = node.op.lower  # type: ignore[assignment]
     dtypes = lower.state(node.inputs[0].dtype)
     extents = reduced_extents(node)
-    flat = g.kind == "row" and flat_ok(g)
+    flat = g.kind == "row" and (flat_ok(g) or single(extents))
     size, total = (SPLIT, prod(extents)) if flat else (SPLIT_ROWS if g.kind == "column" else 1, extents[0])
     pieces = ceildiv(total, size)
     temps = {f"{ctx.name}.part{i}": Type(d, (*node.shape, pieces) if g.kind == "row" else

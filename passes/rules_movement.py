@@ -13,10 +13,13 @@ from collections.abc import Callable, Sequence
 
 from flowc.dims import DimLike, Ranges, known_eq, known_le
 from flowc.graph import Node
-from flowc.rewrite import Match, P, Rule, attr, rest, rule, splat_value, var
+from flowc.rewrite import Match, P, Rule, any_op, attr, elementwise, rest, rule, splat_value, var
 
 x, y, fill, inner = var("x"), var("y"), var("fill"), var("inner")
 perm, first, shape, axes, more = attr("perm"), attr("first"), attr("shape"), attr("axes"), attr("more")
+
+
+FEW = 16  # times as many positions that an axis has are worth selecting instead of sorting all
 
 
 def all_equal(a: Sequence[DimLike], b: Sequence[DimLike]) -> bool:
@@ -40,12 +43,28 @@ def _only_ones_move(m: Match) -> bool:
     return order == sorted(order)
 
 
+def _between_reshapes(m: Match) -> Node | None:
+    """Elementwise work on reshaped operands whose shape comes back behind it: the reshapes cancel."""
+    work, operands = m.root.inputs[0], []
+    for n in m.xs:
+        if n.op.name == "reshape" and all_equal(n.inputs[0].shape, m.root.shape):
+            operands.append(n.inputs[0])
+        elif n.op.name == "broadcast" and n.inputs[0].rank == 0:
+            operands.append(m.broadcast(n.inputs[0], m.root.shape, ()))
+        else:
+            return None
+    if all(n.op.name == "broadcast" for n in m.xs):
+        return None
+    return m.make(work.op.name, *operands, **work.attrs)
+
+
 SHUFFLE = [
     rule("transpose-identity", P.transpose(x, perm=perm), x, when=lambda m: m.perm == tuple(range(m.x.rank))),
     rule("transpose-transpose", P.transpose(P.transpose(x, perm=first), perm=perm), lambda m: m.make(
         "transpose", m.x, perm=tuple(m.first[a] for a in m.perm))),
     rule("reshape-same", P.reshape(x, shape=shape), x, when=lambda m: m.shape == m.x.shape),
     rule("reshape-reshape", P.reshape(P.reshape(x)), lambda m: m.again("reshape", m.x)),
+    rule("reshape-between", P.reshape(any_op(elementwise, rest("xs"))), _between_reshapes),
     rule("reshape-transpose", P.reshape(P.transpose(x)), lambda m: m.again("reshape", m.x), when=_only_ones_move),
     rule("transpose-reshape", P.transpose(P.reshape(x)), lambda m: m.make("reshape", m.x, shape=m.root.shape),
          when=_only_ones_move),
@@ -127,6 +146,16 @@ def _slice_of_slice(m: Match) -> Node | None:
     return m.make("slice", m.x, **new)
 
 
+def _first_of_argsort(m: Match) -> Node | None:
+    """Few of the positions that sort an axis: the others need no order."""
+    axis, shape = m.axis, m.x.shape
+    count, size = m.stop[axis], shape[axis]
+    cut = (*shape[:axis], count, *shape[axis + 1:])
+    if not isinstance(count, int) or any(m.start) or any(s != 1 for s in m.step) or not all_equal(m.stop, cut):
+        return None
+    return m.make("argselect", m.x, axis=axis, count=count) if known_le(FEW * count, size) is True else None
+
+
 def _slice_of_pad(m: Match) -> Node | None:
     """A window that touches no padding."""
     low = m.low
@@ -171,6 +200,7 @@ def _same_window(m: Match) -> bool:
 CUT = [
     rule("slice-whole", P.slice(x, **SLICE), x, when=lambda m: _is_whole(m.start, m.stop, m.step, m.x.shape)),
     rule("slice-slice", P.slice(P.slice(x), **SLICE), _slice_of_slice),
+    rule("slice-of-argsort", P.slice(P.argsort(x, axis=attr("axis")), **SLICE), _first_of_argsort),
     rule("slice-of-pad", P.slice(P.pad(x, fill, low=attr("low")), **SLICE), _slice_of_pad),
     rule("slice-of-concatenate", P.slice(P.concatenate(rest("parts"), axis=attr("axis")), **SLICE),
          _slice_of_concatenate),

@@ -1,7 +1,7 @@
 """Schedules: how the loops of a kernel are cut for a machine.
 
 Here: the machine description, schedules as data and how they are chosen, and the loop transformations that need no
-knowledge of ops: collapsing nests, tiling, vectorising.  Not here: what is computed (lower.py, contract.py).
+knowledge of ops.  Not here: what is computed (lower.py, contract.py), how maps are tiled (segments.py).
 
 A schedule never changes a result: reductions have their tree fixed by lowering (kernel.py: LANES, CHUNK).
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from flowc.dims import DimLike, ceildiv, dmin, linear, simplify, substitute, sym, symbols
+from flowc.dims import DimLike, linear, substitute, symbols
 from flowc.kernel import Acc, Alloc, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk
 from flowc.passes.choices import Choices, Problem, S
 from flowc.types import DType
@@ -179,35 +179,3 @@ def _merge(outer: Loop, kinds: tuple[str, ...]) -> Loop | None:
             return None
     body = map_dims(inner.body, lambda d: substitute(d, {outer.var: 0}))
     return Loop(inner.var, outer.extent * inner.extent, inner.kind, body, inner.width)
-
-
-def tile_map(kernel: Kernel, sched: MapSchedule) -> Kernel:
-    """Cut the innermost loop of a nest of parallel loops into pieces and vectorise inside a piece."""
-    body = collapse(kernel.body)
-    body = tuple(_tile(s, sched, dict(kernel.ranges), set(kernel.dims)) if isinstance(s, Loop) else s for s in body)
-    return replace(kernel, body=body, notes=(*kernel.notes, str(sched)))
-
-
-def _tile(loop: Loop, sched: MapSchedule, ranges: dict, dims: set[str]) -> Stmt:
-    ranges[loop.var] = (0, loop.extent - 1)
-    if len(loop.body) == 1 and isinstance(loop.body[0], Loop) and loop.body[0].kind == "parallel":
-        return replace(loop, body=(_tile(loop.body[0], sched, ranges, dims),))
-    if any(isinstance(s, Loop) for s in loop.body):
-        return loop  # an op with loops of its own
-    n, tile, width = loop.extent, sched.tile, sched.width
-    if isinstance(n, int) and n <= tile:
-        return replace(loop, kind="vector", width=min(width, _pow2(n)))
-    var, outer = loop.var, loop.var + "b"
-    while outer in dims:
-        outer += "b"
-    block = sym(outer)
-    inner = dmin(tile, n - tile * block)
-    del ranges[var]
-    ranges[outer] = (0, ceildiv(n, tile) - 1)
-    ranges[var] = (0, inner - 1)
-    body = map_dims(loop.body, lambda d: simplify(substitute(d, {var: tile * block + sym(var)}), ranges))
-    return Loop(outer, ceildiv(n, tile), "parallel", (Loop(var, inner, "vector", body, width),))
-
-
-def _pow2(n: int) -> int:
-    return 1 << max(0, (n - 1).bit_length())

@@ -1,7 +1,7 @@
 """Maps that read across the grain: operands whose neighbours lie along another axis than the result's.
 
 Here: finding them, and the tiles that read whole rows of such an operand and turn them in registers.
-Not here: other maps (schedule.py), the shuffles (backends/llvm/emit_interleave.py).  Read next: schedule.py.
+Not here: other maps (segments.py), the shuffles (backends/llvm/emit_interleave.py).  Read next: segments.py.
 
 Let ``b`` be the innermost axis of the result and ``a`` the axis along which an operand is contiguous.  A piece of the
 work is TILE by TILE places of (a, b).  Inside it ``b`` runs as lanes and some neighbouring ``a`` are unrolled: their
@@ -18,7 +18,8 @@ from functools import reduce
 
 from flowc.dims import DimLike, ceildiv, dmin, linear, simplify, substitute, sym, symbols
 from flowc.kernel import Alloc, Expr, If, Kernel, Let, Loop, Stmt, Store, expressions, parts
-from flowc.passes.schedule import Machine, MapSchedule, collapse, map_dims, tile_map
+from flowc.passes.schedule import Machine, MapSchedule, collapse, map_dims
+from flowc.passes.segments import tile_map
 from flowc.types import bool_, i64
 
 TILE = 64     # places of a piece along either axis

@@ -78,7 +78,7 @@ def values(rng: np.random.Generator, d: DType, shape: Sequence[int], special: fl
 def laid_out(a: np.ndarray, layout: str) -> np.ndarray:
     """An array equal to ``a`` in another memory layout; ``zero`` repeats the first element along every axis."""
     if layout == "fortran":
-        return np.asfortranarray(a)
+        return np.asfortranarray(a).reshape(a.shape, order="A")  # which makes vectors of scalars
     if layout == "negative":
         back = (slice(None, None, -1),) * a.ndim
         return np.ascontiguousarray(a[back])[back].reshape(a.shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -18,7 +19,10 @@ from hypothesis import strategies as st
 import flowc
 import flowc.nn as nn
 import flowc.numpy as fnp
+import flowc.ops
 from flowc.backends.llvm import emit_stream
+from flowc.numpy_core import op_call
+from flowc.op import get
 
 NUMBERS = ("float32", "float64", "float16", "int32", "int64", "uint8")
 EDGE = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 100, 129])
@@ -192,6 +196,93 @@ def test_unaligned_results_are_stored_as_usual(small_streams):
         out[:] = 0
         native.run_step(step, dict(zip(step.buffers, (x, out), strict=True)), {})
         assert np.array_equal(out, x + 1)
+
+
+# ---- joined and padded operands -------------------------------------------------------------------------------------
+
+LONGER = st.sampled_from([1, 2, 17, 255, 256, 257, 300, 4095, 4097, 5000])
+JOINS = {
+    "join": lambda x, y: fnp.concatenate([x, y, x]),
+    "pad": lambda x, y: fnp.pad(x, (3, 5)) * 2,
+    "roll": lambda x, y: fnp.roll(x, 3) + 1,
+    "turned": lambda x, y: fnp.concatenate([x, y])[::-1],
+    "every": lambda x, y: fnp.concatenate([x, y])[::3],
+    "grid": lambda x, y: fnp.pad(fnp.stack([x, x + 1]), 1),
+    "rows": lambda x, y: fnp.concatenate([fnp.stack([x, x]), fnp.stack([x, x])], axis=1),
+    "inner": lambda x, y: fnp.stack([x, x * 2], axis=1),
+    "chosen": lambda x, y: fnp.where(fnp.concatenate([x, y]) > 4, fnp.concatenate([y, x]), 0),
+    "many": lambda x, y: fnp.concatenate([x, y] * 9),
+}
+
+
+@few
+@given(st.sampled_from(sorted(JOINS)), LONGER, LONGER, st.sampled_from(NUMBERS), st.booleans())
+def test_joined_operands(name, m, n, dtype, symbolic):
+    if symbolic:  # compiled once each
+        dtype = "float32"
+    x, y = numbers((m,), dtype), numbers((n,), dtype, 1)
+    exe = symbolic_join(name) if symbolic else flowc.jit(JOINS[name])
+    assert np.array_equal(exe(x, y), JOINS[name](x, y))
+
+
+@cache
+def symbolic_join(name: str):
+    return flowc.jit(JOINS[name]).lower(flowc.spec("f32[m]"), flowc.spec("f32[n]")).compile()
+
+
+def test_joined_operands_are_read_without_masks():
+    assert all("load(" not in kernels(JOINS[name], "f32[m]", "f32[n]") for name in ("join", "pad", "roll"))
+
+
+@few
+@given(st.sampled_from([1, 3, 64, 1000, 5000]), st.sampled_from([1, 5, 40]))
+def test_rows_read_by_position_are_lanes(n, count):
+    x, at = numbers((50, n), "float32"), np.arange(count) * 7 % 50
+    assert np.array_equal(flowc.jit(lambda x, at: x[at] * 2)(x, at), x[at] * 2)
+    assert " vector " in kernels(lambda x, at: x[at] * 2, f"f32[50, {n}]", "i64[c]")
+
+
+# ---- writes at positions --------------------------------------------------------------------------------------------
+
+@few
+@given(st.sampled_from([1, 255, 256, 257, 1000]), st.sampled_from(["random", "sorted", "one", "runs"]),
+       st.sampled_from(["float32", "float64", "float16", "int32"]), st.booleans(), st.booleans())
+def test_many_writes_in_order(n, kind, dtype, add, symbolic):
+    at = np.random.default_rng(n).integers(-2, 42, n)
+    at = {"random": at, "sorted": np.sort(at), "one": at * 0 + 7, "runs": np.repeat(at, 3)[:n]}[kind]
+    x, v = numbers((40,), dtype), (np.random.default_rng(1).standard_normal(n) * 8).astype(dtype)
+    if symbolic:
+        dtype = "float32"
+        x, v = x.astype(dtype), v.astype(dtype)
+    want = get("scatter_add" if add else "scatter").numpy(x, at, v, axis=0)
+    exe = symbolic_writes(add) if symbolic else flowc.jit(writes(add))
+    assert exe(x, at, v).tobytes() == want.tobytes()
+
+
+def writes(add: bool):
+    return lambda x, at, v: op_call("scatter_add" if add else "scatter", x, at, v, axis=0)
+
+
+@cache
+def symbolic_writes(add: bool):
+    return flowc.jit(writes(add)).lower(*map(flowc.spec, ("f32[k]", "i64[n]", "f32[n]"))).compile()
+
+
+# ---- rows in one kernel ---------------------------------------------------------------------------------------------
+
+def test_log_softmax_is_one_kernel():
+    for shape in ("f32[n, 1000]", "f32[40, m]"):
+        text = kernels(lambda x: nn.log_softmax(x, axis=1), shape)
+        assert text.count("kernel @") == 1 and text.count("log(") == 1
+    x = numbers((5, 300), "float32")
+    want = x - np.log(np.sum(np.exp(x), axis=1, keepdims=True))
+    assert np.allclose(flowc.jit(lambda x: nn.log_softmax(x, axis=1))(x), want)
+
+
+def test_axes_of_one_place_leave_the_lanes_alone():
+    for text in (kernels(lambda x, at: fnp.sum(fnp.take_along_axis(x, at[:, None], axis=1)), spec, "i64[300]")
+                 for spec in ("f32[300, 40]", "f32[300, n]")):
+        assert "in 64 vector" in text
 
 
 # ---- threads --------------------------------------------------------------------------------------------------------

@@ -27,7 +27,21 @@ from flowc.passes.fold import concrete, meaning
 from flowc.passes.manager import PassContext, run_passes
 from flowc.passes.pipeline import ROUND
 from flowc.passes.simplify import LATE, RULES
-from flowc.rewrite import Always, Apply, AttrVar, Const, Lit, Pattern, Rest, Rule, RuleSet, Var, rewrite, splat
+from flowc.rewrite import (
+    Always,
+    Apply,
+    AttrVar,
+    Const,
+    Lit,
+    Pattern,
+    Rest,
+    Rule,
+    RuleSet,
+    Var,
+    elementwise,
+    rewrite,
+    splat,
+)
 from flowc.types import ALL, DType, Type, bf16, bool_, f16, f64, i8, u8
 
 assert flowc.ops
@@ -301,6 +315,28 @@ def draw_slice_of_pad(d: Draw) -> Node:
     return make("slice", (y,), {**attrs, **move})
 
 
+def draw_first_of_argsort(d: Draw) -> Node:
+    before, count = d.shape(0, 1), d.choose.pick((0, 1, 2))
+    shape = (*before, d.choose.pick((16, 31, 40)), *d.shape(0, 1))
+    y = make("argsort", (d.leaf(d.dtype, shape),), {"axis": len(before)})
+    stop = (*before, count, *shape[len(before) + 1:])
+    return make("slice", (y,), {"start": (0,) * len(shape), "stop": stop, "step": (1,) * len(shape)})
+
+
+def draw_between_reshapes(d: Draw) -> Node:
+    op = d.choose.pick(o for o in REGISTRY.values() if elementwise(o) and d.dtype in o.dtypes and not o.attrs)
+    shape = d.shape(0, 2)
+    wide = (*shape[:1], 1, *shape[1:])
+    inputs = []
+    for i in range(op.arity or 1):
+        dtype = bool_ if op.name == "select" and not i else d.dtype
+        if i and d.choose.pick((True, False)):
+            inputs.append(make("broadcast", (d.leaf(dtype, ()),), {"shape": wide, "axes": ()}))
+        else:
+            inputs.append(make("reshape", (d.leaf(dtype, shape),), {"shape": wide}))
+    return make("reshape", (make(op, inputs, {}),), {"shape": shape})
+
+
 def draw_slice_of_concatenate(d: Draw) -> Node:
     tail = d.shape(0, 2)
     parts = [d.leaf(d.dtype, (d.choose.pick((0, 1, 2, 3)), *tail)) for _ in range(d.choose.pick((1, 2, 3)))]
@@ -350,7 +386,8 @@ CASES: dict[str, Callable[[Draw], Node]] = {
     "transpose-of-dot": draw_transposed_dot, "slice-of-update": draw_slice_of_update,
     "update-update": draw_update_update, "update-whole": draw_update_whole, "slice-of-pad": draw_slice_of_pad,
     "slice-of-concatenate": draw_slice_of_concatenate, "concatenate-of-splats": draw_concatenate_of_splats,
-    "pad-pad": draw_pad_pad, "broadcast-last": draw_broadcast_last,
+    "pad-pad": draw_pad_pad, "broadcast-last": draw_broadcast_last, "slice-of-argsort": draw_first_of_argsort,
+    "reshape-between": draw_between_reshapes,
 }
 
 

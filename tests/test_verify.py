@@ -19,6 +19,7 @@ from flowc.op import REGISTRY, HostCall, Op, register
 from flowc.parse import parse_graph, parse_kernel, parse_plan
 from flowc.passes.build import BuildOptions, build
 from flowc.passes.pipeline import optimise
+from flowc.passes.schedule import Machine
 from flowc.plan import Program
 from flowc.text import kernel_text
 from flowc.types import Type, f32, f64
@@ -406,7 +407,8 @@ def test_memory_is_reused_after_the_last_read():
 def program(change=lambda p: p) -> Program:
     x = x_of()
     y = make("sort", [make("exp", [x])], {"axis": 0})
-    return change(build(Graph("g", [x], [make("add", [y, y])]), BuildOptions()))
+    host_sorts = BuildOptions(Machine("cuda", 32))
+    return change(build(Graph("g", [x], [make("add", [y, y])]), host_sorts))
 
 
 def with_step(pick, **changes):

@@ -1,7 +1,7 @@
 """The ops.  Importing this package fills the registry of flowc.op; an op is one record in one of these files.
 
 Here: elementwise.py, arithmetic.py (families of scalar expressions), movement.py, windows.py, indexing.py, reduce.py,
-scan.py, contract.py, random.py; rules.py and samples.py are what they share.  Read next: rules.py.
+scan.py, order.py, select.py, contract.py, random.py; rules.py and samples.py are what they share.  Read next: rules.py.
 """
 
 from flowc.op import REGISTRY
@@ -11,9 +11,11 @@ from flowc.ops import (  # noqa: F401  (imported for their records)
     elementwise,
     indexing,
     movement,
+    order,
     random,
     reduce,
     scan,
+    select,
     windows,
 )
 

@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from flowc.dims import DimLike, known_eq, known_le
+from flowc.dims import DimLike, ceildiv, dmin, known_eq, known_le, prod
 from flowc.graph import Node
 from flowc.kernel import Builder, Expr
 from flowc.op import General, Op
 from flowc.ops.movement import movement
 from flowc.ops.rules import EXACT, declare, n, need_axis, need_dtype, same_dtype, same_shape, zeros
 from flowc.ops.samples import Call, draw
-from flowc.ops.scan import WIDTH, nest, strips
+from flowc.ops.scan import WIDTH, nest, strips, unravelled
 from flowc.types import ALL, NUMBERS, DType, Type, i64
+
+BLOCK = 256  # single elements to write whose places are computed together
 
 
 def _read_shape(x: Type, indices: Type, axis: int) -> tuple[DimLike, ...]:
@@ -120,9 +122,13 @@ def _write_body(combine: Callable[..., Expr]) -> Callable[..., None]:
                 with nest(k, mid) as m, k.loop(count, "vector", width=WIDTH) as lane:
                     visit((*m, start + lane))
 
-            with k.loop(size) as i:
+            with k.loop(size, "seq" if count is not None else "vector", width=WIDTH) as i:
                 rows(lambda tail: k.store((*lead, i, *tail), k.load(0, (*lead, i, *tail))))
             exists = k.if_(k.b.gt(k.b.index(size), 0)) if _may_be_empty(k, size) else nullcontext()
+            if count is None and known_le(BLOCK, prod(indices.shape)) is not False:
+                with exists:
+                    _write_blocks(k, combine, lead, x, size, indices.shape)
+                return
             with exists, nest(k, indices.shape) as j:
                 at = _clamped(_With(k), k.load(1, j), size)
                 rows(lambda tail: k.store((*lead, at, *tail), combine(
@@ -135,6 +141,41 @@ def _write_body(combine: Callable[..., Expr]) -> Callable[..., None]:
                 with strips(k, x.shape[-1]) as (start, count, _):
                     write(lead, start, count)
     return body
+
+
+def _write_blocks(k: Any, combine: Callable[..., Expr], lead: tuple, x: Type, size: DimLike, shape: Sequence[DimLike]
+                  ) -> None:
+    """Single elements, in order: where and what to write is computed for a block of them as lanes; where
+    neighbours are seen to share a place, what stands there stays in a register."""
+    b, total = k.b, prod(shape)
+    places, values = k.alloc(i64, BLOCK), k.alloc(x.dtype, BLOCK)
+    with k.loop(ceildiv(total, BLOCK)) as j:
+        count = dmin(BLOCK, total - BLOCK * j)
+        with k.loop(count, "vector", width=WIDTH) as lane:
+            at = unravelled(BLOCK * j + lane, shape)
+            k.write(places, lane, b.min(b.max(k.load(1, at), 0), b.index(size - 1)))
+            k.write(values, lane, k.load(2, (*lead, *at)))
+
+        def place(at: Expr) -> tuple:
+            return (*lead, _clamped(_With(k), at, size))
+
+        def equal(q: int) -> Expr:
+            return b.eq(b.load(places, q, i64), b.load(places, q + 1, i64))
+        runs = k.let(b.and_(b.ge(b.index(count), BLOCK), b.and_(equal(0), equal(BLOCK // 2))))
+        with k.if_(runs):
+            here = k.acc(i64, b.load(places, 0, i64))
+            value = k.acc(x.dtype, k.load_out(place(b.load(places, 0, i64))))
+            with k.loop(BLOCK) as q:
+                at = k.let(b.load(places, q, i64))
+                with k.if_(b.ne(at, k.get(here))):
+                    k.store(place(k.get(here)), k.get(value))
+                    k.set(here, at)
+                    k.set(value, k.load_out(place(at)))
+                k.set(value, combine(b, lambda: k.get(value), b.load(values, q, x.dtype)))
+            k.store(place(k.get(here)), k.get(value))
+        with k.if_(b.not_(runs)), k.loop(count) as q:
+            to = place(b.load(places, q, i64))
+            k.store(to, combine(b, lambda: k.load_out(to), b.load(values, q, x.dtype)))
 
 
 class _With:

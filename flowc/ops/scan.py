@@ -1,6 +1,6 @@
-"""Running sums, products and linear recurrences along an axis; sorting.
+"""Running sums, products and linear recurrences along an axis.
 
-Here: cumsum, cumprod, linear_scan, sort, argsort.  Not here: reductions (reduce.py).  Read next: reduce.py.
+Here: cumsum, cumprod, linear_scan.  Not here: reductions (reduce.py).  Read next: reduce.py.
 
 Running values are computed in order, so every element is the sum NumPy gives; 16-bit floats carry an f32 value and
 round each element once.  Work is split over the other axes only.
@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from flowc.dims import DimLike, ceildiv, dmin, prod
+from flowc.dims import DimLike, ceildiv, dmin
 from flowc.graph import Node
 from flowc.kernel import LANES, Expr
-from flowc.op import General, HostCall, Op
+from flowc.op import General, Op
 from flowc.ops.rules import (
     EXACT,
     add_up,
@@ -30,7 +30,7 @@ from flowc.ops.rules import (
     same,
 )
 from flowc.ops.samples import calls
-from flowc.types import BOOLS, NUMBERS, REALS, DType, Type, f32, i64
+from flowc.types import NUMBERS, DType, Type, f32
 
 WIDTH = 16  # lanes of the vector loops of this room and of indexing.py
 
@@ -53,6 +53,15 @@ def strips(k: Any, extent: DimLike) -> Iterator[tuple[DimLike, DimLike, int]]:
         return
     with k.loop(ceildiv(extent, LANES), "parallel") as s:
         yield s * LANES, dmin(LANES, extent - s * LANES), LANES
+
+
+def unravelled(at: DimLike, shape: Sequence[DimLike]) -> tuple:
+    """The index of a position in C order."""
+    out: list[DimLike] = []
+    for size in reversed(shape[1:]):
+        out.append(at % size)
+        at = at // size
+    return (at, *reversed(out))
 
 
 # ---- running values -------------------------------------------------------------------------------------------------
@@ -171,42 +180,3 @@ running("linear_scan", "h[0] = x[0], h[i] = a[i] * h[i - 1] + x[i] along an axis
         numpy=_recurrence_value, first=lambda d: 0,
         step=lambda b, value, start, a, x: b.select(start, x, b.add(b.mul(a, value), x)),
         vjp=_recurrence_vjp, jvp=_recurrence_jvp)
-
-# ---- sorting --------------------------------------------------------------------------------------------------------
-
-
-def _sort_type(x: Type, axis: int) -> Type:
-    need_axis(axis, x.rank)
-    return x
-
-
-def take_along(x: Node, where: Node, axis: int) -> Node:
-    """``x`` read along ``axis`` at the positions of an i64 tensor of the same shape."""
-    at: Node | None = None
-    for d in range(x.rank):
-        place = where if d == axis else n.iota(shape=x.shape, axis=d, dtype=i64)
-        stride = n.broadcast(n.size(value=prod(x.shape[d + 1:])), shape=x.shape, axes=())
-        at = add_up((at, n.mul(place, stride)))
-    assert at is not None
-    return n.gather(n.reshape(x, shape=(x.type.size,)), at, axis=0)
-
-
-def _sort_vjp(g: Node, y: Node, x: Node, axis: int) -> tuple:
-    origin = n.argsort(x, axis=axis)
-    return (take_along(g, n.argsort(origin, axis=axis), axis),)  # the inverse of a permutation is its argsort
-
-
-def _sort_jvp(ts: tuple, y: Node, x: Node, axis: int) -> Node | None:
-    (t,) = ts
-    return None if t is None else take_along(t, n.argsort(x, axis=axis), axis)
-
-
-_SORT_ROWS = ((((7,),), {"axis": 0}), (((3, 4),), {"axis": 0}), (((3, 4),), {"axis": 1}), (((0,),), {"axis": 0}))
-declare("sort", "Elements in increasing order along an axis, NaN last.",
-        numpy=in_f32(lambda x, axis: np.sort(x, axis, kind="stable")), infer=_sort_type, lower=HostCall(),
-        attrs=("axis",), dtypes=BOOLS + REALS, ulp=EXACT, vjp=_sort_vjp, jvp=_sort_jvp,
-        samples=calls(BOOLS + REALS, *_SORT_ROWS))
-declare("argsort", "Positions that sort an axis; equal elements keep their order, NaN last.",
-        numpy=in_f32(lambda x, axis: np.argsort(x, axis, kind="stable").astype(np.int64)),
-        infer=lambda x, axis: _sort_type(x, axis).with_dtype(i64), lower=HostCall(), attrs=("axis",),
-        dtypes=BOOLS + REALS, ulp=EXACT, samples=calls(BOOLS + REALS, *_SORT_ROWS))
