@@ -139,6 +139,25 @@ def test_arena_is_reused():
     assert size == 2 * 64 * ceildiv(4000, 64)
 
 
+def test_sums_of_the_same_pairs_are_taken_in_one_walk():
+    """Forces between bodies: nothing of the size of the pairs is written."""
+    def forces(x, y, z):
+        dx, dy, dz = (v[:, None] - v[None, :] for v in (x, y, z))
+        s = dx * dx + dy * dy + dz * dz + np.float32(0.01)
+        w = 1 / (s * np.sqrt(s))
+        return np.sum(dx * w, axis=1), np.sum(dy * w, axis=1), np.sum(dz * w, axis=1)
+    assert len(program(forces, *["f32[500]"] * 3).plan.steps) == 1
+    assert len(program(forces, *["f32[n]"] * 3).plan.steps) == 1
+    r = np.random.default_rng(1)
+    assert flowc.verify(forces, *r.standard_normal((3, 70)).astype(np.float32))
+
+
+def test_sums_that_only_share_short_values_stay_apart():
+    def fn(a, x, y):
+        return np.sum(a[:, None] * x, axis=1), np.sum(a[:, None] * y, axis=1)
+    assert len(program(fn, "f32[500]", "f32[500, 400]", "f32[500, 400]").plan.steps) == 2
+
+
 @pytest.mark.parametrize("count", [100, 1000, 10000])
 def test_building_is_linear_in_nodes(count):
     """Kernels and steps grow with the graph, no faster."""
