@@ -47,7 +47,7 @@ def lower_contraction(g: Group, ctx: Context) -> Lowered:
     work = p.work // (8 if p.acc.bits <= 32 else 4) + outside * p.m * p.n * cost(g) // 8
     if any(f.schedule.form == "thin" for f in forms):
         work = work + outside * p.n * p.k
-    if packed is None:
+    if packed is None or last.on_way:
         return Lowered([kernel], {}, [work])
     return Lowered([packed.pack_columns(none_of(f.excess for f in forms[:-1])), kernel], {packed.temp: packed.packed},
                    [outside * p.n * p.k * 2, work])
@@ -172,19 +172,31 @@ class Packed:
                 else:
                     k.write(tile, at, k.get(acc, i, j))
 
-        with k.loop(blocks, "seq", "kb") as kb, k.loop(ceildiv(rows, s.mr), "seq", "ip") as ip:
-            acc = k.acc(p.acc, b.const(0, p.acc), (s.mr, s.nr))
-            if not self.one_block:
-                with k.if_(b.gt(b.index(kb), 0)):
-                    keep(ip, True, acc)
-            with k.loop(p.k if self.one_block else dmin(s.kc, p.k - s.kc * kb), "seq", "k") as kk:
-                at = kk if self.one_block else s.kc * kb + kk
-                add_products(k, p, s, acc, lambda i: element(ip, i, at),
-                             lambda j: self.column(k, outer, panel, at, j))
-            if tile:
-                keep(ip, False, acc)
-            else:
-                finish(k, inl, p, s, acc, outer, lambda i: dmin(first + s.mr * ip + i, p.m - 1), s.nr * panel)
+        here = k.alloc(p.acc, (p.k if self.one_block else s.kc) * s.nr) if s.on_way else ""
+        with k.loop(blocks, "seq", "kb") as kb:
+            start, count = (0, p.k) if self.one_block else (s.kc * kb, dmin(s.kc, p.k - s.kc * kb))
+            if here:
+                self.copy_columns(k, inl, outer, panel, here, start, count)
+            with k.loop(ceildiv(rows, s.mr), "seq", "ip") as ip:
+                acc = k.acc(p.acc, b.const(0, p.acc), (s.mr, s.nr))
+                if not self.one_block:
+                    with k.if_(b.gt(b.index(kb), 0)):
+                        keep(ip, True, acc)
+                with k.loop(count, "seq", "k") as kk:
+                    add_products(k, p, s, acc, lambda i: element(ip, i, start + kk), lambda j: b.load(
+                        here, s.nr * kk + j, p.acc) if here else self.column(k, outer, panel, start + kk, j))
+                if tile:
+                    keep(ip, False, acc)
+                else:
+                    finish(k, inl, p, s, acc, outer, lambda i: dmin(first + s.mr * ip + i, p.m - 1), s.nr * panel)
+
+    def copy_columns(self, k: KernelBuilder, inl: Inliner, outer: Idx, panel: DimLike, here: str, start: DimLike,
+                     count: DimLike) -> None:
+        """Bring a block of a panel of columns to ``here``."""
+        p, s = self.p, self.s
+        with k.loop(count, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
+            col = s.nr * panel + j
+            k.write(here, s.nr * kk + j, p.col_element(k, inl, outer, col, start + kk, lanes_exist(k, p, s, col)))
 
     def column(self, k: KernelBuilder, outer: Idx, panel: DimLike, kk: DimLike, j: DimLike) -> Expr:
         """An element of the packed columns."""

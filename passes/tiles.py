@@ -22,6 +22,11 @@ THIN = 4              # rows that stream
 SLICE = 256           # columns of one thin task, at most: the sums of a few rows, and the columns, in the nearest cache
 STREAM = 2048         # the same where the row operand is computed, which every task does
 GROUP = 8             # summed indices that pass at a time
+FAR = 16              # times half of the second-level cache: a column operand that lies in memory
+COPY = 12             # columns whose work is that of copying the rows of a task
+BRING = 6             # rows whose work is that of bringing the columns of a task from the third-level cache
+PACK = 16             # the same for a kernel of its own that packs the columns: they go through memory three times
+CREWS = (1, 2, 4, 8)  # numbers of threads that shall all be busy to the end
 CROWD = 2048          # bytes between rows: lines of rows at multiples of it meet in few sets of the first-level cache
 WAYS = 8              # of that cache: more such rows at once would push each other out
 
@@ -74,8 +79,10 @@ def _forms(machine: Machine, p: Problem) -> Iterator[Form]:
         yield Form(few + over(p.m, THIN), _thin(machine, p))
     if streams and p.row_reach.plain:
         mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if crowded(p) else 32)
-        # a copy of the columns that few rows need would be read as often as it is written
-        yield Form(over(p.m, 2 * mr) * over(size, machine.l2), ContractSchedule("direct", mr=mr, nr=nr, width=width))
+        # a copy of the columns that few rows need would be read as often as it is written, but is read in order
+        far = over(p.m, 2 * mr) + over(size, FAR * machine.l2)
+        yield Form(over(size, machine.l2) * over(p.m, mr) * far,
+                   ContractSchedule("direct", mr=mr, nr=nr, width=width))
     yield Form(0, packed_schedule(machine, p))
 
 
@@ -132,24 +139,36 @@ def _thin(machine: Machine, p: Problem) -> ContractSchedule:
 
 def packed_schedule(machine: Machine, p: Problem) -> ContractSchedule:
     """24 accumulators leave room for operands in 32 registers (AVX-512), 12 in 16 (AVX2)."""
-    w, m, n = machine.lanes(p.acc), p.m, p.n
-    shapes = ((8, 3), (12, 2), (24, 1)) if machine.vector_bits >= 512 else ((6, 2), (12, 1))
-    mr, nv = shapes[0]
-    if isinstance(n, int):
-        def padded(shape: tuple[int, int]) -> float:
-            width = shape[1] * w
-            return ceil_div(int(n), width) * width * {3: 1.0, 2: 1.03, 1: 1.2}[shape[1]]
-        mr, nv = min(shapes, key=padded)
-    if isinstance(m, int):
-        mr = max(1, min(mr, m))
-    mc = max(mr, 96 // mr * mr)
-    if isinstance(m, int) and m > mc:  # even blocks, an even number of them where there are few
-        blocks = ceil_div(m, mc)
-        blocks += blocks % 2 if blocks < 16 else 0
-        mc = ceil_div(ceil_div(m, blocks), mr) * mr
-    elif isinstance(m, int) and m > 2 * mr:
-        mc = ceil_div(ceil_div(m, 2), mr) * mr
-    nr = nv * w
+    w = machine.lanes(p.acc)
+    kc = 256 if p.acc.bits <= 32 else 192
     in_place = isinstance(p.row_reach.own, int) and p.row_reach.summed == 1 and not crowded(p)
-    return ContractSchedule("packed", mr=mr, nr=nr, width=w, kc=256 if p.acc.bits <= 32 else 192, mc=mc,
-                            nc=max(1, 960 // nr) * nr, copy_rows=not in_place)
+    # rows of a block: they stay in the second-level cache
+    most = 128 if in_place or not isinstance(p.k, int) else machine.l2 * 3 // 4 // max(1, p.k * p.acc.bytes)
+    best = min(_blocks(machine, w, p.m, p.n, min(128, max(48, most))))
+    _, mr, nr, mc, nc = best
+    on_way = isinstance(p.m, int) and p.m <= mc  # then there is no other task to share the copy with
+    return ContractSchedule("packed", mr=mr, nr=nr, width=w, kc=kc // (1 + on_way), mc=mc, nc=nc,
+                            copy_rows=not in_place, on_way=on_way)
+
+
+def _blocks(machine: Machine, w: int, m: DimLike, n: DimLike, most: int) -> Iterator[tuple[float, int, int, int, int]]:
+    """Ways to cut rows and columns into tiles and tasks: (cost, mr, nr, mc, nc).  A task that copies its rows and
+    brings the columns costs as much as one with a few more columns and rows; all threads wait for the last."""
+    shapes = ((8, 3), (12, 2), (24, 1)) if machine.vector_bits >= 512 else ((6, 2), (12, 1))
+    for mr, nv in shapes if isinstance(n, int) else shapes[:1]:
+        nr, slow = nv * w, {3: 1.0, 2: 1.01, 1: 1.2}[nv]
+        if isinstance(m, int) and m:
+            mr = ceil_div(m, ceil_div(m, mr))  # as many tiles, of fewer rows that do not exist
+        if not isinstance(m, int) or not isinstance(n, int):
+            mc = max(mr, 96 // mr * mr)
+            rows, columns = m if isinstance(m, int) else 960, n if isinstance(n, int) else 960
+            yield slow * ceil_div(columns, nr) * nr, mr, nr, min(mc, ceil_div(rows, mr) * mr), max(1, 960 // nr) * nr
+            continue
+        panels, strips = max(1, ceil_div(n, nr)), max(1, ceil_div(m, mr))
+        for nc in dict.fromkeys(nr * ceil_div(panels, parts) for parts in range(1, min(panels, 8) + 1)):
+            for mc in range(mr, min(most, strips * mr) + 1, mr):
+                tasks = ceil_div(m, mc) * ceil_div(n, nc)
+                one = (mc + BRING) * (nc + COPY)
+                whole = (strips * mr + BRING * ceil_div(m, mc)) * (panels * nr + COPY * ceil_div(n, nc))
+                apart = 0 if m <= mc else PACK * len(CREWS) * panels * nr
+                yield apart + slow * sum(max(whole, ceil_div(tasks, t) * t * one) for t in CREWS), mr, nr, mc, nc
