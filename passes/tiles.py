@@ -11,6 +11,7 @@ the second-level cache or is read once or twice.  *thin*: few rows; the column o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from flowc.dims import DimLike, bounds, dmax, dmin, prod
@@ -81,7 +82,7 @@ def _forms(machine: Machine, p: Problem) -> Iterator[Form]:
         mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if crowded(p) else 32)
         # a copy of the columns that few rows need would be read as often as it is written, but is read in order
         far = over(p.m, 2 * mr) + over(size, FAR * machine.l2)
-        yield Form(over(size, machine.l2) * over(p.m, mr) * far,
+        yield Form(over(size, machine.l2) * over(p.m, WAYS) * far,
                    ContractSchedule("direct", mr=mr, nr=nr, width=width))
     yield Form(0, packed_schedule(machine, p))
 
@@ -144,17 +145,21 @@ def packed_schedule(machine: Machine, p: Problem) -> ContractSchedule:
     in_place = isinstance(p.row_reach.own, int) and p.row_reach.summed == 1 and not crowded(p)
     # rows of a block: they stay in the second-level cache
     most = 128 if in_place or not isinstance(p.k, int) else machine.l2 * 3 // 4 // max(1, p.k * p.acc.bytes)
-    best = min(_blocks(machine, w, p.m, p.n, min(128, max(48, most))))
-    _, mr, nr, mc, nc = best
+    mr, nr, mc, nc = _best_blocks(machine.vector_bits, w, p.m, p.n, min(128, max(48, most)))
     on_way = isinstance(p.m, int) and p.m <= mc  # then there is no other task to share the copy with
     return ContractSchedule("packed", mr=mr, nr=nr, width=w, kc=kc // (1 + on_way), mc=mc, nc=nc,
                             copy_rows=not in_place, on_way=on_way)
 
 
-def _blocks(machine: Machine, w: int, m: DimLike, n: DimLike, most: int) -> Iterator[tuple[float, int, int, int, int]]:
+@lru_cache(1 << 10)
+def _best_blocks(bits: int, w: int, m: DimLike, n: DimLike, most: int) -> tuple[int, ...]:
+    return min(_blocks(bits, w, m, n, most))[1:]
+
+
+def _blocks(bits: int, w: int, m: DimLike, n: DimLike, most: int) -> Iterator[tuple[float, int, int, int, int]]:
     """Ways to cut rows and columns into tiles and tasks: (cost, mr, nr, mc, nc).  A task that copies its rows and
     brings the columns costs as much as one with a few more columns and rows; all threads wait for the last."""
-    shapes = ((8, 3), (12, 2), (24, 1)) if machine.vector_bits >= 512 else ((6, 2), (12, 1))
+    shapes = ((8, 3), (12, 2), (24, 1)) if bits >= 512 else ((6, 2), (12, 1))
     for mr, nv in shapes if isinstance(n, int) else shapes[:1]:
         nr, slow = nv * w, {3: 1.0, 2: 1.01, 1: 1.2}[nv]
         if isinstance(m, int) and m:
