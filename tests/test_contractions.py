@@ -64,7 +64,8 @@ def test_the_form_changes_no_bit(shape):
 @pytest.mark.parametrize("m", [70, 100])
 def test_few_rows_copy_a_large_operand_on_the_way(m, turned, after):
     k, n = 701, 390
-    a, b = operand(1, (m, k)[::-1 if turned[0] else 1], "float32"), operand(2, (k, n)[::-1 if turned[1] else 1], "float32")
+    a = operand(1, (k, m) if turned[0] else (m, k), "float32")
+    b = operand(2, (n, k) if turned[1] else (k, n), "float32")
 
     def fn(x, y):
         z = (x.T if turned[0] else x) @ (y.T if turned[1] else y)
