@@ -12,6 +12,9 @@ them.  The packed form:
         for column panel (nr), k block (kc), row panel:    tile in registers, kept in C[mc][nr] between k blocks
         for rows, columns of the panel:                    epilogue, store
 
+The columns are packed before, or, where one block has all rows, by the task itself, block by block of k.  Where sizes
+are unknown, one kernel holds every form that they may want, and a test of the sizes around each.
+
 Layout and loop order follow Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008), with
 the roles of the two operands exchanged for results in row-major order.
 """

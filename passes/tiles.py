@@ -6,6 +6,7 @@ Here: the choice.  Not here: the loop nests of the forms (contract.py, contract_
 Forms.  *packed*: both operands are copied into the order in which the tile reads them; for products that are large in
 every direction.  *direct*: the column operand is read where it lies; for products whose column operand fits half of
 the second-level cache or is read once or twice.  *thin*: few rows; the column operand streams past once in whole rows.
+Where sizes are unknown there are several forms, each with the sizes that it is for.
 """
 
 from __future__ import annotations
