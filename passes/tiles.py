@@ -12,6 +12,7 @@ Where sizes are unknown there are several forms, each with the sizes that it is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -85,7 +86,10 @@ def _forms(machine: Machine, p: Problem) -> Iterator[Form]:
         far = over(p.m, 2 * mr) + over(size, FAR * machine.l2)
         yield Form(over(size, machine.l2) * over(p.m, WAYS) * far,
                    ContractSchedule("direct", mr=mr, nr=nr, width=width))
-    yield Form(0, packed_schedule(machine, p))
+    s = packed_schedule(machine, p)
+    if isinstance(p.m, int) and p.m <= s.mc:  # then there is no other task to share the copy with
+        s = replace(s, on_way=True, kc=s.kc // 2)
+    yield Form(0, s)
 
 
 def crowded(p: Problem) -> bool:
@@ -147,9 +151,7 @@ def packed_schedule(machine: Machine, p: Problem) -> ContractSchedule:
     # rows of a block: they stay in the second-level cache
     most = 128 if in_place or not isinstance(p.k, int) else machine.l2 * 3 // 4 // max(1, p.k * p.acc.bytes)
     mr, nr, mc, nc = _best_blocks(machine.vector_bits, w, p.m, p.n, min(128, max(48, most)))
-    on_way = isinstance(p.m, int) and p.m <= mc  # then there is no other task to share the copy with
-    return ContractSchedule("packed", mr=mr, nr=nr, width=w, kc=kc // (1 + on_way), mc=mc, nc=nc,
-                            copy_rows=not in_place, on_way=on_way)
+    return ContractSchedule("packed", mr=mr, nr=nr, width=w, kc=kc, mc=mc, nc=nc, copy_rows=not in_place)
 
 
 @lru_cache(1 << 10)
