@@ -7,10 +7,13 @@ One register tile holds mr rows times nr columns and adds rank-1 updates for k =
 element is one chain of fused multiply-adds over k, whatever the form and the blocking, so the bits do not depend on
 them.  The packed form:
 
-    for outer, row block (mc), column block (nc) in parallel:
+    for outer, column block (nc), row block (mc) in parallel:
         pack the rows of the block, unless they lie well:  A[panel][k][mr]
         for column panel (nr), k block (kc), row panel:    tile in registers, kept in C[mc][nr] between k blocks
         for rows, columns of the panel:                    epilogue, store
+
+The columns are packed before, or, where one block has all rows, by the task itself, block by block of k.  Where sizes
+are unknown, one kernel holds every form that they may want, and a test of the sizes around each.
 
 Layout and loop order follow Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008), with
 the roles of the two operands exchanged for results in row-major order.
@@ -18,30 +21,81 @@ the roles of the two operands exchanged for results in row-major order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
-from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
+from flowc.dims import DimLike, ceildiv, dmax, dmin, prod, sym
 from flowc.kernel import Expr, Kernel
-from flowc.passes.contract_direct import lower_direct, lower_thin
+from flowc.passes.contract_direct import direct_task, direct_tasks, thin_task, thin_tasks
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.problem import Problem
 from flowc.passes.register_tile import add_products, finish, lanes_exist, light, store
 from flowc.passes.schedule import ContractSchedule
-from flowc.passes.tiles import choose_schedule
+from flowc.passes.tiles import Form, choose_forms, none_of
 from flowc.types import Type
 
 
 def lower_contraction(g: Group, ctx: Context) -> Lowered:
     p = Problem(g, ctx)
-    s = ctx.machine.chosen((p.node.op.name, p.acc, *p.outer_extents, p.m, p.n, p.k), choose_schedule(ctx.machine, p))
-    work = p.work // (8 if p.acc.bits <= 32 else 4) + prod(p.outer_extents) * p.m * p.n * cost(g) // 8
-    if s.form == "direct":
-        return Lowered([lower_direct(p, s)], {}, [work])
-    if s.form == "thin":
-        return Lowered([lower_thin(p, s)], {}, [work + prod(p.outer_extents) * p.n * p.k])
-    return Packed(p, s, f"{ctx.name}.packed").lower(work)
+    forms = choose_forms(ctx.machine, p)
+    last = forms[-1].schedule
+    packed = Packed(p, last, f"{ctx.name}.packed") if last.form == "packed" else None
+    k = ctx.builder("m")
+    _tasks(k, p, forms, packed)
+    declare_outputs(k, g, ctx)
+    kernel = k.finish(ctx.dims, [*describe(g), *(str(f.schedule) for f in forms)])
+    outside = prod(p.outer_extents)
+    work = p.work // (8 if p.acc.bits <= 32 else 4) + outside * p.m * p.n * cost(g) // 8
+    if any(f.schedule.form == "thin" for f in forms):
+        work = work + outside * p.n * p.k
+    if packed is None or last.on_way:
+        return Lowered([kernel], {}, [work])
+    return Lowered([packed.pack_columns(none_of(f.excess for f in forms[:-1])), kernel], {packed.temp: packed.packed},
+                   [outside * p.n * p.k * 2, work])
+
+
+def _tasks(k: KernelBuilder, p: Problem, forms: Sequence[Form], packed: Packed | None) -> None:
+    """The tasks of the first form that fits the sizes, all forms sharing one loop."""
+    def extents(s: ContractSchedule) -> Idx:
+        return packed.tasks() if s.form == "packed" and packed else _IN_PLACE[s.form][0](p, s)
+
+    def task(s: ContractSchedule, outer: Idx, at: Idx) -> None:
+        inl = inliner(k, p.group, p.ctx)
+        if s.form == "packed" and packed:
+            packed.task(k, inl, outer, at)
+        else:
+            _IN_PLACE[s.form][1](k, inl, p, s, outer, at)
+
+    if len(forms) == 1:
+        with (nest(k, p.outer_extents, "parallel", "o") as outer,
+              nest(k, extents(forms[0].schedule), "parallel", "t") as at):
+            task(forms[0].schedule, outer, at)
+        return
+    fits = [k.let(k.b.eq(k.b.index(f.excess), 0)) for f in forms[:-1]]
+    counts: list[DimLike] = []
+    for many in zip(*(extents(f.schedule) for f in forms), strict=True):
+        n = k.b.index(many[-1])
+        for yes, other in reversed(list(zip(fits, many[:-1], strict=True))):
+            n = k.b.select(yes, k.b.index(other), n)
+        counts.append(k.as_index(n, 0, None))
+    with nest(k, p.outer_extents, "parallel", "o") as outer, nest(k, counts, "parallel", "t") as at:
+        for i, f in enumerate(forms):
+            with k.if_(functools.reduce(k.b.and_, [*map(k.b.not_, fits[:i]), *fits[i:i + 1]])):
+                task(f.schedule, outer, tuple(named(k, d, n - 1) for d, n in zip(at, extents(f.schedule), strict=True)))
+
+
+def named(k: KernelBuilder, d: DimLike, most: DimLike) -> DimLike:
+    """A size within 0..most by a name: what is computed from it, and proved of it, stays short."""
+    if isinstance(d, int):
+        return d
+    name = k.let(k.b.index(d), range=(0, most)).attr[0]
+    k.ranges[name] = (0, most)
+    return sym(name)
+
+
+_IN_PLACE = {"direct": (direct_tasks, direct_task), "thin": (thin_tasks, thin_task)}
 
 
 class Packed:
@@ -53,15 +107,13 @@ class Packed:
         self.packed = Type(p.acc, (*p.outer_extents, self.panels, p.k, s.nr))
         self.one_block = isinstance(p.k, int) and p.k <= s.kc
 
-    def lower(self, work: DimLike) -> Lowered:
-        elements = prod(self.p.outer_extents) * self.p.n * self.p.k
-        return Lowered([self.pack_columns(), self.multiply()], {self.temp: self.packed}, [elements * 2, work])
-
-    def pack_columns(self) -> Kernel:
+    def pack_columns(self, wanted: DimLike = 1) -> Kernel:
+        """``wanted``: 0 where the sizes want no packed columns."""
         p, s = self.p, self.s
         k = p.ctx.builder("p")
         inl = inliner(k, p.group, p.ctx)
-        with (nest(k, p.outer_extents, "parallel", "o") as outer, k.loop(self.panels, "parallel", "p") as panel,
+        panels = named(k, wanted, 1) * self.panels
+        with (nest(k, p.outer_extents, "parallel", "o") as outer, k.loop(panels, "parallel", "p") as panel,
               k.loop(p.k, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j):
             col = s.nr * panel + j
             v = p.col_element(k, inl, outer, col, kk, lanes_exist(k, p, s, col))
@@ -69,25 +121,22 @@ class Packed:
         k.buffer(self.temp, p.acc, self.packed.shape, "out")
         return k.finish(p.ctx.dims, [f"pack the columns of {p.node.op.name}", str(s)])
 
-    def multiply(self) -> Kernel:
-        p, s = self.p, self.s
-        k = p.ctx.builder("m")
-        inl = inliner(k, p.group, p.ctx)
-        with (nest(k, p.outer_extents, "parallel", "o") as outer,
-              k.loop(ceildiv(p.m, s.mc), "parallel", "mb") as mb,
-              k.loop(ceildiv(p.n, s.nc), "parallel", "nb") as nb):
-            rows = dmin(s.mc, p.m - s.mc * mb)
-            element = self.rows(k, inl, outer, s.mc * mb, rows)
-            direct = self.one_block and light(p)
-            tile = "" if direct else k.alloc(p.acc, s.mc * s.nr)
-            first = s.nc // s.nr * nb
-            with k.loop(dmin(s.nc // s.nr, self.panels - first), "seq", "jp") as jp:
-                panel = first + jp
-                self.panel(k, inl, element, tile, outer, panel, s.mc * mb, rows)
-                if not direct:
-                    self.epilogue(k, inl, tile, outer, s.mc * mb, rows, panel)
-        declare_outputs(k, p.group, p.ctx)
-        return k.finish(p.ctx.dims, [*describe(p.group), str(s)])
+    def tasks(self) -> Idx:
+        return ceildiv(self.p.n, self.s.nc), ceildiv(self.p.m, self.s.mc)
+
+    def task(self, k: KernelBuilder, inl: Inliner, outer: Idx, at: Idx) -> None:
+        """A block of rows times a block of columns."""
+        p, s, (nb, mb) = self.p, self.s, at
+        rows = dmin(s.mc, p.m - s.mc * mb)
+        element = self.rows(k, inl, outer, s.mc * mb, rows)
+        direct = self.one_block and light(p)
+        tile = "" if direct else k.alloc(p.acc, s.mc * s.nr)
+        first = s.nc // s.nr * nb
+        with k.loop(dmin(s.nc // s.nr, self.panels - first), "seq", "jp") as jp:
+            panel = first + jp
+            self.panel(k, inl, element, tile, outer, panel, s.mc * mb, rows)
+            if not direct:
+                self.epilogue(k, inl, tile, outer, s.mc * mb, rows, panel)
 
     def rows(self, k: KernelBuilder, inl: Inliner, outer: Idx, first: DimLike, rows: DimLike
              ) -> Callable[[DimLike, DimLike, DimLike], Expr]:
@@ -126,19 +175,31 @@ class Packed:
                 else:
                     k.write(tile, at, k.get(acc, i, j))
 
-        with k.loop(blocks, "seq", "kb") as kb, k.loop(ceildiv(rows, s.mr), "seq", "ip") as ip:
-            acc = k.acc(p.acc, b.const(0, p.acc), (s.mr, s.nr))
-            if not self.one_block:
-                with k.if_(b.gt(b.index(kb), 0)):
-                    keep(ip, True, acc)
-            with k.loop(p.k if self.one_block else dmin(s.kc, p.k - s.kc * kb), "seq", "k") as kk:
-                at = kk if self.one_block else s.kc * kb + kk
-                add_products(k, p, s, acc, lambda i: element(ip, i, at),
-                             lambda j: self.column(k, outer, panel, at, j))
-            if tile:
-                keep(ip, False, acc)
-            else:
-                finish(k, inl, p, s, acc, outer, lambda i: dmin(first + s.mr * ip + i, p.m - 1), s.nr * panel)
+        here = k.alloc(p.acc, (p.k if self.one_block else s.kc) * s.nr) if s.on_way else ""
+        with k.loop(blocks, "seq", "kb") as kb:
+            start, count = (0, p.k) if self.one_block else (s.kc * kb, dmin(s.kc, p.k - s.kc * kb))
+            if here:
+                self.copy_columns(k, inl, outer, panel, here, start, count)
+            with k.loop(ceildiv(rows, s.mr), "seq", "ip") as ip:
+                acc = k.acc(p.acc, b.const(0, p.acc), (s.mr, s.nr))
+                if not self.one_block:
+                    with k.if_(b.gt(b.index(kb), 0)):
+                        keep(ip, True, acc)
+                with k.loop(count, "seq", "k") as kk:
+                    add_products(k, p, s, acc, lambda i: element(ip, i, start + kk), lambda j: b.load(
+                        here, s.nr * kk + j, p.acc) if here else self.column(k, outer, panel, start + kk, j))
+                if tile:
+                    keep(ip, False, acc)
+                else:
+                    finish(k, inl, p, s, acc, outer, lambda i: dmin(first + s.mr * ip + i, p.m - 1), s.nr * panel)
+
+    def copy_columns(self, k: KernelBuilder, inl: Inliner, outer: Idx, panel: DimLike, here: str, start: DimLike,
+                     count: DimLike) -> None:
+        """Bring a block of a panel of columns to ``here``."""
+        p, s = self.p, self.s
+        with k.loop(count, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
+            col = s.nr * panel + j
+            k.write(here, s.nr * kk + j, p.col_element(k, inl, outer, col, start + kk, lanes_exist(k, p, s, col)))
 
     def column(self, k: KernelBuilder, outer: Idx, panel: DimLike, kk: DimLike, j: DimLike) -> Expr:
         """An element of the packed columns."""

@@ -1,10 +1,11 @@
 """Contractions that read their operands where they lie.
 
-Here: the direct and the thin form.  Not here: the packed one (contract.py), when each is taken (tiles.py).
+Here: the tasks of the direct and the thin form.  Not here: the packed one, the kernel around the tasks (contract.py),
+when each is taken (tiles.py).
 
     direct: for outer, column panel (nr), row panel (mr) in parallel: tile in registers over all k, epilogue, store
-    thin:   for outer, column block (nr) in parallel: for k in groups of kc: tile in memory += rows of the column
-            operand, each read once from beginning to end; epilogue, store
+    thin:   for outer, column block (nr) in parallel: for k in groups of kc: for rows: tile in memory += rows of the
+            column operand, which come from memory once; epilogue, store
 """
 
 from __future__ import annotations
@@ -12,27 +13,25 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flowc.dims import DimLike, ceildiv, dmin
-from flowc.kernel import Expr, Kernel
 from flowc.passes.inline import Idx, Inliner, KernelBuilder
-from flowc.passes.lowering import declare_outputs, describe, inliner, nest
 from flowc.passes.problem import Problem
 from flowc.passes.register_tile import add_products, finish, lanes_exist, light, store
 from flowc.passes.schedule import ContractSchedule
 
 
-def lower_direct(p: Problem, s: ContractSchedule) -> Kernel:
-    k = p.ctx.builder("d")
-    inl = inliner(k, p.group, p.ctx)
-    with (nest(k, p.outer_extents, "parallel", "o") as outer, k.loop(ceildiv(p.n, s.nr), "parallel", "jp") as jp,
-          k.loop(ceildiv(p.m, s.mr), "parallel", "ip") as ip):
-        row = _rows(p, s.mr, ip)
-        acc = k.acc(p.acc, k.b.const(0, p.acc), (s.mr, s.nr))
-        with k.loop(p.k, "seq", "k") as kk:
-            add_products(k, p, s, acc, lambda i: p.row_element(k, inl, outer, row(i), kk), lambda j: p.col_element(
-                k, inl, outer, s.nr * jp + j, kk, lanes_exist(k, p, s, s.nr * jp + j)))
-        finish_tile(k, inl, p, s, acc, outer, row, s.nr * jp)
-    declare_outputs(k, p.group, p.ctx)
-    return k.finish(p.ctx.dims, [*describe(p.group), str(s)])
+def direct_tasks(p: Problem, s: ContractSchedule) -> Idx:
+    return ceildiv(p.n, s.nr), ceildiv(p.m, s.mr)
+
+
+def direct_task(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule, outer: Idx, at: Idx) -> None:
+    """One tile in registers."""
+    jp, ip = at
+    row = _rows(p, s.mr, ip)
+    acc = k.acc(p.acc, k.b.const(0, p.acc), (s.mr, s.nr))
+    with k.loop(p.k, "seq", "k") as kk:
+        add_products(k, p, s, acc, lambda i: p.row_element(k, inl, outer, row(i), kk), lambda j: p.col_element(
+            k, inl, outer, s.nr * jp + j, kk, lanes_exist(k, p, s, s.nr * jp + j)))
+    finish_tile(k, inl, p, s, acc, outer, row, s.nr * jp)
 
 
 def _rows(p: Problem, mr: int, ip: DimLike) -> Callable[[DimLike], DimLike]:
@@ -55,34 +54,34 @@ def finish_tile(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule,
         store(k, inl, p, s, k.b.load(tile, s.nr * i + j, p.acc), outer, row(i), start + j)
 
 
-def lower_thin(p: Problem, s: ContractSchedule) -> Kernel:
-    k = p.ctx.builder("t")
-    inl = inliner(k, p.group, p.ctx)
-    with nest(k, p.outer_extents, "parallel", "o") as outer, k.loop(ceildiv(p.n, s.nr), "parallel", "jb") as jb:
-        start = s.nr * jb
-        cols = dmin(s.nr, p.n - start)
-        tile = k.alloc(p.acc, s.mr * s.nr)
-        with k.loop(s.mr * s.nr, "vector", "z", s.width) as z:
-            k.write(tile, z, k.b.const(0, p.acc))
-        with k.loop(p.k // s.kc, "seq", "kb") as kb:
-            _stream(k, inl, p, s, tile, outer, start, cols, s.kc * kb, s.kc)
-        with k.loop(p.k % s.kc, "seq", "kr") as kr:
-            _stream(k, inl, p, s, tile, outer, start, cols, p.k // s.kc * s.kc + kr, 1)
-        with k.loop(s.mr, "seq", "i") as i, k.loop(s.nr, "vector", "j", s.width) as j:
-            store(k, inl, p, s, k.b.load(tile, s.nr * i + j, p.acc), outer, i, start + j)
-    declare_outputs(k, p.group, p.ctx)
-    return k.finish(p.ctx.dims, [*describe(p.group), str(s)])
+def thin_tasks(p: Problem, s: ContractSchedule) -> Idx:
+    return ceildiv(p.n, s.nr), 1
+
+
+def thin_task(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule, outer: Idx, at: Idx) -> None:
+    """All rows, at most ``s.mr``, times a block of columns."""
+    start = s.nr * at[0]
+    cols = dmin(s.nr, p.n - start)
+    tile = k.alloc(p.acc, s.mr * s.nr)
+    with k.loop(p.m, "seq", "i") as i, k.loop(cols, "vector", "j", s.width) as j:
+        k.write(tile, s.nr * i + j, k.b.const(0, p.acc))
+    with k.loop(p.k // s.kc, "seq", "kb") as kb:
+        _stream(k, inl, p, s, tile, outer, start, cols, s.kc * kb, s.kc)
+    with k.loop(p.k % s.kc, "seq", "kr") as kr:
+        _stream(k, inl, p, s, tile, outer, start, cols, p.k // s.kc * s.kc + kr, 1)
+    with k.loop(p.m, "seq", "i") as i, k.loop(cols, "vector", "j", s.width) as j:
+        store(k, inl, p, s, k.b.load(tile, s.nr * i + j, p.acc), outer, i, start + j)
 
 
 def _stream(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule, tile: str, outer: Idx, start: DimLike,
             cols: DimLike, first: DimLike, count: int) -> None:
-    """Add the products of ``count`` summed indices from ``first`` on, in order, to every row and column."""
-    x: list[list[Expr]] = [[k.let(p.row_element(k, inl, outer, i, first + c)) for c in range(count)]
-                           for i in range(s.mr)]
-    with k.loop(cols, "vector", "j", s.width) as j:
-        y = [p.col_element(k, inl, outer, start + j, first + c, None) for c in range(count)]
-        for i in range(s.mr):
+    """Add the products of ``count`` summed indices from ``first`` on, in order, to every row and column.  The first
+    row fetches the columns, the others find them in the nearest cache."""
+    with k.loop(p.m, "seq", "i") as i:
+        x = [k.let(p.row_element(k, inl, outer, i, first + c)) for c in range(count)]
+        with k.loop(cols, "vector", "j", s.width) as j:
             total = k.b.load(tile, s.nr * i + j, p.acc)
             for c in range(count):
-                total = k.b.fma(x[i][c], y[c], total) if p.acc.floating else k.b.add(k.b.mul(x[i][c], y[c]), total)
+                y = p.col_element(k, inl, outer, start + j, first + c, None)
+                total = k.b.fma(x[c], y, total) if p.acc.floating else k.b.add(k.b.mul(x[c], y), total)
             k.write(tile, s.nr * i + j, total)

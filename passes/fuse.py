@@ -34,6 +34,7 @@ WIDE = 256            # places of an innermost axis for all of which a costly va
 RECOMPUTE = 32        # work worth repeating instead of a trip through memory: 8 per instruction, 1 per condition
 MUCH = 1 << 12        # work beyond which it is no longer counted
 FEW_ROWS = 16         # fewer rows than this do not occupy a machine: their reductions are split instead
+SOURCES = 12          # values looked at when searching for a reduction of the same ones
 SEARCH = 256          # groups looked at when searching for a cycle
 
 EXPENSIVE = frozenset("exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh "
@@ -345,9 +346,7 @@ class _Partitioner:
         lower = node.op.lower
         if not isinstance(lower, (Pointwise, Reduction)) or node.rank == 0:
             return False
-        for x in node.inputs:
-            if not x.rank:
-                continue
+        for x in self.sources(node):
             for g in dict.fromkeys(reversed(self.readers.get(x, [])[-6:])):
                 if g in wanted or node in g.demands or not self.mergeable(node, g):
                     continue
@@ -357,6 +356,17 @@ class _Partitioner:
                 self.publish(node, g, wanted)
                 return True
         return False
+
+    def sources(self, node: Node) -> list[Node]:
+        """What a node is computed from: its operands, and for a reduction what these are computed from element by
+        element, the nearest first."""
+        out = [x for x in node.inputs if x.rank]
+        if isinstance(node.op.lower, Reduction):
+            for x in out:  # grows on the way
+                if isinstance(x.op.lower, Pointwise) and len(out) < SOURCES:
+                    out += [y for y in x.inputs if y.op.name != "broadcast" and self.same(y.shape, x.shape)
+                            and not _trivial(y) and y not in out]
+        return out
 
     def mergeable(self, node: Node, g: Group) -> bool:
         if len(g.members) >= MAX_NODES or len(g.demands) > MAX_BUFFERS or not self.same(node.shape, g.space[:g.outer]):

@@ -136,7 +136,7 @@ class KernelBuilder:
         self.scopes[depth].names.add(name)
         return self.b.ref(name, value.dtype)
 
-    def as_index(self, value: Expr, lo: DimLike, hi: DimLike) -> DimLike:
+    def as_index(self, value: Expr, lo: DimLike, hi: DimLike | None) -> DimLike:
         """An i64 value that is known to lie in lo..hi, as a size usable in indices."""
         if value.op == "const":
             return int(value.attr)

@@ -15,6 +15,7 @@ from flowc.graph import Graph, Node, make
 from flowc.op import Reduction
 from flowc.passes.grain import along_the_grain
 from flowc.passes.manager import PassContext, graph_pass
+from flowc.passes.pairs import by_coordinate, reduced_again
 from flowc.passes.tally import counted
 from flowc.types import f32
 
@@ -23,18 +24,25 @@ LONG = 128  # elements of a row: enough to fill registers
 
 @graph_pass("legalize")
 def legalize(graph: Graph, ctx: PassContext) -> Graph:
-    """Turn matrix-vector products into reductions, reductions along the grain of their operands,
-    and counts of every value into tallies."""
+    """Turn matrix-vector products into reductions, reductions along the grain of their operands or coordinate by
+    coordinate, and counts of every value into tallies."""
     changed = False
+    again = reduced_again(graph)
+    originals = iter(graph.nodes)
 
     def visit(n: Node) -> Node:
         nonlocal changed
         ctx.visits += 1
+        original = next(originals)
         if isinstance(n.op.lower, Reduction):
             better = along_the_grain(counted(n))
             if better is not n and ctx.allow("legalize", "along-the-grain", n):
                 changed = True
                 return better
+            parts = by_coordinate(n, original in again)
+            if parts is not n and ctx.allow("legalize", "by-coordinate", n):
+                changed = True
+                return parts
             return n
         if n.op.name != "dot" or n.dtype.kind in "bc":
             return n

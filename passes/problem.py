@@ -71,11 +71,11 @@ def _flat_columns(access: Access, nodes: Sequence[Node], cols: tuple[int, ...], 
 @dataclass(frozen=True)
 class Reach:
     """How an operand is read: ``own`` and ``summed`` are the distances in elements of neighbours along its own axes
-    (rows or columns) and along the summed ones; None where it is no constant, or where the operand is no plain
-    memory in the dtype of the sum but computed on the way."""
+    (rows or columns) and along the summed ones; None where they differ from place to place, or where the operand is
+    no plain memory in the dtype of the sum but computed on the way."""
 
-    own: int | None = None
-    summed: int | None = None
+    own: DimLike | None = None
+    summed: DimLike | None = None
 
     @property
     def plain(self) -> bool:
@@ -159,16 +159,16 @@ class Problem:
             if v.op != "load" or v.args:
                 return Reach()
             at = v.attr[1]
-            return Reach(_step(at, free), _step(at, kk))
+            return Reach(_step(at, free, self.ctx.dims), _step(at, kk, self.ctx.dims))
 
 
-def _step(at: DimLike, var: DimLike) -> int | None:
-    """The constant by which ``at`` grows with ``var``; 1 for an index that is always 0."""
+def _step(at: DimLike, var: DimLike, sizes: Sequence[str]) -> DimLike | None:
+    """By how much ``at`` grows with ``var``, if the sizes alone decide that; 1 for an index that is always 0."""
     names = symbols(var)
     if not names:
         return 1
     parts = linear(at, next(iter(names)))
-    return parts[0] if parts is not None and isinstance(parts[0], int) else None
+    return parts[0] if parts is not None and symbols(parts[0]) <= set(sizes) else None
 
 
 def exists(k: KernelBuilder, conditions: Sequence[tuple], where: Expr | None) -> Expr | None:

@@ -50,7 +50,8 @@ class MapSchedule:
 @dataclass(frozen=True)
 class ContractSchedule:
     """``form``: packed, direct or thin (tiles.py).  Register tile ``mr`` x ``nr`` of ``width`` lanes, ``kc`` summed
-    indices per block, ``mc`` rows and ``nc`` columns per task; ``copy_rows``: the rows are packed as well."""
+    indices per block, ``mc`` rows and ``nc`` columns per task; ``copy_rows``: the rows are packed as well; ``on_way``:
+    the columns are packed by the task that needs them, not before."""
 
     form: str = "packed"
     mr: int = 8
@@ -60,12 +61,14 @@ class ContractSchedule:
     mc: int = 96
     nc: int = 960
     copy_rows: bool = True
+    on_way: bool = False
 
     def __str__(self) -> str:
         tile = f"contraction: {self.form}, tile {self.mr}x{self.nr}"
         if self.form != "packed":
             return tile
-        return f"{tile}, block {self.mc}x{self.nc}, k {self.kc}, rows {'copied' if self.copy_rows else 'in place'}"
+        return f"{tile}, block {self.mc}x{self.nc}, k {self.kc}, rows {'copied' if self.copy_rows else 'in place'}" + (
+            ", columns copied on the way" if self.on_way else "")
 
 
 def choose_map(machine: Machine, kernel: Kernel) -> MapSchedule:

@@ -6,19 +6,30 @@ Here: the choice.  Not here: the loop nests of the forms (contract.py, contract_
 Forms.  *packed*: both operands are copied into the order in which the tile reads them; for products that are large in
 every direction.  *direct*: the column operand is read where it lies; for products whose column operand fits half of
 the second-level cache or is read once or twice.  *thin*: few rows; the column operand streams past once in whole rows.
+Where sizes are unknown there are several forms, each with the sizes that it is for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
 
-from flowc.dims import DimLike
+from flowc.dims import DimLike, bounds, dmax, dmin, prod
 from flowc.passes.problem import Problem
 from flowc.passes.schedule import ContractSchedule, Machine
 from flowc.types import DType
 
 THIN = 4              # rows that stream
-STREAM = 2048         # columns of one thin task, at most: a page or two per row keeps the prefetcher running
+SLICE = 256           # columns of one thin task, at most: the sums of a few rows, and the columns, in the nearest cache
+STREAM = 2048         # the same where the row operand is computed, which every task does
+GROUP = 8             # summed indices that pass at a time
+FAR = 16              # times half of the second-level cache: a column operand that lies in memory
+COPY = 12             # columns whose work is that of copying the rows of a task
+BRING = 6             # rows whose work is that of bringing the columns of a task from the third-level cache
+PACK = 16             # the same for a kernel of its own that packs the columns: they go through memory three times
+CREWS = (1, 2, 4, 8)  # numbers of threads that shall all be busy to the end
 CROWD = 2048          # bytes between rows: lines of rows at multiples of it meet in few sets of the first-level cache
 WAYS = 8              # of that cache: more such rows at once would push each other out
 
@@ -27,38 +38,71 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def choose_schedule(machine: Machine, p: Problem) -> ContractSchedule:
-    """The form and the tiles of a contraction."""
+class Form(NamedTuple):
+    """A schedule and the sizes it is for: those for which ``excess``, which is never negative, is 0."""
+
+    excess: DimLike
+    schedule: ContractSchedule
+
+
+def over(d: DimLike, most: int) -> DimLike:
+    """0 if ``d`` is at most ``most``: sums of these mean *and*, products *or*."""
+    return d // (most + 1)
+
+
+def none_of(excesses: Iterable[DimLike]) -> DimLike:
+    """1 if none is 0, else 0."""
+    return prod(dmin(1, e) for e in excesses)
+
+
+def choose_forms(machine: Machine, p: Problem) -> list[Form]:
+    """The forms of a contraction, the first of which that fits the sizes is taken; the last fits all.  Where the
+    sizes are known there is one."""
+    problem = (p.node.op.name, p.acc, *p.outer_extents, p.m, p.n, p.k)
+    out: list[Form] = []
+    for form in _forms(machine, p):
+        least, most = bounds(form.excess, p.ctx.ranges)
+        if least is None or least <= 0:
+            out.append(form)
+        if most == 0:
+            break
+    last = machine.chosen(problem, out[-1].schedule)
+    if last.form != out[-1].schedule.form:
+        return [Form(0, last)]  # somebody decided
+    return [*out[:-1], Form(0, last)]
+
+
+def _forms(machine: Machine, p: Problem) -> Iterator[Form]:
     streams = p.col_reach.plain and p.col_reach.own == 1
-    if streams and isinstance(p.m, int) and p.m <= THIN and _worth_streaming(machine, p):
-        return _thin(machine, p)
-    mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if crowded(p) else 32)
-    if streams and p.row_reach.plain and _fits(machine, p, mr):
-        return ContractSchedule("direct", mr=mr, nr=nr, width=width)
-    return packed_schedule(machine, p)
-
-
-def _worth_streaming(machine: Machine, p: Problem) -> bool:
-    """Enough columns to fill registers and threads; one register of columns is a tile like any other."""
-    return not isinstance(p.n, int) or p.n > 4 * machine.lanes(p.acc)
-
-
-def _fits(machine: Machine, p: Problem, mr: int) -> bool:
-    """Is reading the column operand in place as good as a packed copy?"""
-    if isinstance(p.m, int) and p.m <= 2 * mr:
-        return True  # a copy would be read as often as it is written
-    return isinstance(p.n, int) and isinstance(p.k, int) and 2 * p.n * p.k * p.acc.bytes <= machine.l2
+    size = 2 * p.n * p.k * p.acc.bytes  # of the column operand, in halves of the cache it shall fit
+    if streams:
+        # one register of columns is a tile like any other; enough of them to fill registers and threads stream
+        lanes = machine.lanes(p.acc)
+        few = dmax(0, lanes + 1 - p.n) + dmax(0, 4 * lanes + 1 - p.n) * over(p.m, 1)
+        yield Form(few + over(p.m, THIN), _thin(machine, p))
+    if streams and p.row_reach.plain:
+        mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if crowded(p) else 32)
+        # a copy of the columns that few rows need would be read as often as it is written, but is read in order
+        far = over(p.m, 2 * mr) + over(size, FAR * machine.l2)
+        yield Form(over(size, machine.l2) * over(p.m, WAYS) * far,
+                   ContractSchedule("direct", mr=mr, nr=nr, width=width))
+    s = packed_schedule(machine, p)
+    if isinstance(p.m, int) and p.m <= s.mc:  # then there is no other task to share the copy with
+        s = replace(s, on_way=True, kc=s.kc // 2)
+    yield Form(0, s)
 
 
 def crowded(p: Problem) -> bool:
     """Do the rows lie so that reading many at once defeats the cache?"""
     own = p.row_reach.own
-    return p.row_reach.summed == 1 and own is not None and own * p.acc.bytes % CROWD == 0
+    return p.row_reach.summed == 1 and isinstance(own, int) and own * p.acc.bytes % CROWD == 0
 
 
 def register_tile(machine: Machine, dtype: DType, m: DimLike, n: DimLike, most: int = 32) -> tuple[int, int, int]:
     """(rows, columns, lanes) of the tile that wastes least, of at most ``most`` rows: a step of the sum costs an issue
     slot per register of the tile and a part of one per operand loaded, and no less than the latency of an addition."""
+    if not isinstance(n, int):  # one register of columns wastes least whatever their number
+        return min(WAYS, m) if isinstance(m, int) and m else WAYS, machine.lanes(dtype), machine.lanes(dtype)
     best: tuple[float, int, int, int] | None = None
     for mr, nv, width in _tiles(machine, dtype, n):
         if mr > most:
@@ -92,33 +136,47 @@ def _tiles(machine: Machine, dtype: DType, n: DimLike) -> Iterator[tuple[int, in
 
 def _thin(machine: Machine, p: Problem) -> ContractSchedule:
     lanes = machine.lanes(p.acc)
-    nr = STREAM
+    # a row of columns that is computed is computed for every task
+    nr = SLICE if p.row_reach.plain else STREAM
     if isinstance(p.n, int):
-        nr = min(STREAM, max(8 * lanes, ceil_div(ceil_div(p.n, 4), lanes) * lanes))
-    assert isinstance(p.m, int)
-    return ContractSchedule("thin", mr=p.m, nr=nr, width=lanes, kc=max(2, 8 // max(1, p.m)))
+        nr = min(nr, max(8 * lanes, ceil_div(ceil_div(p.n, 4), lanes) * lanes))
+    return ContractSchedule("thin", mr=p.m if isinstance(p.m, int) else THIN, nr=nr, width=lanes, kc=GROUP)
 
 
 def packed_schedule(machine: Machine, p: Problem) -> ContractSchedule:
     """24 accumulators leave room for operands in 32 registers (AVX-512), 12 in 16 (AVX2)."""
-    w, m, n = machine.lanes(p.acc), p.m, p.n
-    shapes = ((8, 3), (12, 2), (24, 1)) if machine.vector_bits >= 512 else ((6, 2), (12, 1))
-    mr, nv = shapes[0]
-    if isinstance(n, int):
-        def padded(shape: tuple[int, int]) -> float:
-            width = shape[1] * w
-            return ceil_div(int(n), width) * width * {3: 1.0, 2: 1.03, 1: 1.2}[shape[1]]
-        mr, nv = min(shapes, key=padded)
-    if isinstance(m, int):
-        mr = max(1, min(mr, m))
-    mc = max(mr, 96 // mr * mr)
-    if isinstance(m, int) and m > mc:  # even blocks, an even number of them where there are few
-        blocks = ceil_div(m, mc)
-        blocks += blocks % 2 if blocks < 16 else 0
-        mc = ceil_div(ceil_div(m, blocks), mr) * mr
-    elif isinstance(m, int) and m > 2 * mr:
-        mc = ceil_div(ceil_div(m, 2), mr) * mr
-    nr = nv * w
-    in_place = p.row_reach.plain and p.row_reach.summed == 1 and not crowded(p)
-    return ContractSchedule("packed", mr=mr, nr=nr, width=w, kc=256 if p.acc.bits <= 32 else 192, mc=mc,
-                            nc=max(1, 960 // nr) * nr, copy_rows=not in_place)
+    w = machine.lanes(p.acc)
+    kc = 256 if p.acc.bits <= 32 else 192
+    in_place = isinstance(p.row_reach.own, int) and p.row_reach.summed == 1 and not crowded(p)
+    # rows of a block: they stay in the second-level cache
+    most = 128 if in_place or not isinstance(p.k, int) else machine.l2 * 3 // 4 // max(1, p.k * p.acc.bytes)
+    mr, nr, mc, nc = _best_blocks(machine.vector_bits, w, p.m, p.n, min(128, max(48, most)))
+    return ContractSchedule("packed", mr=mr, nr=nr, width=w, kc=kc, mc=mc, nc=nc, copy_rows=not in_place)
+
+
+@lru_cache(1 << 10)
+def _best_blocks(bits: int, w: int, m: DimLike, n: DimLike, most: int) -> tuple[int, ...]:
+    return min(_blocks(bits, w, m, n, most))[1:]
+
+
+def _blocks(bits: int, w: int, m: DimLike, n: DimLike, most: int) -> Iterator[tuple[float, int, int, int, int]]:
+    """Ways to cut rows and columns into tiles and tasks: (cost, mr, nr, mc, nc).  A task that copies its rows and
+    brings the columns costs as much as one with a few more columns and rows; all threads wait for the last."""
+    shapes = ((8, 3), (12, 2), (24, 1)) if bits >= 512 else ((6, 2), (12, 1))
+    for mr, nv in shapes if isinstance(n, int) else shapes[:1]:
+        nr, slow = nv * w, {3: 1.0, 2: 1.01, 1: 1.2}[nv]
+        if isinstance(m, int) and m:
+            mr = ceil_div(m, ceil_div(m, mr))  # as many tiles, of fewer rows that do not exist
+        if not isinstance(m, int) or not isinstance(n, int):
+            mc = max(mr, 96 // mr * mr)
+            rows, columns = m if isinstance(m, int) else 960, n if isinstance(n, int) else 960
+            yield slow * ceil_div(columns, nr) * nr, mr, nr, min(mc, ceil_div(rows, mr) * mr), max(1, 960 // nr) * nr
+            continue
+        panels, strips = max(1, ceil_div(n, nr)), max(1, ceil_div(m, mr))
+        for nc in dict.fromkeys(nr * ceil_div(panels, parts) for parts in range(1, min(panels, 8) + 1)):
+            for mc in range(mr, min(most, strips * mr) + 1, mr):
+                tasks = ceil_div(m, mc) * ceil_div(n, nc)
+                one = (mc + BRING) * (nc + COPY)
+                whole = (strips * mr + BRING * ceil_div(m, mc)) * (panels * nr + COPY * ceil_div(n, nc))
+                apart = 0 if m <= mc else PACK * len(CREWS) * panels * nr
+                yield apart + slow * sum(max(whole, ceil_div(tasks, t) * t * one) for t in CREWS), mr, nr, mc, nc

@@ -139,6 +139,57 @@ def test_arena_is_reused():
     assert size == 2 * 64 * ceildiv(4000, 64)
 
 
+def test_sums_of_the_same_pairs_are_taken_in_one_walk():
+    """Forces between bodies: nothing of the size of the pairs is written."""
+    def forces(x, y, z):
+        dx, dy, dz = (v[:, None] - v[None, :] for v in (x, y, z))
+        s = dx * dx + dy * dy + dz * dz + np.float32(0.01)
+        w = 1 / (s * np.sqrt(s))
+        return np.sum(dx * w, axis=1), np.sum(dy * w, axis=1), np.sum(dz * w, axis=1)
+    assert len(program(forces, *["f32[500]"] * 3).plan.steps) == 1
+    assert len(program(forces, *["f32[n]"] * 3).plan.steps) == 1
+    r = np.random.default_rng(1)
+    assert flowc.verify(forces, *r.standard_normal((3, 70)).astype(np.float32))
+
+
+@given(rows=st.integers(1, 40), columns=st.integers(1, 70), depth=st.integers(2, 5),
+       dtype=st.sampled_from(["float32", "float64", "int32"]), which=st.sampled_from(["min", "sum", "max", "body"]),
+       dynamic=st.booleans())
+def test_pairs_of_short_vectors(rows, columns, depth, dtype, which, dynamic):
+    r = np.random.default_rng(3)
+    a, b = ((r.standard_normal((n, depth)) * 3).astype(dtype) for n in (rows, columns))
+
+    def fn(a, b):
+        d = a[:, None, :] - b[None, :, :]
+        s = np.sum(d * d, axis=-1)
+        if which == "body":
+            return np.sum(d * (s + 1)[:, :, None], axis=1)
+        if which == "max":
+            return np.max(np.max(d, axis=2), axis=1), np.argmax(d, axis=1)
+        return np.argmin(s, axis=1) if which == "min" else np.sum(s + 1, axis=1)
+    report = flowc.verify(flowc.jit(fn, dynamic=dynamic), a, b)
+    assert report, report
+
+
+def test_pairs_of_short_vectors_are_not_written():
+    def forces(p):
+        d = p[:, None, :] - p[None, :, :]
+        s = np.sum(d * d, axis=-1) + np.float32(0.01)
+        return np.sum(d / (s * np.sqrt(s))[:, :, None], axis=1)
+
+    def nearest(a, b):
+        return np.argmin(np.sum((a[:, None, :] - b[None, :, :]) ** 2, axis=-1), axis=1)
+    for p in (program(forces, "f32[500, 3]"), program(nearest, "f32[500, 3]", "f32[400, 3]")):
+        assert not any(isinstance(b.type.size, int) and b.type.size > 1500 for b in p.plan.buffers), p.plan.buffers
+    assert all(b.type.rank == 1 for b in program(forces, "f32[n, 3]").plan.buffers if b.place.kind == "arena")
+
+
+def test_sums_that_only_share_short_values_stay_apart():
+    def fn(a, x, y):
+        return np.sum(a[:, None] * x, axis=1), np.sum(a[:, None] * y, axis=1)
+    assert len(program(fn, "f32[500]", "f32[500, 400]", "f32[500, 400]").plan.steps) == 2
+
+
 @pytest.mark.parametrize("count", [100, 1000, 10000])
 def test_building_is_linear_in_nodes(count):
     """Kernels and steps grow with the graph, no faster."""

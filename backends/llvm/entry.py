@@ -25,7 +25,7 @@ from flowc.backends.llvm.builder import Function, Module
 from flowc.backends.llvm.pool_ir import RUN_MANY, RUN_ONE
 from flowc.backends.llvm.share import ROW, costs, field, field_at, put
 from flowc.dims import Call, Dim, DimLike, prod, substitute, sym, symbols
-from flowc.kernel import Kernel, Loop
+from flowc.kernel import Kernel, Let, Loop
 from flowc.plan import Place, Plan, Program, Step
 
 PART = 48                           # steps per function: LLVM's time per function grows faster than its length
@@ -57,6 +57,9 @@ def parallel_extent(kernel: Kernel) -> DimLike | None:
     if not extents:
         return None
     total = prod(extents)
+    for s in reversed(kernel.body):  # names that the kernel gives to sizes
+        if isinstance(s, Let) and s.value.op == "index":
+            total = substitute(total, {s.name: s.value.attr})
     return total if symbols(total) <= set(kernel.dims) else 1 << 40
 
 
