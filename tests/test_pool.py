@@ -138,6 +138,32 @@ def test_nested_regions_run_inline(tasks, three):
         assert word[0] == 77
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.skipif(pool.native_kind() != "futex", reason="not this system")
+def test_worker_leaves_its_callers_core(tasks):
+    """Where the system puts both on one core, the worker asks for the others."""
+    made = pool.Pool(2, "futex")
+    threads = set(os.listdir("/proc/self/task"))
+
+    def meet():
+        begun = ctypes.c_int64(0)
+        made.parallel_for(tasks.address("meet"), ctypes.addressof(begun), 2)
+    meet()
+    (worker,) = map(int, set(os.listdir("/proc/self/task")) - threads)
+    allowed = os.sched_getaffinity(0)
+    core = min(allowed)
+    try:
+        os.sched_setaffinity(0, {core})
+        os.sched_setaffinity(worker, {core})
+        end = time.monotonic() + 20
+        while core in os.sched_getaffinity(worker) and time.monotonic() < end:
+            meet()
+        assert os.sched_getaffinity(worker) == allowed - {core}
+    finally:
+        os.sched_setaffinity(0, allowed)
+        made.stop()
+
+
 def test_many_python_threads(tasks, three):
     wrong = []
 

@@ -11,6 +11,10 @@ or a kernel inside a region, runs its chunks itself.
 
 Waiting is a spin of bounded length, then sleep.  Sleeping is a futex on Linux, a condition variable on other POSIX
 systems; elsewhere no worker is ever started and every region runs in its caller.
+
+A worker that is woken while another program keeps the other cores busy may be put on the core of its caller, where it
+takes from the caller what it does, and Linux may leave it there for a long time.  So a worker that finds itself on its
+caller's core asks for the others.
 """
 
 from __future__ import annotations
@@ -20,11 +24,12 @@ import platform
 import sys
 
 MAX_THREADS = 256
+CORES = 1024          # numbers of cores that are told apart
 SPINS = 2000          # pauses before sleeping: about the time of one short region
 
 # byte offsets in the pool's memory; words that different threads write have cache lines of their own
 STATE, LOCK, SLEEPERS, NEXT, WAITING = 0, 64, 128, 192, 256
-FN, ARG, COUNT = 320, 328, 336
+FN, ARG, COUNT, CORE = 320, 328, 336, 344
 THREADS, STARTED, INDEX, STOP, ATTR, MASK = 384, 392, 400, 408, 416, 424
 PARALLEL_FOR, RUN_ONE, RUN_MANY = 448, 456, 464  # addresses of functions, for code that has only the pool
 MUTEX, CONDITIONS = 512, 640              # one mutex, two condition variables of 64 bytes
@@ -191,18 +196,99 @@ end:
 """
 
 
+def _core_ir(kind: str) -> str:
+    """``core``: the number of the core this runs on, -1 if unknown.  ``cores``: what the thread may run on, and how
+    many they are.  ``apart``: run on any of these but one, if there is another."""
+    if kind != "futex":
+        return """
+define internal i32 @core() nounwind {
+  ret i32 -1
+}
+define internal i64 @cores(ptr %allowed) nounwind {
+  ret i64 0
+}
+define internal void @apart(ptr %allowed, i32 %core) nounwind {
+  ret void
+}
+"""
+    return f"""
+declare i32 @sched_getcpu()
+declare i32 @sched_getaffinity(i32, i64, ptr)
+declare i32 @sched_setaffinity(i32, i64, ptr)
+declare i64 @llvm.ctpop.i64(i64)
+define internal i32 @core() nounwind {{
+  %core = call i32 @sched_getcpu()
+  ret i32 %core
+}}
+define internal i64 @cores(ptr %allowed) nounwind {{
+entry:
+  %rc = call i32 @sched_getaffinity(i32 0, i64 {CORES // 8}, ptr %allowed)
+  %fine = icmp sge i32 %rc, 0
+  br i1 %fine, label %count, label %unknown
+count:
+  %k = phi i64 [ 0, %entry ], [ %next, %count ]
+  %sum = phi i64 [ 0, %entry ], [ %more, %count ]
+  %at = getelementptr i64, ptr %allowed, i64 %k
+  %word = load i64, ptr %at
+  %bits = call i64 @llvm.ctpop.i64(i64 %word)
+  %more = add i64 %sum, %bits
+  %next = add i64 %k, 1
+  %again = icmp ult i64 %next, {CORES // 64}
+  br i1 %again, label %count, label %done
+done:
+  ret i64 %more
+unknown:
+  ret i64 0
+}}
+define internal void @apart(ptr %allowed, i32 %core) nounwind {{
+entry:
+  %mask = alloca [{CORES // 64} x i64], align 8
+  %wide = zext i32 %core to i64
+  %home = lshr i64 %wide, 6
+  %place = and i64 %wide, 63
+  %bit = shl i64 1, %place
+  br label %copy
+copy:
+  %k = phi i64 [ 0, %entry ], [ %next, %copy ]
+  %any = phi i64 [ 0, %entry ], [ %some, %copy ]
+  %from = getelementptr i64, ptr %allowed, i64 %k
+  %word = load i64, ptr %from
+  %here = icmp eq i64 %k, %home
+  %off = select i1 %here, i64 %bit, i64 0
+  %keep = xor i64 %off, -1
+  %left = and i64 %word, %keep
+  %to = getelementptr i64, ptr %mask, i64 %k
+  store i64 %left, ptr %to
+  %some = or i64 %any, %left
+  %next = add i64 %k, 1
+  %again = icmp ult i64 %next, {CORES // 64}
+  br i1 %again, label %copy, label %check
+check:
+  %nowhere = icmp eq i64 %some, 0
+  br i1 %nowhere, label %end, label %move
+move:
+  %rc = call i32 @sched_setaffinity(i32 0, i64 {CORES // 8}, ptr %mask)
+  br label %end
+end:
+  ret void
+}}
+"""
+
+
 def _worker_ir() -> str:
     """The life of one worker.  ``served``: number of the last region it worked in.  A worker beyond the present
-    count of threads stays asleep."""
+    count of threads stays asleep.  It leaves its caller's core only where there is one for each thread."""
     _, pause = _pause_ir()
     return f"""
 define internal ptr @worker(ptr %p) nounwind {{
 entry:
-{_fields("STOP", "INDEX", "THREADS")}
+{_fields("STOP", "INDEX", "THREADS", "CORE")}
+  %allowed = alloca [{CORES // 64} x i64], align 8
+  %cores = call i64 @cores(ptr %allowed)
   %index = atomicrmw add ptr %INDEX, i64 1 seq_cst
   br label %look
 look:
-  %served = phi i32 [ 0, %entry ], [ %served, %tired ], [ %served, %enter ], [ %region, %inside ]
+  %served = phi i32 [ 0, %entry ], [ %served, %tired ], [ %served, %enter ], [ %served, %leave ], [ %region, %inside ]
   br label %spin
 spin:
   %tries = phi i32 [ 0, %look ], [ %tried, %again ]
@@ -220,7 +306,19 @@ alive:
   %new = icmp ne i32 %region, %served
   %work = and i1 %open, %new
   %join = and i1 %work, %wanted
-  br i1 %join, label %enter, label %idle
+  br i1 %join, label %place, label %idle
+place:
+  %mine = call i32 @core()
+  %callers = load atomic i32, ptr %CORE monotonic, align 4
+  %together = icmp eq i32 %mine, %callers
+  %room = icmp sle i64 %threads, %cores
+  %known = icmp ult i32 %mine, {CORES}
+  %both = and i1 %together, %room
+  %go = and i1 %both, %known
+  br i1 %go, label %leave, label %enter
+leave:
+  call void @apart(ptr %allowed, i32 %mine)
+  br label %look
 idle:
   %limit = select i1 %wanted, i32 {SPINS}, i32 0
   %tried = add i32 %tries, 1
@@ -346,7 +444,7 @@ def _region_ir() -> str:
     return f"""
 define void @parallel_for(ptr %p, ptr %fn, ptr %arg, i64 %count) nounwind {{
 entry:
-{_fields("LOCK", "SLEEPERS", "NEXT", "FN", "ARG", "COUNT", "THREADS", "STARTED")}
+{_fields("LOCK", "SLEEPERS", "NEXT", "FN", "ARG", "COUNT", "CORE", "THREADS", "STARTED")}
   %threads = load atomic i64, ptr %THREADS monotonic, align 8
   %alone = icmp slt i64 %threads, 2
   %small = icmp slt i64 %count, 2
@@ -376,6 +474,8 @@ open:
   store ptr %fn, ptr %FN
   store ptr %arg, ptr %ARG
   store i64 %count, ptr %COUNT
+  %core = call i32 @core()
+  store atomic i32 %core, ptr %CORE monotonic, align 4
   store atomic i64 0, ptr %NEXT monotonic, align 8
   %closed = load atomic i32, ptr %p monotonic, align 4
   %opened = add i32 %closed, {STEP + OPEN}
@@ -400,5 +500,5 @@ return:
 
 def pool_ir(kind: str) -> str:
     """LLVM text of the pool for a way to sleep, ``futex`` or ``posix``."""
-    return "".join((_pause_ir()[0], _sleep_ir(kind), _drain_ir(), _rest_ir(), _part_ir(), _worker_ir(), _start_ir(),
-                    _stop_ir(), _await_ir(), _region_ir()))
+    return "".join((_pause_ir()[0], _sleep_ir(kind), _drain_ir(), _rest_ir(), _part_ir(), _core_ir(kind),
+                    _worker_ir(), _start_ir(), _stop_ir(), _await_ir(), _region_ir()))
