@@ -27,13 +27,12 @@ from flowc.dims import (
     evaluate,
     floordiv,
     linear,
-    proved_le,
-    question,
     substitute,
     sym,
     symbols,
 )
 from flowc.kernel import Expr
+from flowc.proofs import proved_le, question
 
 STEPS = 300   # expressions looked at for one answer, with all its conditions: most proofs that exist are short
 TRIED = 6      # conditions that a proof may use one at a time, latest first

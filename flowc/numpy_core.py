@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from flowc.diag import FlowcError, FlowcIndexError, FlowcTypeError, FlowcValueError, caller_loc
-from flowc.dims import Dim, DimLike, known_eq, prod
+from flowc.dims import Dim, DimLike, prod
 from flowc.graph import CONSTANT, Node, constant, is_scalar_constant, make
 from flowc.op import get as get_op
+from flowc.proofs import known_eq
 from flowc.size import SizeUnknownError, plain, ranges_now, rooms, stack
 from flowc.tensor import Tensor, describe, outside, read, wrap
 from flowc.trace import constant_node

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flowc.diag import FlowcTypeError, FlowcValueError, caller_loc
-from flowc.dims import Dim, DimLike, ceildiv, dmax, known_le
+from flowc.dims import Dim, DimLike, ceildiv, dmax
 from flowc.graph import Node
 from flowc.numpy_core import (
     api,
@@ -33,6 +33,7 @@ from flowc.numpy_core import (
 from flowc.numpy_elementwise import ufunc_call
 from flowc.numpy_join import band
 from flowc.numpy_shape import broadcast_to, moveaxis, reshaped
+from flowc.proofs import known_le
 from flowc.size import plain, ranges_now
 from flowc.tensor import Tensor, describe, read, value_needed, wrap
 from flowc.types import DType, f64, i64

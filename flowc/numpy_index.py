@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from flowc.diag import FlowcIndexError, FlowcTypeError, FlowcValueError, caller_loc
-from flowc.dims import Dim, DimLike, ceildiv, dmax, dmin, floordiv, known_le, prod
+from flowc.dims import Dim, DimLike, ceildiv, dmax, dmin, floordiv, prod
 from flowc.graph import Node, constant
 from flowc.numpy_core import (
     api,
@@ -43,6 +43,7 @@ from flowc.numpy_core import (
     transpose,
 )
 from flowc.numpy_elementwise import METHODS, Selection
+from flowc.proofs import known_le
 from flowc.size import SizeUnknownError, plain, ranges_now, rooms, stack
 from flowc.tensor import Tensor, View, active_trace, describe, outside, read, value_needed, wrap
 from flowc.types import bool_, i64

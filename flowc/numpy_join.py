@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flowc.diag import FlowcTypeError, caller_loc
-from flowc.dims import DimLike, dmax, dmin, known_le
+from flowc.dims import DimLike, dmax, dmin
 from flowc.graph import Node
 from flowc.numpy_core import (
     api,
@@ -40,6 +40,7 @@ from flowc.numpy_core import (
 from flowc.numpy_elementwise import unsupported
 from flowc.numpy_index import FULL, getitem, parts_of, setitem
 from flowc.numpy_shape import atleast_1d, atleast_2d, atleast_3d, broadcast_to, expand_dims, ravel
+from flowc.proofs import known_le
 from flowc.size import as_size, ranges_now, rooms
 from flowc.tensor import Tensor, View, describe, read, wrap
 from flowc.types import i64

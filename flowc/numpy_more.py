@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flowc.diag import FlowcTypeError, UnsupportedError, caller_loc
-from flowc.dims import DimLike, known_le
+from flowc.dims import DimLike
 from flowc.graph import Node
 from flowc.numpy_core import (
     api,
@@ -41,6 +41,7 @@ from flowc.numpy_index import FULL, getitem, setitem
 from flowc.numpy_join import concatenate
 from flowc.numpy_reduce import all_, any_, given, mean, sum_
 from flowc.numpy_shape import astype, broadcast_to, flip, moveaxis
+from flowc.proofs import known_le
 from flowc.size import SizeUnknownError, ranges_now, rooms
 from flowc.tensor import Tensor, read, wrap
 from flowc.types import DType, bool_, i32, i64

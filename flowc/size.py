@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from flowc.diag import FlowcTypeError, UnsupportedError, caller_loc
-from flowc.dims import Dim, DimLike, Range, known_eq, known_le, symbols
+from flowc.dims import Dim, DimLike, Range, symbols
+from flowc.proofs import known_eq, known_le
 
 stack: ContextVar[tuple[Any, ...]] = ContextVar("flowc_traces", default=())  # active traces, innermost last
 

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowc.diag import FlowcTypeError, FlowcValueError, Loc, UnsupportedError, caller_loc
-from flowc.dims import DimLike, Range, known_le, symbols
+from flowc.dims import DimLike, Range, symbols
 from flowc.graph import CONSTANT, Node, param
+from flowc.proofs import known_le
 from flowc.size import SizeUnknownError, as_size, rooms, stack
 from flowc.types import Type
 

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flowc.diag import FlowcError, VerifyError
-from flowc.dims import SIZE_RANGE, Dim, DimLike, Range, dmax, known_le, simplify, substitute, symbols
+from flowc.dims import SIZE_RANGE, Dim, DimLike, Range, dmax, substitute, symbols
 from flowc.facts import Facts
 from flowc.graph import PARAM, Graph, Literal, Node
 from flowc.kernel import Kernel
 from flowc.op import REGISTRY
 from flowc.plan import Plan, PlanBuffer, Program, Step
+from flowc.proofs import known_le, simplify
 from flowc.types import DType, Type, array_type
 from flowc.verify_kernel import check_kernel
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from flowc.diag import VerifyError
-from flowc.dims import SIZE_RANGE, Dim, DimLike, Range, known_le, prod, sym, symbols
+from flowc.dims import SIZE_RANGE, Dim, DimLike, Range, prod, sym, symbols
 from flowc.facts import I64, STEPS, Access, Facts, separate
 from flowc.kernel import (
     INSTRS,
@@ -36,6 +36,7 @@ from flowc.kernel import (
     Store,
     expressions,
 )
+from flowc.proofs import known_le
 from flowc.text import dim_text, result_dtype, statement_text
 from flowc.types import DType, bool_, i32, i64
 

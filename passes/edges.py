@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flowc.dims import DimLike, known_eq
+from flowc.dims import DimLike
 from flowc.graph import CONSTANT, Node
 from flowc.op import Pointwise
 from flowc.passes.places import Place, Places, part_start
+from flowc.proofs import known_eq
 
 NEAR = 64   # an edge this close to an end of the axis is cut off
 COMPARES = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))

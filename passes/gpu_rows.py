@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from flowc.dims import Dim, DimLike, bounds, ceildiv, dmin, linear, sym, symbols
+from flowc.dims import Dim, DimLike, ceildiv, dmin, linear, sym, symbols
 from flowc.kernel import (
     LANES,
     Acc,
@@ -54,6 +54,7 @@ from flowc.passes.gpu_space import (
     move_out,
     small,
 )
+from flowc.proofs import bounds
 from flowc.types import DType
 
 RADIX = 8        # values one thread combines in one step of a Fold

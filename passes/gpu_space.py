@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from flowc.dims import DimLike, Range, bounds, prod, simplify, symbols
+from flowc.dims import DimLike, Range, prod, symbols
 from flowc.kernel import (
     Acc,
     Alloc,
@@ -27,6 +27,7 @@ from flowc.kernel import (
     walk,
 )
 from flowc.passes.schedule import collapse
+from flowc.proofs import bounds, simplify
 
 STACK_BYTES = 1 << 10    # working memory a thread may keep for itself
 SHARED_BYTES = 16 << 10  # working memory a block may keep in shared memory

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from flowc.dims import DimLike, Range, known_eq, known_le, known_lt, proved_le, simplify, sym, symbols
+from flowc.dims import DimLike, Range, sym, symbols
 from flowc.graph import CONSTANT, Node
 from flowc.kernel import (
     Acc,
@@ -31,6 +31,7 @@ from flowc.kernel import (
     walk,
 )
 from flowc.op import Pointwise
+from flowc.proofs import known_eq, known_le, known_lt, proved_le, simplify
 from flowc.types import DType, bool_, i64
 
 Idx = tuple[DimLike, ...]

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flowc.dims import DimLike, Ranges, ceildiv, proved_le
+from flowc.dims import DimLike, Ranges, ceildiv
 from flowc.plan import Place, PlanBuffer, Step
+from flowc.proofs import proved_le
 from flowc.types import Type
 
 ALIGN = 64

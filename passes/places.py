@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
-from flowc.dims import DimLike, known_eq
+from flowc.dims import DimLike
 from flowc.graph import Node
 from flowc.op import Pointwise, Reduction
+from flowc.proofs import known_eq
 
 Entry = tuple[Hashable, DimLike]   # (axis, offset); axis: an axis of the kernel's space, or what is opaque about it
 

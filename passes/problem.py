@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flowc.dims import DimLike, linear, prod, proved_le, sym, symbols
+from flowc.dims import DimLike, linear, prod, sym, symbols
 from flowc.graph import Node
 from flowc.kernel import Expr
 from flowc.op import Access
@@ -22,6 +22,7 @@ from flowc.op import Contraction as ContractionRule
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, inliner, nest
+from flowc.proofs import proved_le
 from flowc.types import DType, f32
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from flowc.dims import DimLike, ceildiv, dmin, known_eq, prod
+from flowc.dims import DimLike, ceildiv, dmin, prod
 from flowc.graph import Node
 from flowc.kernel import Expr
 from flowc.passes.contract import Packed
@@ -32,6 +32,7 @@ from flowc.passes.reductions import walk_row
 from flowc.passes.register_tile import add_products, lanes_exist, store
 from flowc.passes.schedule import ContractSchedule, Machine
 from flowc.passes.tiles import register_tile
+from flowc.proofs import known_eq
 
 BLOCKS = (48, 32, 24, 16, 8)  # rows of a block, the first that fits
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from flowc.dims import DimLike, Ranges, known_eq, known_le
+from flowc.dims import DimLike, Ranges
 from flowc.graph import Node
+from flowc.proofs import known_eq, known_le
 from flowc.rewrite import Match, P, Rule, any_op, attr, elementwise, rest, rule, splat_value, var
 
 x, y, fill, inner = var("x"), var("y"), var("fill"), var("inner")

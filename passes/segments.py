@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, simplify, substitute, sym, symbols
+from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, substitute, sym, symbols
 from flowc.kernel import Expr, If, Kernel, Let, Loop, Stmt, Store, expressions
 from flowc.passes.schedule import MapSchedule, collapse, map_dims
+from flowc.proofs import simplify
 from flowc.types import bool_, i64
 
 PIECES = 12        # that a loop is cut into, at most

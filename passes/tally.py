@@ -11,13 +11,14 @@ that equal neighbours do not wait for each other.
 
 from __future__ import annotations
 
-from flowc.dims import DimLike, ceildiv, dmin, known_le, prod
+from flowc.dims import DimLike, ceildiv, dmin, prod
 from flowc.graph import CONSTANT, Node, make
 from flowc.kernel import Expr
 from flowc.op import General
 from flowc.passes.fuse import Group
 from flowc.passes.inline import unravel
 from flowc.passes.lowering import Context, Lowered, cost, describe, inliner
+from flowc.proofs import known_le
 from flowc.rewrite import splat
 from flowc.types import Type, i64
 

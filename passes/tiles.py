@@ -16,9 +16,10 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from flowc.dims import DimLike, bounds, dmax, dmin, prod
+from flowc.dims import DimLike, dmax, dmin, prod
 from flowc.passes.problem import Problem
 from flowc.passes.schedule import ContractSchedule, Machine
+from flowc.proofs import bounds
 from flowc.types import DType
 
 THIN = 4              # rows that stream

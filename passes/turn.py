@@ -16,10 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
-from flowc.dims import DimLike, ceildiv, dmin, linear, simplify, substitute, sym, symbols
+from flowc.dims import DimLike, ceildiv, dmin, linear, substitute, sym, symbols
 from flowc.kernel import Alloc, Expr, If, Kernel, Let, Loop, Stmt, Store, expressions, parts
 from flowc.passes.schedule import Machine, MapSchedule, collapse, map_dims
 from flowc.passes.segments import tile_map
+from flowc.proofs import simplify
 from flowc.types import bool_, i64
 
 TILE = 64     # places of a piece along either axis

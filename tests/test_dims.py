@@ -10,29 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowc.dims import (
-    Dim,
-    apply,
-    bounds,
-    ceildiv,
-    dmax,
-    dmin,
-    evaluate,
-    floordiv,
-    known_eq,
-    known_le,
-    known_lt,
-    linear,
-    mod,
-    prod,
-    proved_le,
-    question,
-    simplify,
-    substitute,
-    sym,
-    symbols,
-)
+from flowc.dims import Dim, apply, ceildiv, dmax, dmin, evaluate, floordiv, linear, mod, prod, substitute, sym, symbols
 from flowc.parse import parse_dim
+from flowc.proofs import bounds, known_eq, known_le, known_lt, proved_le, question, simplify
 from flowc.text import dim_text
 
 NAMES = ("a", "b", "c", "n")  # n is positive: the only symbol that divides

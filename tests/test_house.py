@@ -21,7 +21,7 @@ FOLDERS = {"flowc": "flowc", "passes": "flowc.passes", "backends": "flowc.backen
 # star at its end for every name that begins so.
 FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ("ground", ("flowc.diag", "flowc.config", "flowc.progress", "flowc.cache", "flowc.tuned")),
-    ("numbers", ("flowc.dims", "flowc.types", "flowc.tree")),
+    ("numbers", ("flowc.dims", "flowc.proofs", "flowc.types", "flowc.tree")),
     ("nouns", ("flowc.op", "flowc.graph", "flowc.kernel", "flowc.plan")),
     ("faculties", ("flowc.text", "flowc.lex", "flowc.parse", "flowc.facts", "flowc.verify*",
                    "flowc.rewrite")),
@@ -56,7 +56,6 @@ DOORS = {
 FILE_BUDGET, FUNCTION_BUDGET = 600, 60
 # "module" or "module:function" -> why it may be longer
 LONGER: dict[str, str] = {
-    "flowc.dims": "one algebra: the normal form, and the proofs about it that rest on its private parts",
 }
 
 

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from flowc.backends.llvm.builder import Function, Module, float_literal
 from flowc.backends.llvm.target import Target
-from flowc.dims import Call, Dim, DimLike, Range, apply, bounds, evaluate, floordiv, simplify, substitute, sym, symbols
+from flowc.dims import Call, Dim, DimLike, Range, apply, evaluate, floordiv, substitute, sym, symbols
+from flowc.proofs import bounds, simplify
 from flowc.types import DType
 
 _NAMES = re.compile(r"%[\w.]+")

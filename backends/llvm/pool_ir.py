@@ -198,7 +198,7 @@ end:
 
 def _core_ir(kind: str) -> str:
     """``core``: the number of the core this runs on, -1 if unknown.  ``cores``: what the thread may run on, and how
-    many they are.  ``apart``: run on any of these but one, if there is another."""
+    many they are.  ``moved``: leave the caller's core if this is it; was that possible?"""
     if kind != "futex":
         return """
 define internal i32 @core() nounwind {
@@ -207,8 +207,8 @@ define internal i32 @core() nounwind {
 define internal i64 @cores(ptr %allowed) nounwind {
   ret i64 0
 }
-define internal void @apart(ptr %allowed, i32 %core) nounwind {
-  ret void
+define internal i1 @moved(ptr %p, ptr %allowed, i64 %cores) nounwind {
+  ret i1 false
 }
 """
     return f"""
@@ -240,7 +240,14 @@ done:
 unknown:
   ret i64 0
 }}
-define internal void @apart(ptr %allowed, i32 %core) nounwind {{
+{_apart_ir()}"""
+
+
+def _apart_ir() -> str:
+    """``apart``: run on any of the allowed cores but one, if there is another.  Only where there is a core for each
+    thread: two helpers on one core would be no better."""
+    return f"""
+define internal i1 @apart(ptr %allowed, i32 %core) nounwind {{
 entry:
   %mask = alloca [{CORES // 64} x i64], align 8
   %wide = zext i32 %core to i64
@@ -268,27 +275,46 @@ check:
   br i1 %nowhere, label %end, label %move
 move:
   %rc = call i32 @sched_setaffinity(i32 0, i64 {CORES // 8}, ptr %mask)
-  br label %end
+  %fine = icmp eq i32 %rc, 0
+  ret i1 %fine
 end:
-  ret void
+  ret i1 false
+}}
+define internal i1 @moved(ptr %p, ptr %allowed, i64 %cores) nounwind {{
+entry:
+{_fields("THREADS", "CORE")}
+  %threads = load atomic i64, ptr %THREADS monotonic, align 8
+  %mine = call i32 @core()
+  %callers = load atomic i32, ptr %CORE monotonic, align 4
+  %together = icmp eq i32 %mine, %callers
+  %room = icmp sle i64 %threads, %cores
+  %known = icmp ult i32 %mine, {CORES}
+  %both = and i1 %together, %room
+  %go = and i1 %both, %known
+  br i1 %go, label %leave, label %stay
+leave:
+  %away = call i1 @apart(ptr %allowed, i32 %mine)
+  ret i1 %away
+stay:
+  ret i1 false
 }}
 """
 
 
 def _worker_ir() -> str:
     """The life of one worker.  ``served``: number of the last region it worked in.  A worker beyond the present
-    count of threads stays asleep.  It leaves its caller's core only where there is one for each thread."""
+    count of threads stays asleep."""
     _, pause = _pause_ir()
     return f"""
 define internal ptr @worker(ptr %p) nounwind {{
 entry:
-{_fields("STOP", "INDEX", "THREADS", "CORE")}
+{_fields("STOP", "INDEX", "THREADS")}
   %allowed = alloca [{CORES // 64} x i64], align 8
   %cores = call i64 @cores(ptr %allowed)
   %index = atomicrmw add ptr %INDEX, i64 1 seq_cst
   br label %look
 look:
-  %served = phi i32 [ 0, %entry ], [ %served, %tired ], [ %served, %enter ], [ %served, %leave ], [ %region, %inside ]
+  %served = phi i32 [ 0, %entry ], [ %served, %tired ], [ %served, %enter ], [ %served, %place ], [ %region, %inside ]
   br label %spin
 spin:
   %tries = phi i32 [ 0, %look ], [ %tried, %again ]
@@ -308,17 +334,8 @@ alive:
   %join = and i1 %work, %wanted
   br i1 %join, label %place, label %idle
 place:
-  %mine = call i32 @core()
-  %callers = load atomic i32, ptr %CORE monotonic, align 4
-  %together = icmp eq i32 %mine, %callers
-  %room = icmp sle i64 %threads, %cores
-  %known = icmp ult i32 %mine, {CORES}
-  %both = and i1 %together, %room
-  %go = and i1 %both, %known
-  br i1 %go, label %leave, label %enter
-leave:
-  call void @apart(ptr %allowed, i32 %mine)
-  br label %look
+  %gone = call i1 @moved(ptr %p, ptr %allowed, i64 %cores)
+  br i1 %gone, label %look, label %enter
 idle:
   %limit = select i1 %wanted, i32 {SPINS}, i32 0
   %tried = add i32 %tries, 1

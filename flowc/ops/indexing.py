@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from flowc.dims import DimLike, ceildiv, dmin, known_eq, known_le, prod
+from flowc.dims import DimLike, ceildiv, dmin, prod
 from flowc.graph import Node
 from flowc.kernel import Builder, Expr
 from flowc.op import General, Op
@@ -22,6 +22,7 @@ from flowc.ops.movement import movement
 from flowc.ops.rules import EXACT, declare, n, need_axis, need_dtype, same_dtype, same_shape, zeros
 from flowc.ops.samples import Call, draw
 from flowc.ops.scan import WIDTH, nest, strips, unravelled
+from flowc.proofs import known_eq, known_le
 from flowc.types import ALL, NUMBERS, DType, Type, i64
 
 BLOCK = 256  # single elements to write whose places are computed together

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from flowc.dims import DimLike, ceildiv, known_eq, known_le, known_lt, prod
+from flowc.dims import DimLike, ceildiv, prod
 from flowc.graph import Node
 from flowc.kernel import Builder, Expr
 from flowc.op import Op, Pointwise
@@ -38,6 +38,7 @@ from flowc.ops.rules import (
     zeros,
 )
 from flowc.ops.samples import Samples, calls
+from flowc.proofs import known_eq, known_le, known_lt
 from flowc.types import ALL, REALS, DType, Type, f32, i8, i64
 
 Load = Callable[..., Expr]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from flowc.dims import known_eq, prod
+from flowc.dims import prod
 from flowc.graph import Node
 from flowc.kernel import Builder
 from flowc.op import Op, Reduction
@@ -34,6 +34,7 @@ from flowc.ops.rules import (
 )
 from flowc.ops.samples import Samples, calls
 from flowc.ops.scan import other_products
+from flowc.proofs import known_eq
 from flowc.types import ALL, BOOLS, NUMBERS, DType, Type, f32, i64
 
 LAST = 2 ** 63 - 1  # a position after all positions

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from flowc.dims import Dim, DimLike, dmax, known_eq, known_le, known_lt
+from flowc.dims import Dim, DimLike, dmax
 from flowc.graph import Node, make
 from flowc.kernel import Builder, Expr
 from flowc.op import Lowering, Op, register
+from flowc.proofs import known_eq, known_le, known_lt
 from flowc.rewrite import splat
 from flowc.types import ALL, FLOATS, DType, Type, bf16, bool_, f32
 

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from flowc.dims import DimLike, ceildiv, dmin, known_le
+from flowc.dims import DimLike, ceildiv, dmin
 from flowc.kernel import Expr, Fold
 from flowc.op import General
 from flowc.ops.order import by_digits, by_rank, column, key_type, sort_key, within
 from flowc.ops.rules import EXACT, declare, in_f32, need_axis
 from flowc.ops.samples import calls
 from flowc.ops.scan import WIDTH, nest
+from flowc.proofs import known_le
 from flowc.types import BOOLS, REALS, DType, Type, i64
 
 BLOCK = 2 * WIDTH  # elements of which the least key is noted

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flowc.dims import DimLike, ceildiv, floordiv, known_le, known_lt
+from flowc.dims import DimLike, ceildiv, floordiv
 from flowc.graph import Node
 from flowc.kernel import Builder, Expr
 from flowc.op import Pointwise
@@ -30,6 +30,7 @@ from flowc.ops.rules import (
     same_size,
 )
 from flowc.ops.samples import calls
+from flowc.proofs import known_le, known_lt
 from flowc.types import FLOATS, NUMBERS, Type, f32, i8
 
 MAX_TAPS = 1 << 12  # of an unrolled sum
