@@ -137,8 +137,12 @@ def _tiles(machine: Machine, dtype: DType, n: DimLike) -> Iterator[tuple[int, in
 
 def _thin(machine: Machine, p: Problem) -> ContractSchedule:
     lanes = machine.lanes(p.acc)
-    # a row of columns that is computed is computed for every task
-    nr = SLICE if p.row_reach.plain else STREAM
+    # a row operand that is computed is computed for every task; long pieces of rows come from memory twice as fast
+    size = p.n * p.k * p.acc.bytes
+    far = isinstance(size, int) and 2 * size > FAR * machine.l2
+    nr = SLICE if p.row_reach.plain and not far else STREAM
+    if far and isinstance(p.m, int):
+        nr = min(nr, max(SLICE, machine.l1 // 2 // (max(p.m, 1) * p.acc.bytes) // lanes * lanes))
     if isinstance(p.n, int):
         nr = min(nr, max(8 * lanes, ceil_div(ceil_div(p.n, 4), lanes) * lanes))
     return ContractSchedule("thin", mr=p.m if isinstance(p.m, int) else THIN, nr=nr, width=lanes, kc=GROUP)
