@@ -80,7 +80,7 @@ def _forms(machine: Machine, p: Problem) -> Iterator[Form]:
         # one register of columns is a tile like any other; enough of them to fill registers and threads stream
         lanes = machine.lanes(p.acc)
         few = dmax(0, lanes + 1 - p.n) + dmax(0, 4 * lanes + 1 - p.n) * over(p.m, 1)
-        yield Form(few + over(p.m, THIN), _thin(machine, p))
+        yield Form(few + over(p.m, THIN), _thin(machine, p, size))
     if streams and p.row_reach.plain:
         mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if crowded(p) else 32)
         # a copy of the columns that few rows need would be read as often as it is written, but is read in order
@@ -135,11 +135,10 @@ def _tiles(machine: Machine, dtype: DType, n: DimLike) -> Iterator[tuple[int, in
                 yield mr, nv, width
 
 
-def _thin(machine: Machine, p: Problem) -> ContractSchedule:
+def _thin(machine: Machine, p: Problem, size: DimLike) -> ContractSchedule:
     lanes = machine.lanes(p.acc)
     # a row operand that is computed is computed for every task; long pieces of rows come from memory twice as fast
-    size = p.n * p.k * p.acc.bytes
-    far = isinstance(size, int) and 2 * size > FAR * machine.l2
+    far = isinstance(size, int) and size > FAR * machine.l2
     nr = SLICE if p.row_reach.plain and not far else STREAM
     if far and isinstance(p.m, int):
         nr = min(nr, max(SLICE, machine.l1 // 2 // (max(p.m, 1) * p.acc.bytes) // lanes * lanes))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import llvmlite.binding as llvm
 
 OPT_LEVEL = 1         # of the code generator; level 2 gives no faster kernels, level 0 makes them twice as slow
-QUICK = 0             # for code that runs rarely: compiles some three times faster
+QUICK = 0             # for scalar code that runs rarely: compiles some six times faster
 FORMAT = 1            # part of every key: raise it when the meaning of cached objects changes
 RECYCLE = 256         # libraries per JIT session; a session's table of names is freed with the session only
 
