@@ -176,11 +176,18 @@ class InterpreterExecutable(Executable):
                    {d: evaluate(v, sizes) for d, v in zip(kernel.dims, step.dims, strict=True)})
 
 
-# device -> the module whose ``compile_program(program, store)`` gives its Executable; loaded when first asked for
+# device -> the module with its ``prepare(store)`` and ``compile_program(program, store)``, which gives its Executable;
+# loaded when first asked for
 DEVICES = {
     "cpu": "flowc.backends.llvm.cpu",
     "cuda": "flowc.backends.cuda.runtime",
 }
+
+
+def prepare(device: str, store: Any = None) -> None:
+    """A program for ``device`` will be compiled: a device may begin with what does not depend on the program."""
+    if device in DEVICES:
+        importlib.import_module(DEVICES[device]).prepare(store)
 
 
 def compile_program(program: Program, device: str = "cpu", store: Any = None) -> Executable:

@@ -223,6 +223,7 @@ def _compile(out: Compiled, target: Machine, ctx: PassContext) -> None:
     if out.executable is not None:
         return
     from flowc.backends import runtime
+    runtime.prepare(out.device, store)
     out.executable = runtime.compile_program(_program(out), out.device, store=store)
     if store is not None and key is not None:
         image.save(store, key, out.source, _program(out), out.executable)

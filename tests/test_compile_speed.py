@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import io
+import os
 import pickle
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -75,6 +77,47 @@ def test_team_reports_the_first_error_and_cleans_up():
     (one, two) = engine.compile_modules([source(3), source(4)], helpers=3)
     assert one is two
     assert one.address("speed_3") != two.address("speed_4")
+
+
+def test_modules_that_were_begun_are_taken_over():
+    interval = sys.getswitchinterval()
+    store = Memory()
+    ahead = [source(20), source(21)]
+    engine.begin(ahead, store)
+    engine.begin(ahead, store)  # under way
+    code = engine.compile_module(ahead[0].text, store=store)
+    assert code.address("speed_20") and len(store) == 1
+    engine._AHEAD.wait()
+    assert engine.begun(ahead[1]) and not engine.begun(ahead[0])
+    engine.compile_module(ahead[1].text, store=store)
+    engine.begin(ahead, store)
+    assert len(store) == 2 and not engine.begun(ahead[1]), "what is stored is not begun"
+    for thread in threading.enumerate():
+        if thread.name == "flowc-compile":
+            thread.join()
+    assert sys.getswitchinterval() == interval
+
+
+def test_a_bad_module_that_was_begun_fails_when_it_is_asked_for():
+    engine.begin([BAD], None)
+    for _ in range(2):
+        with pytest.raises(FlowcError) as e:
+            engine.compile_module(BAD.text)
+        assert e.value.code == "C101"
+
+
+def test_a_child_waits_for_no_thread_of_its_parent():
+    sources = [source(n) for n in range(30, 36)]
+    engine.begin(sources, None)
+    child = os.fork()
+    if not child:
+        try:
+            engine.compile_modules(sources)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    engine.compile_modules(sources)
 
 
 @pytest.mark.parametrize("where", ["source", "translation"])

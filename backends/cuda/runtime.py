@@ -192,6 +192,10 @@ class CudaExecutable(Executable):
         return self.codes[name].text
 
 
+def prepare(store: Store | None = None) -> None:
+    """Nothing that a program needs besides its kernels is compiled here."""
+
+
 def compile_program(program: Program, store: Store | None = None) -> CudaExecutable:
     """Compile for the GPU, or the PTX interpreter; ``store`` keeps PTX between processes.
 

@@ -141,6 +141,7 @@ class _Native:
     """The loaded code of the native call with its ``@api`` table filled."""
 
     def __init__(self, store: engine.Store | None, level: int):
+        self._store = store
         self.code = engine.compile_module(call_ir(), store=store, level=level)
         self.address = self.code.address("call")
         self.api = (ctypes.c_int64 * len(API)).from_address(self.code.address("api"))
@@ -158,7 +159,7 @@ class _Native:
     def _find_pool(self) -> None:
         """Called once by native code, when the first work worth a thread arrives."""
         try:
-            threads = pool.default()
+            threads = pool.default(self._store)
             if threads is not None:
                 threads.threads = pool.num_threads()
                 self.api[API["pool"]] = threads.address
@@ -217,25 +218,36 @@ def _usable() -> bool:
         return False
 
 
-def _native(store: engine.Store | None) -> _Native | None:
-    """The native call for one more callable; None where it cannot be used.
+def wanted() -> list[engine.Source]:
+    """The module of the native call that this process will ask for."""
+    return [engine.Source(call_ir(), engine.QUICK)] if not _made and _usable() else []
 
-    Unless a store has it, the first callables of a process share a quickly compiled one: that takes most of the time
-    out of the first compile, and costs each of their calls some 25 ns.
-    """
+
+def _native(store: engine.Store | None) -> _Native | None:
+    """The native call for one more callable; None where it cannot be used."""
     global _asked
     if not _usable():
         return None
     with _native_lock:
-        level = engine.OPT_LEVEL
-        if level not in _made:
-            _asked += 1
-            stored = store is not None and store.get(engine.object_key(call_ir())) is not None
-            if _asked <= WARM_UP and not stored:
-                level = engine.QUICK
+        _asked += 1
+        level = engine.OPT_LEVEL if engine.OPT_LEVEL in _made or _best_is_there(store) else engine.QUICK
         if level not in _made:
             _made[level] = _Native(store, level)
         return _made[level]
+
+
+def _best_is_there(store: engine.Store | None) -> bool:
+    """Is the native call at hand as the code generator makes it best?  Where no store has it, the first callables of a
+    process share a quickly compiled one, which takes most of the time out of the first compile and costs each of their
+    calls some 25 ns; for later ones it is compiled in the background."""
+    best = engine.Source(call_ir())
+    if store is not None and store.get(engine.object_key(best.text)) is not None:
+        return True
+    if _asked > WARM_UP:
+        if pool.num_threads() < 2:
+            return True
+        engine.begin([best], store)
+    return engine.begun(best)
 
 
 _FLOATS = {"f64": FLOAT64, "f32": FLOAT32}

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from flowc.backends import buffers
-from flowc.backends.llvm import pool
+from flowc.backends.llvm import callpath, pool
 from flowc.backends.llvm.binary import Binary
 from flowc.backends.llvm.callpath import CallSpec, make_callable
-from flowc.backends.llvm.engine import Code, Store
+from flowc.backends.llvm.engine import Code, Store, begin
 from flowc.backends.llvm.share import WORK_PER_US, costs
 from flowc.backends.runtime import Executable, arrays_of, normalise, run_host_step
 from flowc.dims import evaluate, substitute
@@ -156,6 +156,12 @@ def _aligned(array: np.ndarray) -> np.ndarray:
     out[...] = array
     out.setflags(write=False)
     return out
+
+
+def prepare(store: Store | None = None) -> None:
+    """Begin with the code that the first program of a process needs besides its own, while that is being made."""
+    if pool.num_threads() > 1:
+        begin([*callpath.wanted(), *pool.wanted()], store)
 
 
 def compile_program(program: Program, store: Store | None = None) -> CpuExecutable:

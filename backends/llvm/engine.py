@@ -11,6 +11,7 @@ modules several threads translate; it also makes two threads asking for one key 
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import itertools
@@ -22,7 +23,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from flowc.backends.llvm.translate import Job, NotLlvmError, Team, Translator
+from flowc.backends.llvm.translate import Ahead, Job, NotLlvmError, Team, Translator
 from flowc.diag import FlowcError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -74,8 +75,10 @@ def _llvm() -> Any:
         for option in OPTIONS if llvm.llvm_version_info[0] in _OPTIONS_IN else ():
             llvm.set_option("flowc", option)
     if hasattr(os, "register_at_fork"):
-        # a child must not inherit a lock that another thread of the parent held
+        # a child must not inherit a lock that another thread of the parent held, nor wait for a thread that it lacks
         os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
+        os.register_at_fork(before=_AHEAD.settle)
+    atexit.register(_AHEAD.settle)  # LLVM may not be unloaded under a thread
     return llvm
 
 
@@ -320,6 +323,20 @@ def _object(ir_text: str, level: int) -> bytes:
         free.append(translator)
 
 
+_AHEAD = Ahead(lambda text, level: _object(text, level))
+
+
+def begin(sources: Iterable[Source], store: Store | None) -> None:
+    """Begin to translate modules, unless the store has them: :func:`compile_module` will be asked for them soon."""
+    modules = {object_key(source.text, level=source.level): (source.text, source.level) for source in sources}
+    _AHEAD.begin({key: module for key, module in modules.items() if store is None or store.get(key) is None})
+
+
+def begun(source: Source) -> bool:
+    """Has a module that was begun been translated?"""
+    return _AHEAD.done(object_key(source.text, level=source.level))
+
+
 def _translate(ir_text: str, machine: Callable[[], Any], passes: Sequence[str], take: Callable[[Any, Any], Any]) -> Any:
     """Parse, verify, optimise and hand the module to ``take``."""
     with _LOCK:
@@ -396,9 +413,15 @@ def compile_modules(sources: Iterable[Source], *, store: Store | None = None, ke
             key = object_key(source.text, key_extra, source.level)
             live = key + repr(sorted(imports.items())) if imports else key
             code = _LIVE.get(live)
-            obj = store.get(key) if code is None and store is not None else None
-            found.append((source, key, live, code, obj or (None if code else team.submit(*source))))
+            obj: Job | bytes | None = None
+            if code is None:
+                kept = None if store is None else store.get(key)
+                obj = _AHEAD.take(key) or kept or team.submit(*source)
+            found.append((source, key, live, code, obj))
         team.finish()
+        for _, _, _, _, obj in found:
+            if isinstance(obj, Job) and obj.error is not None:
+                raise obj.error
         loaded = _load([(source, key, obj) for source, key, _, _, obj in found if obj is not None],
                        [code for _, _, _, code, _ in found if code is not None], imports or {}, keep, store)
         out = []

@@ -98,6 +98,10 @@ def available_threads() -> int:
 
 # ---- pools ----------------------------------------------------------------------------------------------------------
 
+def _source(kind: str) -> engine.Source:
+    return engine.Source(pool_ir(kind) + share.share_ir(), engine.QUICK)
+
+
 class Pool:
     """Memory and code of one pool.  Workers start at the first region that wants them.  The memory is never freed
     while the process lives: native code holds its address."""
@@ -106,7 +110,8 @@ class Pool:
         self.kind = native_kind() if kind is None else kind
         if self.kind == "none":
             raise OSError("this system has no thread pool")
-        self._code = engine.compile_module(pool_ir(self.kind) + share.share_ir(), store=store, level=engine.QUICK)
+        source = _source(self.kind)
+        self._code = engine.compile_module(source.text, store=store, level=source.level)
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._raw = ctypes.create_string_buffer(SIZE + 64)
         self.address = -(-ctypes.addressof(self._raw) // 64) * 64
@@ -188,6 +193,11 @@ def _renew_lock() -> None:
 def _at_exit() -> None:
     if _default is not None:
         _default.stop(restart=False)
+
+
+def wanted() -> list[engine.Source]:
+    """The module of the pool that this process will ask for."""
+    return [_source(native_kind())] if _default is None else []
 
 
 def default(store: engine.Store | None = None) -> Pool | None:

@@ -1,6 +1,7 @@
 """Modules to object code in several threads.
 
-Here: one translation without the binding's lock, the team of threads that shares modules out.
+Here: one translation without the binding's lock, the team of threads that shares modules out, the thread that goes
+ahead.
 Not here: which passes run and for which machine, loading, keys (engine.py), what a module holds (cpu.py).
 Read next: engine.py.
 
@@ -16,7 +17,7 @@ import ctypes
 import functools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flowc import progress
@@ -97,6 +98,29 @@ def _text(message: ctypes.c_char_p) -> str:
     return (message.value or b"").decode(errors="replace")
 
 
+_hurried = 0           # threads that want the interpreter back soon
+_patient = 0.0         # the interval without them
+_hurry_lock = threading.Lock()
+
+
+def _hurry() -> None:
+    """Hand the interpreter over more often, until as many calls of :func:`_calm`."""
+    global _hurried, _patient
+    with _hurry_lock:
+        if not _hurried:
+            _patient = sys.getswitchinterval()
+            sys.setswitchinterval(min(_patient, SWITCH))
+        _hurried += 1
+
+
+def _calm() -> None:
+    global _hurried
+    with _hurry_lock:
+        _hurried -= 1
+        if not _hurried:
+            sys.setswitchinterval(_patient)
+
+
 class Job:
     """One module on its way: afterwards ``object``, or ``error``."""
 
@@ -106,6 +130,10 @@ class Job:
         self.text, self.level = text, level
         self.object: bytes | None = None
         self.error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.object is not None or self.error is not None
 
 
 class Team:
@@ -123,7 +151,6 @@ class Team:
         self._closed = False
         self._change = threading.Condition(threading.Lock())
         self._threads: list[threading.Thread] = []
-        self._interval = 0.0
 
     def __enter__(self) -> Team:
         return self
@@ -140,28 +167,30 @@ class Team:
         return job
 
     def _start(self) -> None:
-        if not self._threads:
-            self._interval = sys.getswitchinterval()
-            sys.setswitchinterval(min(self._interval, SWITCH))
         old = threading.stack_size(STACK)
+        _hurry()
         try:
             thread = threading.Thread(target=self._help, name="flowc-compile", daemon=True)
             thread.start()
             self._threads.append(thread)
         except RuntimeError:  # no more threads: the caller does the work
             self._helpers = len(self._threads)
+            _calm()
         finally:
             threading.stack_size(old)
 
     def _help(self) -> None:
-        while True:
-            with self._change:
-                while not self._waiting and not self._closed:
-                    self._change.wait()
-                if not self._waiting:
-                    return
-                job = self._next()
-            self._do(job)
+        try:
+            while True:
+                with self._change:
+                    while not self._waiting and not self._closed:
+                        self._change.wait()
+                    if not self._waiting:
+                        return
+                    job = self._next()
+                self._do(job)
+        finally:
+            _calm()
 
     def _next(self) -> Job:
         """The longest of the waiting jobs: what is left at the end is short."""
@@ -180,12 +209,14 @@ class Team:
                 self._busy -= 1
                 self._change.notify_all()
 
-    def finish(self) -> None:
-        """Take part until every job is done.  Raises the error of the first job that failed, in the order in which
-        they were submitted."""
+    def close(self) -> None:
+        """No more modules will come: the threads end after the last."""
         with self._change:
             self._closed = True
             self._change.notify_all()
+
+    def work(self) -> None:
+        """Take part until every job is done."""
         while True:
             with self._change:
                 done = len(self._jobs) - len(self._waiting) - self._busy
@@ -195,23 +226,75 @@ class Team:
                     self._change.wait()
                     continue
                 else:
-                    break
+                    return
             progress.at("machine code", done, len(self._jobs))
             self._do(job)
             if isinstance(job.error, KeyboardInterrupt):
                 raise job.error
+
+    def finish(self) -> None:
+        """Take part until every job is done.  Raises the error of the first job that failed, in the order in which
+        they were submitted."""
+        self.close()
+        self.work()
         for job in self._jobs:
             if job.error is not None:
                 raise job.error
 
-    def __exit__(self, *error: object) -> None:
+    def drop(self) -> None:
+        """Forget what nobody has begun, and wait for the rest."""
         with self._change:
-            self._closed = True
             self._waiting.clear()
-            self._change.notify_all()
-        try:
-            for thread in self._threads:
-                thread.join()
-        finally:
-            if self._threads:
-                sys.setswitchinterval(self._interval)
+        self.close()
+        for thread in self._threads:
+            thread.join()
+
+    def __exit__(self, *error: object) -> None:
+        self.drop()
+
+
+class Ahead:
+    """Modules that a thread in the background translates before anybody asks for them.
+
+    translate: as of a :class:`Team`.  Whoever asks too early takes part.
+    """
+
+    def __init__(self, translate: Callable[[str, int], bytes]):
+        self._translate = translate
+        self._jobs: dict[str, tuple[Job, Team]] = {}
+        self._lock = threading.Lock()
+
+    def begin(self, modules: Mapping[str, tuple[str, int]]) -> None:
+        """Begin with modules, (text, level) by key, but for those that are under way."""
+        with self._lock:
+            new = {key: module for key, module in modules.items() if key not in self._jobs}
+            if new:
+                team = Team(self._translate, 1)
+                self._jobs |= {key: (team.submit(*module), team) for key, module in new.items()}
+                team.close()
+
+    def done(self, key: str) -> bool:
+        """Is a module there that was begun?"""
+        found = self._jobs.get(key)
+        return found is not None and found[0].done
+
+    def take(self, key: str) -> Job | None:
+        """The job of a module that was begun, when it is done; None for any other."""
+        with self._lock:
+            job, team = self._jobs.pop(key, (None, None))
+        if team is not None:
+            team.work()
+        return job
+
+    def wait(self) -> None:
+        """Take part until everything is done that was begun."""
+        for _, team in list(self._jobs.values()):
+            team.work()
+
+    def settle(self) -> None:
+        """Wait for what is being translated, and forget what nobody has begun."""
+        with self._lock:
+            for key, (job, team) in list(self._jobs.items()):
+                team.drop()
+                if not job.done:
+                    del self._jobs[key]
