@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MAX_NODES = 160       # members of one group: bounds code size and compile time
 CHEAP = 4             # operations worth repeating instead of a trip through memory
+REPEATED = 32         # times that an element of an operand is used for its own cost not to count
 MAX_BUFFERS = 28      # memory operands of one group
 WIDE = 256            # places of an innermost axis for all of which a costly value may be computed once more
 RECOMPUTE = 32        # work worth repeating instead of a trip through memory: 8 per instruction, 1 per condition
@@ -270,13 +271,16 @@ class _Partitioner:
 
     def at_hand(self, node: Node, wanted: Sequence[Group]) -> bool:
         """Is the node a comparison of what lies in memory anyway, nearly all of it read by every group that wants it,
-        or a function of one such tensor?  Then computing it again costs less than writing and reading it."""
+        or a function of one such tensor and of smaller ones that are repeated?  Then computing it again costs less
+        than writing and reading it."""
         leaves: dict[Node, None] = {}
         seen, stack, cost = {node}, [node], 0
         while stack:
             n = stack.pop()
             if not isinstance(n.op.lower, Pointwise) or n.op.name in EXPENSIVE:
                 leaves[n] = None
+                continue
+            if _repeated(n) and node.dtype.kind != "b":
                 continue
             cost += not n.op.lower.movement and not _trivial(n)
             for x in n.inputs:
@@ -426,6 +430,14 @@ def _pass_on(node: Node, k: int, d: Demand | None) -> Demand | None:
 def _trivial(x: Node) -> bool:
     return x.rank == 0 or x.op is CONSTANT or (x.op.name in ("broadcast", "iota") and all(
         y.rank == 0 for y in x.inputs))
+
+
+def _repeated(x: Node) -> bool:
+    """Is each element of the operand used many times?"""
+    if x.op.name != "broadcast":
+        return False
+    times = [n for a, n in enumerate(x.shape) if a not in x.attrs["axes"]]
+    return any(not isinstance(n, int) for n in times) or prod(times) >= REPEATED
 
 
 def _free(x: Node) -> bool:

@@ -1,14 +1,18 @@
-"""Reductions of transposed operands, done in the operands' own order.
+"""Reductions that read their operands as these lie in memory.
 
-Here: finding what is computed from transposed operands element by element, and its twin in their order.
-Not here: the pass that asks (legalize.py), transposes that stay (turn.py).  Read next: legalize.py.
+Here: reductions of transposed operands, done in the operands' own order; reductions of axes that do not lie side by
+side, done in two stages.  Not here: the pass that asks (legalize.py), transposes that stay (turn.py).
+Read next: legalize.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flowc.dims import DimLike
 from flowc.graph import Node, make
 from flowc.op import Reduction
+from flowc.types import f32
 
 CHAIN = 24  # operations between a transpose and the reduction of what is computed from it
 
@@ -26,6 +30,31 @@ def along_the_grain(n: Node) -> Node:
     left = [a for a in range(x.rank) if a not in own]
     order = tuple(left.index(perm[a]) for a in range(x.rank) if a not in axes)
     return out if order == tuple(range(len(order))) else make("transpose", (out,), {"perm": order}, n.loc)
+
+
+def apart(shape: Sequence[DimLike], axes: Sequence[int]) -> tuple[int, ...]:
+    """The innermost of ``axes`` that lie side by side, if the innermost axis is one and others lie apart from them; ()
+    if not.  Axes of size 1 are nowhere."""
+    last = [a for a in range(len(shape)) if shape[a] != 1]
+    inner: list[int] = []
+    while last and last[-1] in axes:
+        inner.append(last.pop())
+    return tuple(reversed(inner)) if any(a in axes for a in last) else ()
+
+
+def in_stages(n: Node) -> Node:
+    """``n``; for a reduction of innermost and of other axes that lie apart from them, such as all but the channels of
+    images, one along contiguous memory and one of its few results.  As one its rows would be scattered pieces."""
+    x, axes = n.inputs[0], n.attrs["axes"]
+    inner = apart(x.shape, axes)
+    if not inner or len(n.op.lower.state(x.dtype)) > 1 or x.dtype.kind == "c":  # type: ignore[union-attr]
+        return n
+    if x.dtype.floating and x.dtype.bits < 32:
+        x = make("cast", (x,), {"dtype": f32}, n.loc)  # rounded once
+    first = make(n.op, (x,), {"axes": inner}, n.loc)
+    left = [a for a in range(x.rank) if a not in inner]
+    out = make(n.op, (first,), {"axes": tuple(i for i, a in enumerate(left) if a in axes)}, n.loc)
+    return out if out.dtype is n.dtype else make("cast", (out,), {"dtype": n.dtype}, n.loc)
 
 
 def _grain(root: Node) -> tuple[int, ...] | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from flowc.dims import prod
 from flowc.graph import Graph, Node, make
 from flowc.op import Reduction
-from flowc.passes.grain import along_the_grain
+from flowc.passes.grain import along_the_grain, in_stages
 from flowc.passes.manager import PassContext, graph_pass
 from flowc.passes.pairs import by_coordinate, reduced_again
 from flowc.passes.tally import counted
@@ -35,10 +35,10 @@ def legalize(graph: Graph, ctx: PassContext) -> Graph:
         ctx.visits += 1
         original = next(originals)
         if isinstance(n.op.lower, Reduction):
-            better = along_the_grain(counted(n))
-            if better is not n and ctx.allow("legalize", "along-the-grain", n):
-                changed = True
-                return better
+            for name, better in (("along-the-grain", along_the_grain(counted(n))), ("in-stages", in_stages(n))):
+                if better is not n and ctx.allow("legalize", name, n):
+                    changed = True
+                    return better
             parts = by_coordinate(n, original in again)
             if parts is not n and ctx.allow("legalize", "by-coordinate", n):
                 changed = True

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from flowc.dims import DimLike, Ranges
 from flowc.graph import Node
+from flowc.passes.grain import apart
 from flowc.proofs import known_eq, known_le
 from flowc.rewrite import Match, P, Rule, any_op, attr, elementwise, rest, rule, splat_value, var
 
@@ -263,7 +264,8 @@ def _reduce_of_reduce(m: Match) -> Node | None:
     if m.root.dtype is not m.x.dtype:
         return None
     left = kept(m.x.rank, m.first)
-    return m.make(m.root.op, m.x, axes=tuple(sorted({*m.first, *(left[a] for a in m.axes)})))
+    axes = tuple(sorted({*m.first, *(left[a] for a in m.axes)}))
+    return None if apart(m.x.shape, axes) else m.make(m.root.op, m.x, axes=axes)
 
 
 def _exact_pairs(op: str, letters: str) -> Rule:

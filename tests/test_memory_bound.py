@@ -98,6 +98,33 @@ def test_reductions_of_transposes(m, n, dtype):
     flowc.verify(lambda x: fnp.max(fnp.transpose(x) + fnp.arange(m).astype(dtype), axis=0), x)
 
 
+@few
+@given(st.tuples(*[st.sampled_from([1, 2, 3, 7, 20])] * 4), st.sets(st.integers(0, 3), min_size=1),
+       st.sampled_from(NUMBERS), st.sampled_from(["sum", "max", "prod"]), st.booleans())
+def test_reductions_of_scattered_axes(shape, axes, dtype, name, symbolic):
+    x = numbers(shape, dtype) % 2 + (1 if name == "prod" else 0)
+    fn = flowc.jit(lambda x: getattr(fnp, name)(x * 2 - 1, axis=tuple(axes)), dynamic=symbolic)
+    want = getattr(np, name)(x * 2 - 1, axis=tuple(axes), **({} if name == "max" else {"dtype": fn(x).dtype}))
+    assert np.array_equal(fn(x), want)
+
+
+def test_16_bit_sums_of_scattered_axes_are_rounded_once():
+    x = np.full((64, 3, 64), 1 + 2 ** -10, np.float16)
+    assert np.array_equal(flowc.jit(lambda x: fnp.sum(x, axis=(0, 2)))(x), np.sum(x.astype("f4"), axis=(0, 2)).astype("f2"))
+
+
+def test_scattered_axes_are_reduced_along_memory():
+    for dtype, reduce in (("f32", fnp.sum), ("i32", fnp.max), ("bool", fnp.all)):
+        text = kernels(lambda x, reduce=reduce: reduce(x, axis=(0, 2, 3)), f"{dtype}[4, 8, 16, 16]")
+        assert " // " not in text and " % " not in text
+
+    def spread(x):
+        mean = fnp.mean(x, axis=(0, 2, 3), keepdims=True)
+        return (x - mean) / fnp.sqrt(fnp.var(x, axis=(0, 2, 3), keepdims=True))
+    plan = flowc.jit(spread).lower(flowc.spec("f32[32, 8, 16, 16]")).compile().as_text("plan")
+    assert int(plan.split("arena ")[1].split()[0]) < 4096, "no difference is written"
+
+
 def test_the_grain_is_found():
     text = flowc.jit(lambda x: fnp.sum(fnp.exp(fnp.transpose(x)), axis=1)).lower(
         flowc.spec("f32[n, m]")).compile().as_text("graph")
