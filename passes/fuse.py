@@ -436,8 +436,8 @@ def _repeated(x: Node) -> bool:
     """Is each element of the operand used many times?"""
     if x.op.name != "broadcast":
         return False
-    times = [n for a, n in enumerate(x.shape) if a not in x.attrs["axes"]]
-    return any(not isinstance(n, int) for n in times) or prod(times) >= REPEATED
+    times = prod(n for a, n in enumerate(x.shape) if a not in x.attrs["axes"])
+    return not isinstance(times, int) or times >= REPEATED
 
 
 def _free(x: Node) -> bool:
