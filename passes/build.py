@@ -14,8 +14,9 @@ from itertools import count
 from flowc import progress
 from flowc.dims import DimLike, substitute, sym, symbols
 from flowc.graph import CONSTANT, Attrs, Graph, Literal, Node
-from flowc.kernel import Buffer, Expr, Kernel, defined, walk
+from flowc.kernel import Buffer, Kernel, defined, walk
 from flowc.op import General, HostCall
+from flowc.passes.alike import map_places, merge_alike
 from flowc.passes.contract import lower_contraction
 from flowc.passes.fuse import Group, partition
 from flowc.passes.lower import lower_group
@@ -150,12 +151,13 @@ class _Builder:
             for n in g.outputs:
                 if self.names[n] not in placed:
                     temps[self.names[n]] = n.type
-        steps = assign_waves(self.steps)
+        kernels, merged = merge_alike(self.kernels, self.steps)
+        steps = assign_waves(merged)
         arena, size = plan_arena(temps, steps, graph.ranges)
         plan = Plan(graph.name, self.options.device, tuple(self.names[p] for p in graph.params), outputs,
                     (*buffers, *arena), steps, size, tuple(self.symbols),
                     tuple((s, graph.ranges[s]) for s in self.symbols if s in graph.ranges), graph.constraints)
-        return Program(plan, self.kernels, self.constants)
+        return Program(plan, kernels, self.constants)
 
 
 def _contraction_for(machine: Machine):
@@ -196,48 +198,8 @@ def canonical(kernel: Kernel) -> tuple[Kernel, tuple[DimLike, ...]]:
     def size(d: DimLike) -> DimLike:
         return substitute(d, dims)
 
-    body = rename_buffers(map_dims(kernel.body, size) if dims else kernel.body, buffers)
+    body = map_places(map_dims(kernel.body, size) if dims else kernel.body, lambda b, i: (buffers.get(b, b), i))
     params = tuple(Buffer(buffers[p.name], p.dtype, tuple(map(size, p.shape)), p.role) for p in kernel.params)
     ranges = tuple((names[n], (size(lo), None if hi is None else size(hi))) for n, (lo, hi) in kernel.ranges)
     formal = Kernel(kernel.name, params, tuple(names.values()), body, ranges, kernel.notes)
     return formal, tuple(sym(d) for d in kernel.dims)
-
-
-def rename_buffers(stmts, names: Mapping[str, str]):
-    """Statements with kernel parameters renamed."""
-    from flowc.kernel import Acc, Fold, If, Let, Loop, Set, Store
-    memo: dict[int, Expr] = {}
-    keep: list[Expr] = []
-
-    def expr(e: Expr) -> Expr:
-        got = memo.get(id(e))
-        if got is None:
-            keep.append(e)
-            args = tuple(map(expr, e.args))
-            attr = e.attr
-            if e.op == "load" and attr[0] in names:
-                attr = (names[attr[0]], attr[1])
-            unchanged = attr is e.attr and all(a is b for a, b in zip(args, e.args, strict=True))
-            got = memo[id(e)] = e if unchanged else Expr(e.op, args, e.dtype, attr)
-        return got
-
-    def stmt(s):
-        if isinstance(s, (Let, Set)):
-            return replace(s, value=expr(s.value))
-        if isinstance(s, Acc):
-            return replace(s, init=expr(s.init))
-        if isinstance(s, Store):
-            return Store(names.get(s.buffer, s.buffer), s.index, expr(s.value),
-                         None if s.where is None else expr(s.where))
-        if isinstance(s, Fold):
-            return replace(s, values=tuple(map(expr, s.values)))
-        if isinstance(s, If):
-            return If(expr(s.cond), tuple(map(stmt, s.then)), tuple(map(stmt, s.other)))
-        if isinstance(s, Loop):
-            return replace(s, body=tuple(map(stmt, s.body)))
-        return s
-
-    return tuple(map(stmt, stmts))
-
-
-

@@ -79,6 +79,36 @@ def test_unfused_independent_steps_share_a_wave():
     assert dag.number_of_edges() >= 2 and len(critical_path(plan)) == len(waves)
 
 
+def recurrence(x, w):
+    h = x[0] * 0
+    for t in range(6):
+        h = np.tanh(x[t] @ w + h + x[5 - t, ::-1])
+    return h
+
+
+def test_steps_of_a_recurrence_share_their_kernels():
+    fn = flowc.jit(recurrence)
+    compiled = fn.lower(flowc.spec("f32[6, 8, 16]"), flowc.spec("f32[16, 16]")).compile().compiled
+    assert len(compiled.program.kernels) <= 3 and len(compiled.program.plan.steps) >= 6
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((6, 8, 16), np.float32), rng.standard_normal((16, 16), np.float32)
+    assert np.allclose(fn(x, w), recurrence(x, w), atol=1e-5)
+    assert flowc.verify(fn, x, w)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=6),
+       st.sampled_from(["float32", "int16"]))
+def test_slices_at_any_offsets(places, dtype):
+    """Offsets that move together, apart, or not at all."""
+    def pieces(x):
+        return tuple(x[i, j:j + 4] * 2 + x[i, k:k + 4] for i, j, k in places)
+    x = np.arange(6 * 7 * 5).reshape(6, 7, 5).astype(dtype)
+    with flowc.options(fuse=False):
+        got = flowc.jit(pieces)(x)
+    for a, b in zip((*got, *flowc.jit(pieces)(x)), 2 * pieces(x), strict=True):
+        assert np.array_equal(a, b)
+
+
 def test_equal_kernels_are_shared():
     p = program(lambda a, b, c: (np.tanh(np.sum(a, axis=1)), np.tanh(np.sum(b, axis=1)), np.sum(c)),
                 "f32[n, 8]", "f32[m, 8]", "f32[k]")

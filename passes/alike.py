@@ -1,0 +1,132 @@
+"""Kernels that differ only in where their operands begin become one kernel.
+
+Here: finding them, the kernel that takes the beginnings as integers.  Not here: kernels that are equal but for names
+(build.py).  Read next: build.py.
+
+A loop over slices that was traced step by step gives such kernels: the steps of a recurrence read ``x[0]``, ``x[1]``,
+... at offsets of one buffer.  Compiled once they cost one module instead of one for each step, and an addition for
+each run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from flowc.dims import DimLike, substitute, sym
+from flowc.kernel import Acc, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, defined, walk
+from flowc.passes.schedule import map_dims
+from flowc.plan import Step
+
+FEW = 4  # integers that a kernel takes for the offsets that differ
+
+Place = Callable[[str, DimLike], tuple[str, DimLike]]
+
+
+def merge_alike(kernels: Mapping[str, Kernel], steps: Sequence[Step]) -> tuple[dict[str, Kernel], list[Step]]:
+    """Kernels and steps, with one kernel for those that differ in constant offsets."""
+    families: dict[tuple, list[str]] = {}
+    for name, k in kernels.items():
+        families.setdefault((k.params, k.dims, k.ranges, k.notes, len(k.body)), []).append(name)
+    become: dict[str, tuple[Kernel, tuple[int, ...]]] = {}
+    for names in families.values():
+        if len(names) > 1:
+            become |= _merged({name: kernels[name] for name in names})
+    if not become:
+        return dict(kernels), list(steps)
+    out = {k.name: k for k in (become[name][0] if name in become else k for name, k in kernels.items())}
+    new = [replace(s, kernel=become[s.kernel][0].name, dims=(*s.dims, *become[s.kernel][1])) if s.kernel in become
+           else s for s in steps]
+    return out, new
+
+
+def _merged(kernels: Mapping[str, Kernel]) -> dict[str, tuple[Kernel, tuple[int, ...]]]:
+    """For kernels that are alike: by name the common kernel and the integers that make it the one of that name."""
+    bare: dict[tuple[Stmt, ...], list[tuple[Kernel, list[int]]]] = {}
+    for k in kernels.values():
+        offsets: list[int] = []
+        bare.setdefault(_without_offsets(k.body, offsets), []).append((k, offsets))
+    out: dict[str, tuple[Kernel, tuple[int, ...]]] = {}
+    for family in bare.values():
+        if len(family) > 1 and len({len(offsets) for _, offsets in family}) == 1:
+            out |= _common([k for k, _ in family], [offsets for _, offsets in family])
+    return out
+
+
+def _without_offsets(body: Iterable[Stmt], offsets: list[int]) -> tuple[Stmt, ...]:
+    """The statements with 0 for the constant term of every address; the terms, in the order of a walk."""
+    def place(buffer: str, index: DimLike) -> tuple[str, DimLike]:
+        offset = constant_term(index)
+        offsets.append(offset)
+        return buffer, index - offset
+    return map_places(body, place)
+
+
+def constant_term(d: DimLike) -> int:
+    """The constant term of a size."""
+    return d if isinstance(d, int) else next((c for m, c in d.terms if not m), 0)
+
+
+def _common(family: list[Kernel], offsets: list[list[int]]) -> dict[str, tuple[Kernel, tuple[int, ...]]]:
+    """The kernel of a family, if few integers tell its members apart; addresses that move together share one."""
+    first = family[0]
+    least = [min(column) for column in zip(*offsets, strict=True)]
+    moves = [tuple(a - lo for a in column) for column, lo in zip(zip(*offsets, strict=True), least, strict=True)]
+    different = [m for m in dict.fromkeys(moves) if any(m)]
+    if len(different) > FEW:
+        return {}
+    taken = {*first.dims, *(name for s in walk(first.body) for name in defined(s))}
+    free = (name for i in range(len(taken) + FEW) if (name := f"d{i}") not in taken)
+    names = dict(zip(different, free, strict=False))
+    at = iter(zip(least, moves, strict=True))
+
+    def place(buffer: str, index: DimLike) -> tuple[str, DimLike]:
+        start, move = next(at)
+        there = index - constant_term(index) + start
+        return buffer, there + sym(names[move]) if move in names else there
+
+    body = map_places(first.body, place)
+    ranges = tuple((name, (0, max(move))) for move, name in names.items())
+    kernel = replace(first, dims=(*first.dims, *names.values()), body=body, ranges=(*first.ranges, *ranges))
+    out = {}
+    for i, k in enumerate(family):
+        values = {name: move[i] for move, name in names.items()}
+        # expressions may share parts in one kernel and not in the other: then the terms do not belong together
+        if map_dims(body, partial(substitute, env=values)) != k.body:
+            return {}
+        out[k.name] = kernel, tuple(values.values())
+    return out
+
+
+def map_places(stmts: Iterable[Stmt], fn: Place) -> tuple[Stmt, ...]:
+    """The statements with ``fn(buffer, index)`` in place of every address that is read or written."""
+    memo: dict[int, Expr] = {}
+    keep: list[Expr] = []  # ids stay valid while the expressions live
+
+    def expr(e: Expr) -> Expr:
+        got = memo.get(id(e))
+        if got is None:
+            keep.append(e)
+            args = tuple(map(expr, e.args))
+            attr = fn(*e.attr) if e.op == "load" else e.attr
+            unchanged = (attr is e.attr or attr == e.attr) and all(a is b for a, b in zip(args, e.args, strict=True))
+            got = memo[id(e)] = e if unchanged else Expr(e.op, args, e.dtype, attr)
+        return got
+
+    def stmt(s: Stmt) -> Stmt:
+        if isinstance(s, (Let, Set)):
+            return replace(s, value=expr(s.value))
+        if isinstance(s, Acc):
+            return replace(s, init=expr(s.init))
+        if isinstance(s, Store):
+            return Store(*fn(s.buffer, s.index), expr(s.value), None if s.where is None else expr(s.where))
+        if isinstance(s, Fold):
+            return replace(s, values=tuple(map(expr, s.values)))
+        if isinstance(s, If):
+            return If(expr(s.cond), tuple(map(stmt, s.then)), tuple(map(stmt, s.other)))
+        if isinstance(s, Loop):
+            return replace(s, body=tuple(map(stmt, s.body)))
+        return s
+
+    return tuple(map(stmt, stmts))
