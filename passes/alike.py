@@ -1,11 +1,11 @@
-"""Kernels that differ only in where their operands begin become one kernel.
+"""What is repeated is lowered and compiled once: equal groups, and kernels that differ in where their operands begin.
 
-Here: finding them, the kernel that takes the beginnings as integers.  Not here: kernels that are equal but for names
-(build.py).  Read next: build.py.
+Here: what a group's kernels depend on; finding kernels that are alike, the kernel that takes the beginnings as
+integers.  Not here: kernels that are equal but for names (build.py).  Read next: build.py.
 
-A loop over slices that was traced step by step gives such kernels: the steps of a recurrence read ``x[0]``, ``x[1]``,
-... at offsets of one buffer.  Compiled once they cost one module instead of one for each step, and an addition for
-each run.
+Equal layers of a network give groups of one structure, whose kernels are the same but for the buffers.  A loop over
+slices that was traced step by step gives kernels that read ``x[0]``, ``x[1]``, ... at offsets of one buffer.  Compiled
+once they cost one module instead of one for each step, and an addition for each run.
 """
 
 from __future__ import annotations
@@ -15,13 +15,37 @@ from dataclasses import replace
 from functools import partial
 
 from flowc.dims import DimLike, substitute, sym
+from flowc.graph import CONSTANT, Node
 from flowc.kernel import Acc, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, defined, walk
+from flowc.passes.fuse import Group
 from flowc.passes.schedule import map_dims
 from flowc.plan import Step
 
 FEW = 4  # integers that a kernel takes for the offsets that differ
 
 Place = Callable[[str, DimLike], tuple[str, DimLike]]
+
+
+def structure(g: Group) -> tuple[tuple, dict[Node, int]] | None:
+    """Everything that the kernels of a group depend on but for buffers, and the numbers of its nodes and operands in
+    it; None for what is not looked into."""
+    if g.kind in ("host", "stencil"):
+        return None
+    numbers: dict[Node, int] = {}
+
+    def operand(x: Node) -> tuple:
+        if x in numbers:
+            return (numbers[x],)
+        numbers[x] = len(numbers)
+        return numbers[x], x.type, x.attrs if x.op is CONSTANT and x.rank == 0 else None
+
+    def described(h: Group) -> tuple:
+        rows = tuple((n.op.name, n.attrs, tuple(map(operand, n.inputs)), operand(n)) for n in h.members)
+        root = None if h.contraction is None else operand(h.contraction)
+        return (h.kind, h.outer, h.space, root, operand(h.root), rows, tuple(map(operand, h.outputs)),
+                tuple(h.refused))
+
+    return (*map(described, g.stages), described(g)), numbers
 
 
 def merge_alike(kernels: Mapping[str, Kernel], steps: Sequence[Step]) -> tuple[dict[str, Kernel], list[Step]]:

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
+from typing import NamedTuple
 
 from flowc import progress
 from flowc.dims import DimLike, substitute, sym, symbols
 from flowc.graph import CONSTANT, Attrs, Graph, Literal, Node
 from flowc.kernel import Buffer, Kernel, defined, walk
 from flowc.op import General, HostCall
-from flowc.passes.alike import map_places, merge_alike
+from flowc.passes.alike import map_places, merge_alike, structure
 from flowc.passes.contract import lower_contraction
 from flowc.passes.fuse import Group, partition
 from flowc.passes.lower import lower_group
@@ -58,6 +59,15 @@ def build_with_groups(graph: Graph, options: BuildOptions, allow=lambda name, no
     return program, {"steps": b.origin, "names": {name: n for n, name in b.names.items()}, "buffer": dict(b.names)}
 
 
+class Pattern(NamedTuple):
+    """Steps with places for buffers, ``#NUMBER`` for nodes and ``~NAME`` for temporaries.  whole: nothing else is
+    read or written."""
+
+    steps: Sequence[Step]
+    temps: Mapping[str, Type]
+    whole: bool
+
+
 class _Builder:
     def __init__(self, graph: Graph, options: BuildOptions, allow):
         self.graph, self.options, self.allow = graph, options, allow
@@ -67,6 +77,7 @@ class _Builder:
         self.steps: list[Step] = []
         self.kernels: dict[str, Kernel] = {}
         self.shared: dict[tuple, str] = {}
+        self.patterns: dict[tuple | None, Pattern] = {}
         self.origin: dict[str, Group] = {}
         self.symbols = _graph_symbols(graph)
 
@@ -99,9 +110,15 @@ class _Builder:
             progress.at("group", i, len(groups))
             if g.kind == "host":
                 self.host_step(g, i)
-            else:
+                continue
+            key, numbers = structure(g) or (None, {})
+            pattern = self.patterns.get(key)
+            if pattern is None:
                 ctx = Context(self.name_of, f"k{i}", self.symbols, graph.ranges, self.options.machine, lowering)
-                self.add_steps(g, lower_group(g, ctx), i)
+                pattern = self.pattern(lower_group(g, ctx), ctx.name, numbers)
+                if key is not None and pattern.whole:
+                    self.patterns[key] = pattern
+            self.add_steps(pattern, i, numbers)
         return self.plan(groups)
 
     def host_step(self, g: Group, i: int) -> None:
@@ -109,17 +126,31 @@ class _Builder:
         self.steps.append(Step(f"s{i}", "", (*[self.name_of(x) for x in n.inputs], self.name_of(n)), (), 1, 0,
                                n.type.size, n.op.name, Attrs(n.attrs), "; ".join(g.refused)))
 
-    def add_steps(self, g: Group, lowered: Lowered, i: int) -> None:
-        self.temps.update(lowered.temps)
-        for j, (kernel, work) in enumerate(zip(lowered.kernels, lowered.work, strict=True)):
+    def pattern(self, lowered: Lowered, prefix: str, numbers: Mapping[Node, int]) -> Pattern:
+        """What a group has become, for other groups of its structure."""
+        places = {self.names[n]: f"#{number}" for n, number in numbers.items() if n in self.names}
+        temps = {f"~{name.removeprefix(prefix)}": t for name, t in lowered.temps.items()}
+        places |= dict(zip(lowered.temps, temps, strict=True))
+        steps, whole = [], True
+        for kernel, work in zip(lowered.kernels, lowered.work, strict=True):
             outs = [p for p in kernel.params if p.role != "in"]
             ordered = [p for p in kernel.params if p.role == "in"] + outs
-            buffers = tuple(p.name for p in ordered)
+            whole = whole and all(p.name in places for p in ordered)
             formal, dims = canonical(replace(kernel, params=tuple(ordered)))
-            name = self.kernel_name(formal)
-            label = f"s{i}" if len(lowered.kernels) == 1 else f"s{i}.{j}"
-            self.steps.append(Step(label, name, buffers, dims, len(outs), 0, work, "", Attrs(),
-                                   "; ".join(kernel.notes)))
+            buffers = tuple(places.get(p.name, p.name) for p in ordered)
+            steps.append(Step("", self.kernel_name(formal), buffers, dims, len(outs), 0, work, "", Attrs(),
+                              "; ".join(kernel.notes)))
+        return Pattern(steps, temps, whole)
+
+    def add_steps(self, pattern: Pattern, i: int, numbers: Mapping[Node, int]) -> None:
+        """The steps of group ``i``, whose nodes have ``numbers``."""
+        names = {place: f"k{i}{place[1:]}" for place in pattern.temps}
+        self.temps |= {names[place]: t for place, t in pattern.temps.items()}
+        nodes = {f"#{number}": n for n, number in numbers.items()}
+        for j, s in enumerate(pattern.steps):
+            label = f"s{i}" if len(pattern.steps) == 1 else f"s{i}.{j}"
+            buffers = tuple(self.name_of(nodes[b]) if b in nodes else names.get(b, b) for b in s.buffers)
+            self.steps.append(replace(s, name=label, buffers=buffers))
 
     def kernel_name(self, formal: Kernel) -> str:
         """Kernels that are equal but for names are one kernel."""

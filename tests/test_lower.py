@@ -79,6 +79,28 @@ def test_unfused_independent_steps_share_a_wave():
     assert dag.number_of_edges() >= 2 and len(critical_path(plan)) == len(waves)
 
 
+def layers(x, *ws):
+    for w in ws:
+        x = layer_norm(x + np.tanh(x @ w) @ w.T, w[0], w[1]) * 0.5
+    return softmax(x)
+
+
+def test_equal_layers_are_lowered_once(monkeypatch):
+    from flowc.passes import build as module
+    lower, calls = module.lower_group, []
+    monkeypatch.setattr(module, "lower_group", lambda g, ctx: calls.append(g) or lower(g, ctx))
+    rng = np.random.default_rng(0)
+    counts = []
+    for n in (3, 6):
+        calls.clear()
+        x, *ws = (rng.standard_normal((32, 32), np.float32) for _ in range(n + 1))
+        fn = flowc.jit(layers)
+        assert np.allclose(fn(x, *ws), layers(x, *ws), atol=1e-4)
+        assert flowc.verify(fn, x, *ws)
+        counts.append(len(calls))
+    assert counts[0] == counts[1]
+
+
 def recurrence(x, w):
     h = x[0] * 0
     for t in range(6):
