@@ -40,11 +40,13 @@ class Val(NamedTuple):
 @dataclass
 class Scope:
     """A region that dominates what is emitted inside it.  ``pre``: the lines right before it, in its parent.
-    ``shared``: texts of the instructions that live until its end.  ``branch``: runs under a condition."""
+    ``shared``: texts of the instructions that live until its end.  ``branch``: runs under a condition.
+    ``sums``: parts of addresses that were computed in it: copies of an unrolled loop ask again."""
 
     pre: list[Any]
     branch: bool
     shared: list[str] = field(default_factory=list)
+    sums: dict[tuple, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -308,6 +310,9 @@ class Code(Function):
 
     def place(self, d: DimLike) -> Place:
         """Take an index apart; see Place."""
+        plain = self._plain_place(d)
+        if plain is not None:
+            return plain
         with self.index_arithmetic():
             d = self._resolve(d)
             const, wide = 0, []
@@ -350,6 +355,41 @@ class Code(Function):
             for w in wide[1:]:
                 offsets = self.op(f"add {self.vec('i64')} {offsets}, {w}")
             return Place([t for t in terms if isinstance(t, str)], const, stride, offsets, pattern)
+
+    def _plain_place(self, d: DimLike) -> Place | None:
+        """The place of a sum of symbols times numbers, as nearly all indices are; None for any other."""
+        if isinstance(d, int):
+            return Place([], d, 0, None)
+        const, stride = 0, 0
+        rest: list[tuple[str, int]] = []
+        for mono, c in d.terms:
+            if not mono:
+                const += c
+                continue
+            name, power = mono[0]
+            if len(mono) > 1 or power != 1 or not isinstance(name, str):
+                return None
+            base = self.lane_base.get(name)
+            if base is not None:
+                if not isinstance(base, int):
+                    return None
+                stride += c
+                const += c * base
+                continue
+            v = self.env[name]
+            if v.wide:
+                return None
+            if v.text[0] == "%":
+                rest.append((v.text, c))
+            else:
+                const += int(v.text) * c
+        sums, key = self.scopes[-1].sums, tuple(rest)
+        terms = sums.get(key)
+        if terms is None:
+            with self.index_arithmetic():
+                terms = sums[key] = [self.mul(text, c) for text, c in rest]  # type: ignore[misc]
+        pattern = tuple([stride * k for k in range(self.lanes)]) if stride and self.lanes > 1 else None
+        return Place(terms, const, stride, None, pattern)
 
     def _simple_term(self, mono, c: int, strides: list) -> str | int | None:
         """The scalar part of a symbol times a number, as nearly all terms are; None for other terms."""
@@ -479,16 +519,24 @@ class Code(Function):
     def address(self, mem: Mem, p: Place, extra: int = 0) -> str:
         """Pointer to the element of lane 0, ``extra`` elements further: outer terms first, the constant last."""
         with self.index_arithmetic():
-            ty, out = memory_type(mem.dtype), mem.pointer
-            scale = max(mem.lanes, 1)
-            by_level: dict[int, str | int] = {}
-            for t in p.terms:
-                at = self.level[t]
-                by_level[at] = self.add(by_level.get(at, 0), t)
-            for at in sorted(by_level):
-                out = self.op(f"getelementptr {ty}, {mem.type} {out}, i64 {self.mul(by_level[at], scale)}")
+            ty, scale = memory_type(mem.dtype), max(mem.lanes, 1)
+            sums, key = self.scopes[-1].sums, (mem.pointer, *p.terms)
+            out = sums.get(key)
+            if out is None:
+                out = sums[key] = self._base(mem, p.terms, ty, scale)
             const = (p.const + extra) * scale
             return self.op(f"getelementptr {ty}, {mem.type} {out}, i64 {const}") if const else out
+
+    def _base(self, mem: Mem, terms: Sequence[str], ty: str, scale: int) -> str:
+        """``mem.pointer`` and the terms of an address."""
+        out = mem.pointer
+        by_level: dict[int, str | int] = {}
+        for t in terms:
+            at = self.level[t]
+            by_level[at] = self.add(by_level.get(at, 0), t)
+        for at in sorted(by_level):
+            out = self.op(f"getelementptr {ty}, {mem.type} {out}, i64 {self.mul(by_level[at], scale)}")
+        return out
 
     def addresses(self, mem: Mem, p: Place) -> str:
         """A vector of pointers, one per lane."""
