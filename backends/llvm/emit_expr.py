@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from flowc.backends.llvm.emit_code import Code, Mem, Place, Val, intrinsic_name, literal, memory_type, register_type
+from flowc.backends.llvm.emit_address import Addresses
+from flowc.backends.llvm.emit_code import Mem, Place, Val, intrinsic_name, literal, memory_type, register_type
 from flowc.backends.llvm.emit_convert import cast, divide, fmod
 from flowc.backends.llvm.emit_interleave import BLOCK, load_columns, load_pattern
 from flowc.backends.llvm.emit_outline import call, outlined
@@ -34,7 +35,7 @@ def half(d: DType) -> bool:
     return d.floating and d.bits == 16
 
 
-class Values(Code):
+class Values(Addresses):
     """Evaluates expressions at the current place.  ``mask``: the lanes that are on, None for all of them; wherever
     there is a mask at least one lane is on."""
 
