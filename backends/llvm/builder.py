@@ -7,6 +7,7 @@ Text is some ninety times faster to build than llvmlite's IR objects.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Iterator
@@ -28,9 +29,10 @@ def float_literal(x: float, ty: str) -> str:
             return "0xR7FC0"
         return f"0xR{((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) & 0xFFFF:04X}"
     if ty == "float":
-        import numpy as np
-        with np.errstate(over="ignore"):
-            x = float(np.float32(x))
+        try:
+            (x,) = struct.unpack("<f", struct.pack("<f", x))
+        except OverflowError:
+            x = math.copysign(math.inf, x)
     return f"0x{struct.unpack('<Q', struct.pack('<d', x))[0]:016X}"
 
 
