@@ -6,7 +6,7 @@ Here: which modules a program is compiled into.  Not here: code of kernels (emit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from flowc import progress
 from flowc.backends.llvm import pool
@@ -16,9 +16,11 @@ from flowc.backends.llvm.emit import emit_kernel
 from flowc.backends.llvm.engine import OPT_LEVEL, QUICK, Code, Source, Store, compile_modules, content_name, host
 from flowc.backends.llvm.entry import emit_entry, emit_sizes, parallel_extent
 from flowc.backends.llvm.target import cpu_target
+from flowc.kernel import Loop, Stmt, children
 from flowc.plan import Program
 
 MODULE = 300                         # lines from which on a module takes no further kernel
+UNROLLED = 16                        # copies of the body of a loop that are counted
 LONG_ENTRY = 400                     # lines from which on the code between the kernels is compiled quickly
 
 _STAND_IN = "flowc_kernel_symbol"
@@ -52,10 +54,12 @@ class _Compilation:
         return Binary(self.program.plan, launches, by_symbol, codes[-1] if codes and not self.hosted else None, objects)
 
     def sources(self) -> Iterator[Source]:
-        """The modules of the program, the one with the entry last."""
+        """The modules of the program, the one with the entry last.  The longest come first: what is left at the end,
+        when a thread may have to wait for the other, is short."""
         module, symbols = Module(), list[str]()
         count, seen = len(self.program.kernels), set[str]()
-        for i, (name, kernel) in enumerate(self.program.kernels.items()):
+        kernels = sorted(self.program.kernels.items(), key=lambda item: -_length(item[1].body))
+        for i, (name, kernel) in enumerate(kernels):
             progress.at("kernel", i, count)
             alone = Module()
             emit_kernel(kernel, alone, self.target, _STAND_IN)
@@ -90,6 +94,17 @@ class _Compilation:
         if entry.functions:
             self.modules.append([] if long else symbols)
             yield Source(entry.text(), QUICK if long else OPT_LEVEL)
+
+
+def _length(stmts: Sequence[Stmt]) -> int:
+    """How many instructions statements become, roughly."""
+    n = 0
+    for s in stmts:
+        inside = sum(map(_length, children(s)))
+        if isinstance(s, Loop) and s.kind in ("unroll", "vector") and isinstance(s.extent, int):
+            inside *= min(UNROLLED, -(-s.extent // s.width))
+        n += inside + 1
+    return n
 
 
 def _noted(sources: Iterator[Source], seen: list[Source]) -> Iterator[Source]:
