@@ -10,20 +10,18 @@ once they cost one module instead of one for each step, and an addition for each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from flowc.dims import DimLike, substitute, sym
 from flowc.graph import CONSTANT, Node
-from flowc.kernel import Acc, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, defined, walk
+from flowc.kernel import Kernel, Stmt, defined, walk
 from flowc.passes.fuse import Group
-from flowc.passes.schedule import map_dims
+from flowc.passes.rewriting import map_addresses, map_dims
 from flowc.plan import Step
 
 FEW = 4  # integers that a kernel takes for the offsets that differ
-
-Place = Callable[[str, DimLike], tuple[str, DimLike]]
 
 
 def structure(g: Group) -> tuple[tuple, dict[Node, int]] | None:
@@ -84,7 +82,7 @@ def _without_offsets(body: Iterable[Stmt], offsets: list[int]) -> tuple[Stmt, ..
         offset = constant_term(index)
         offsets.append(offset)
         return buffer, index - offset
-    return map_places(body, place)
+    return map_addresses(body, place)
 
 
 def constant_term(d: DimLike) -> int:
@@ -110,7 +108,7 @@ def _common(family: list[Kernel], offsets: list[list[int]]) -> dict[str, tuple[K
         there = index - constant_term(index) + start
         return buffer, there + sym(names[move]) if move in names else there
 
-    body = map_places(first.body, place)
+    body = map_addresses(first.body, place)
     ranges = tuple((name, (0, max(move))) for move, name in names.items())
     kernel = replace(first, dims=(*first.dims, *names.values()), body=body, ranges=(*first.ranges, *ranges))
     out = {}
@@ -121,36 +119,3 @@ def _common(family: list[Kernel], offsets: list[list[int]]) -> dict[str, tuple[K
             return {}
         out[k.name] = kernel, tuple(values.values())
     return out
-
-
-def map_places(stmts: Iterable[Stmt], fn: Place) -> tuple[Stmt, ...]:
-    """The statements with ``fn(buffer, index)`` in place of every address that is read or written."""
-    memo: dict[int, Expr] = {}
-    keep: list[Expr] = []  # ids stay valid while the expressions live
-
-    def expr(e: Expr) -> Expr:
-        got = memo.get(id(e))
-        if got is None:
-            keep.append(e)
-            args = tuple(map(expr, e.args))
-            attr = fn(*e.attr) if e.op == "load" else e.attr
-            unchanged = (attr is e.attr or attr == e.attr) and all(a is b for a, b in zip(args, e.args, strict=True))
-            got = memo[id(e)] = e if unchanged else Expr(e.op, args, e.dtype, attr)
-        return got
-
-    def stmt(s: Stmt) -> Stmt:
-        if isinstance(s, (Let, Set)):
-            return replace(s, value=expr(s.value))
-        if isinstance(s, Acc):
-            return replace(s, init=expr(s.init))
-        if isinstance(s, Store):
-            return Store(*fn(s.buffer, s.index), expr(s.value), None if s.where is None else expr(s.where))
-        if isinstance(s, Fold):
-            return replace(s, values=tuple(map(expr, s.values)))
-        if isinstance(s, If):
-            return If(expr(s.cond), tuple(map(stmt, s.then)), tuple(map(stmt, s.other)))
-        if isinstance(s, Loop):
-            return replace(s, body=tuple(map(stmt, s.body)))
-        return s
-
-    return tuple(map(stmt, stmts))

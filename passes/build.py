@@ -17,15 +17,16 @@ from flowc.dims import DimLike, substitute, sym, symbols
 from flowc.graph import CONSTANT, Attrs, Graph, Literal, Node
 from flowc.kernel import Buffer, Kernel, defined, walk
 from flowc.op import General, HostCall
-from flowc.passes.alike import map_places, merge_alike, structure
+from flowc.passes.alike import merge_alike, structure
 from flowc.passes.contract import lower_contraction
 from flowc.passes.fuse import Group, partition
 from flowc.passes.lower import lower_group
 from flowc.passes.lowering import Context, Lowered
 from flowc.passes.memory import plan_arena
 from flowc.passes.place import assign_waves
+from flowc.passes.rewriting import map_addresses, map_dims
 from flowc.passes.rowblocks import join_row_blocks
-from flowc.passes.schedule import Machine, map_dims
+from flowc.passes.schedule import Machine
 from flowc.passes.stencil import merge_stencils
 from flowc.plan import Place, Plan, PlanBuffer, Program, Step
 from flowc.types import Type
@@ -229,7 +230,7 @@ def canonical(kernel: Kernel) -> tuple[Kernel, tuple[DimLike, ...]]:
     def size(d: DimLike) -> DimLike:
         return substitute(d, dims)
 
-    body = map_places(map_dims(kernel.body, size) if dims else kernel.body, lambda b, i: (buffers.get(b, b), i))
+    body = map_addresses(map_dims(kernel.body, size) if dims else kernel.body, lambda b, i: (buffers.get(b, b), i))
     params = tuple(Buffer(buffers[p.name], p.dtype, tuple(map(size, p.shape)), p.role) for p in kernel.params)
     ranges = tuple((names[n], (size(lo), None if hi is None else size(hi))) for n, (lo, hi) in kernel.ranges)
     formal = Kernel(kernel.name, params, tuple(names.values()), body, ranges, kernel.notes)

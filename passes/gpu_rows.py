@@ -50,10 +50,10 @@ from flowc.passes.gpu_space import (
     accesses,
     decode,
     guarded,
-    map_exprs,
     move_out,
     small,
 )
+from flowc.passes.rewriting import map_exprs
 from flowc.proofs import bounds
 from flowc.types import DType
 

@@ -5,12 +5,11 @@ Here: ``Space``, ``Bound``, ``Names`` and helpers.  Not here: the strategies (gp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flowc.dims import DimLike, Range, prod, symbols
 from flowc.kernel import (
-    Acc,
     Alloc,
     Buffer,
     Builder,
@@ -20,12 +19,12 @@ from flowc.kernel import (
     Kernel,
     Let,
     Loop,
-    Set,
     Stmt,
     Store,
     expressions,
     walk,
 )
+from flowc.passes.rewriting import map_exprs
 from flowc.passes.schedule import collapse
 from flowc.proofs import bounds, simplify
 
@@ -145,49 +144,6 @@ def move_out(kernel: Kernel, body: Sequence[Stmt], large: Iterable[Alloc], area:
 
 
 # ---- rewriting ------------------------------------------------------------------------------------------------------
-
-def map_exprs(stmts: Iterable[Stmt], fn: Callable[[Expr, tuple[Expr, ...]], Expr | None]) -> tuple[Stmt, ...]:
-    """The statements with every expression rebuilt bottom-up: ``fn(e, new_args)`` gives a replacement or None."""
-    memo: dict[int, Expr] = {}
-    keep: list[Expr] = []  # ids stay valid while the expressions live
-
-    def expr(e: Expr) -> Expr:
-        stack = [e]
-        while stack:
-            x = stack[-1]
-            missing = [a for a in x.args if id(a) not in memo]
-            if missing:
-                stack.extend(missing)
-                continue
-            stack.pop()
-            if id(x) in memo:
-                continue
-            args = tuple(memo[id(a)] for a in x.args)
-            new = fn(x, args)
-            if new is None:
-                same = all(a is b for a, b in zip(args, x.args, strict=True))
-                new = x if same else Expr(x.op, args, x.dtype, x.attr)
-            keep.append(x)
-            memo[id(x)] = new
-        return memo[id(e)]
-
-    def stmt(s: Stmt) -> Stmt:
-        if isinstance(s, (Let, Set)):
-            return replace(s, value=expr(s.value))
-        if isinstance(s, Acc):
-            return replace(s, init=expr(s.init))
-        if isinstance(s, Store):
-            return replace(s, value=expr(s.value), where=None if s.where is None else expr(s.where))
-        if isinstance(s, Fold):
-            return replace(s, values=tuple(map(expr, s.values)))
-        if isinstance(s, If):
-            return If(expr(s.cond), tuple(map(stmt, s.then)), tuple(map(stmt, s.other)))
-        if isinstance(s, Loop):
-            return replace(s, body=tuple(map(stmt, s.body)))
-        return s
-
-    return tuple(map(stmt, stmts))
-
 
 def relocate(stmts: Iterable[Stmt], moved: Mapping[str, tuple[str, DimLike]]) -> tuple[Stmt, ...]:
     """Buffers replaced by parts of others: name -> (new name, offset).  Their Allocs disappear."""

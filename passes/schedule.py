@@ -8,12 +8,13 @@ A schedule never changes a result: reductions have their tree fixed by lowering 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from flowc.dims import DimLike, linear, substitute, symbols
-from flowc.kernel import Acc, Alloc, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk
+from flowc.dims import linear, substitute, symbols
+from flowc.kernel import Expr, Kernel, Loop, Stmt, expressions, walk
 from flowc.passes.choices import Choices, Problem, S
+from flowc.passes.rewriting import map_dims, sizes_in
 from flowc.types import DType
 
 
@@ -91,63 +92,6 @@ def _size(e: Expr) -> int:
         n += x.op not in ("const", "ref", "index")
         stack.extend(x.args)
     return n
-
-
-# ---- rewriting the sizes inside statements --------------------------------------------------------------------------
-
-def map_dims(stmts: Iterable[Stmt], fn: Callable[[DimLike], DimLike]) -> tuple[Stmt, ...]:
-    """The statements with ``fn`` applied to every size in them."""
-    memo: dict[int, Expr] = {}
-    keep: list[Expr] = []  # ids stay valid while the expressions live
-
-    def expr(e: Expr) -> Expr:
-        if id(e) in memo:
-            return memo[id(e)]
-        keep.append(e)
-        attr = e.attr
-        if e.op == "index":
-            attr = fn(attr)
-        elif e.op == "load":
-            attr = (attr[0], fn(attr[1]))
-        elif e.op == "ref" and attr[1]:
-            attr = (attr[0], tuple(map(fn, attr[1])))
-        args = tuple(map(expr, e.args))
-        if e.op == "index" and isinstance(attr, int):
-            out = Expr("const", (), e.dtype, attr)
-        else:
-            out = e if attr == e.attr and all(a is b for a, b in zip(args, e.args, strict=True)) else Expr(
-                e.op, args, e.dtype, attr)
-        memo[id(e)] = out
-        return out
-
-    def stmt(s: Stmt) -> Stmt:
-        if isinstance(s, Let):
-            rng = None if s.range is None else (fn(s.range[0]), None if s.range[1] is None else fn(s.range[1]))
-            return Let(s.name, expr(s.value), rng)
-        if isinstance(s, Acc):
-            return replace(s, init=expr(s.init))
-        if isinstance(s, Set):
-            return Set(s.name, tuple(map(fn, s.index)), expr(s.value))
-        if isinstance(s, Store):
-            return Store(s.buffer, fn(s.index), expr(s.value), None if s.where is None else expr(s.where))
-        if isinstance(s, Fold):
-            return replace(s, values=tuple(map(expr, s.values)))
-        if isinstance(s, Alloc):
-            return replace(s, size=fn(s.size))
-        if isinstance(s, If):
-            return If(expr(s.cond), tuple(map(stmt, s.then)), tuple(map(stmt, s.other)))
-        if isinstance(s, Loop):
-            return replace(s, extent=fn(s.extent), body=tuple(map(stmt, s.body)))
-        return s
-
-    return tuple(map(stmt, stmts))
-
-
-def sizes_in(stmts: Sequence[Stmt]) -> set[DimLike]:
-    """Every size that stands in the statements."""
-    out: set[DimLike] = set()
-    map_dims(stmts, lambda d: out.add(d) or d)  # type: ignore[func-returns-value]
-    return out
 
 
 # ---- loop transformations -------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 
 from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, substitute, sym, symbols
 from flowc.kernel import Expr, If, Kernel, Let, Loop, Stmt, Store, expressions
-from flowc.passes.schedule import MapSchedule, collapse, map_dims
+from flowc.passes.rewriting import map_dims
+from flowc.passes.schedule import MapSchedule, collapse
 from flowc.proofs import simplify
 from flowc.types import bool_, i64
 

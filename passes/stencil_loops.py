@@ -24,7 +24,7 @@ from flowc.passes.edges import Wrap
 from flowc.passes.fuse import Group
 from flowc.passes.inline import DecidedOps, Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, declare_outputs, describe, inliner, nest
-from flowc.passes.schedule import map_dims
+from flowc.passes.rewriting import map_dims
 from flowc.passes.stencil import Stencil
 
 ALIAS = 1024  # rows a multiple of this many bytes long compete for the same places of a cache

@@ -18,7 +18,8 @@ from functools import reduce
 
 from flowc.dims import DimLike, ceildiv, dmin, linear, substitute, sym, symbols
 from flowc.kernel import Alloc, Expr, If, Kernel, Let, Loop, Stmt, Store, expressions, parts
-from flowc.passes.schedule import Machine, MapSchedule, collapse, map_dims
+from flowc.passes.rewriting import map_dims
+from flowc.passes.schedule import Machine, MapSchedule, collapse
 from flowc.passes.segments import tile_map
 from flowc.proofs import simplify
 from flowc.types import bool_, i64

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from flowc.backends.llvm.emit_code import Mem, Place, memory_type
 from flowc.dims import linear, substitute, sym, symbols
 from flowc.kernel import Expr, Let, Loop, Stmt, Store, expressions, parts, walk
-from flowc.passes.schedule import map_dims
+from flowc.passes.rewriting import map_dims
 
 if TYPE_CHECKING:
     from flowc.backends.llvm.emit import Emitter

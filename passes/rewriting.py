@@ -1,0 +1,94 @@
+"""Rewriting the statements of a kernel: expressions, sizes, addresses.
+
+Here: statements with something else in place of each of them.  Not here: what is rewritten and why (schedule.py,
+alike.py, the GPU's strategies), rules over graphs (flowc/rewrite.py).  Read next: schedule.py.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from flowc.dims import DimLike
+from flowc.kernel import Acc, Alloc, Expr, Fold, If, Let, Loop, Set, Stmt, Store
+
+Size = Callable[[DimLike], DimLike]
+Address = Callable[[str, DimLike], tuple[str, DimLike]]
+
+
+def map_exprs(stmts: Iterable[Stmt], fn: Callable[[Expr, tuple[Expr, ...]], Expr | None], size: Size | None = None,
+              address: Address | None = None) -> tuple[Stmt, ...]:
+    """The statements with every expression rebuilt bottom-up: ``fn(e, new_args)`` gives a replacement, or None for the
+    same with new operands.  size: for the sizes that stand in statements.  address: for what stores write to."""
+    memo: dict[int, Expr] = {}
+    keep: list[Expr] = []  # ids stay valid while the expressions live
+
+    def expr(e: Expr) -> Expr:
+        stack = [e]
+        while stack:
+            x = stack[-1]
+            missing = [a for a in x.args if id(a) not in memo]
+            if missing:
+                stack.extend(missing)
+                continue
+            stack.pop()
+            if id(x) in memo:
+                continue
+            args = tuple([memo[id(a)] for a in x.args])
+            new = fn(x, args)
+            if new is None:
+                new = x if all(map(operator.is_, args, x.args)) else Expr(x.op, args, x.dtype, x.attr)
+            keep.append(x)
+            memo[id(x)] = new
+        return memo[id(e)]
+
+    def sized(d: DimLike) -> DimLike:
+        return d if size is None else size(d)
+
+    def stmt(s: Stmt) -> Stmt:
+        if isinstance(s, Let):
+            span = s.range and (sized(s.range[0]), None if s.range[1] is None else sized(s.range[1]))
+            return Let(s.name, expr(s.value), span)
+        if isinstance(s, Set):
+            return Set(s.name, tuple(map(sized, s.index)), expr(s.value))
+        if isinstance(s, Acc):
+            return Acc(s.name, s.dtype, s.shape, expr(s.init))
+        if isinstance(s, Store):
+            to = (s.buffer, s.index) if address is None else address(s.buffer, s.index)
+            return Store(*to, expr(s.value), None if s.where is None else expr(s.where))
+        if isinstance(s, Fold):
+            return replace(s, values=tuple(map(expr, s.values)))
+        if isinstance(s, If):
+            return If(expr(s.cond), tuple(map(stmt, s.then)), tuple(map(stmt, s.other)))
+        if isinstance(s, Loop):
+            return Loop(s.var, sized(s.extent), s.kind, tuple(map(stmt, s.body)), s.width)
+        return Alloc(s.name, s.dtype, sized(s.size), s.space) if isinstance(s, Alloc) else s
+
+    return tuple(map(stmt, stmts))
+
+
+def map_dims(stmts: Iterable[Stmt], fn: Size) -> tuple[Stmt, ...]:
+    """The statements with ``fn`` applied to every size in them."""
+    def expr(e: Expr, args: tuple[Expr, ...]) -> Expr | None:
+        if e.op == "index":
+            d = fn(e.attr)
+            return Expr("const", (), e.dtype, d) if isinstance(d, int) else Expr("index", (), e.dtype, d)
+        if e.op == "load":
+            return Expr("load", args, e.dtype, (e.attr[0], fn(e.attr[1])))
+        return Expr("ref", (), e.dtype, (e.attr[0], tuple(map(fn, e.attr[1])))) if e.op == "ref" and e.attr[1] else None
+    return map_exprs(stmts, expr, fn, lambda buffer, index: (buffer, fn(index)))
+
+
+def map_addresses(stmts: Iterable[Stmt], fn: Address) -> tuple[Stmt, ...]:
+    """The statements with ``fn(buffer, index)`` in place of every address that is read or written."""
+    def expr(e: Expr, args: tuple[Expr, ...]) -> Expr | None:
+        return Expr("load", args, e.dtype, fn(*e.attr)) if e.op == "load" else None
+    return map_exprs(stmts, expr, address=fn)
+
+
+def sizes_in(stmts: Iterable[Stmt]) -> set[DimLike]:
+    """Every size that stands in the statements."""
+    out: set[DimLike] = set()
+    map_dims(stmts, lambda d: out.add(d) or d)  # type: ignore[func-returns-value]
+    return out
