@@ -1,6 +1,6 @@
 """Derivatives: reverse against forward mode against central differences in float64, on whole programs.
 
-Single ops are covered by test_ops.py; here the walks over graphs, accumulation, errors, symbolic sizes, second
+Single ops are covered by test_op_slopes.py; here the walks over graphs, accumulation, errors, symbolic sizes, second
 derivatives, and forward mode through ops without a tangent rule of their own.
 """
 
