@@ -1,8 +1,8 @@
 """Every op of the registry: complete records, type rules, lowering against meaning.
 
-Derivatives are in test_op_slopes.py.  The tables of ops come from the registry itself, so a new op is tested by being declared.  Scalar expressions are
-evaluated for all elements at once with the NumPy meanings of the instructions (backends/interp.py); every read is
-checked to lie inside its operand.
+Derivatives are in test_op_slopes.py.  The tables of ops come from the registry itself, so a new op is tested by being
+declared.  Scalar expressions are evaluated for all elements at once with the NumPy meanings of the instructions
+(backends/interp.py); every read is checked to lie inside its operand.
 """
 
 from __future__ import annotations
