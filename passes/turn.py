@@ -4,10 +4,14 @@ Here: finding them, and the tiles that read whole rows of such an operand and tu
 Not here: other maps (segments.py), the shuffles (backends/llvm/emit_interleave.py).  Read next: segments.py.
 
 Let ``b`` be the innermost axis of the result and ``a`` the axis along which an operand is contiguous.  A piece of the
-work is TILE by TILE places of (a, b).  Inside it ``b`` runs as lanes and some neighbouring ``a`` are unrolled: their
-loads are columns of a table whose rows the emitter loads whole.  A long body is not written once for every ``a``;
-there the operand is first turned into a local tile, from which the body then reads along the grain.  Where the result
-has only few places along ``b``, ``a`` runs as lanes instead and the stores are the columns.
+work is a tile of (a, b).  Inside it ``b`` runs as lanes and some neighbouring ``a`` are unrolled: their loads are
+columns of a table whose rows the emitter loads whole.  A long body is not written once for every ``a``; there the
+operand is first turned into a local tile, from which the body then reads along the grain.  Where the result has only
+few places along ``b``, ``a`` runs as lanes instead and the stores are the columns.
+
+Memory is fast in long runs: a tile is long along ``a`` and goes along it first, so that what fetches ahead sees a few
+rows and stays with them.  The result is then written a line here and a line there, which costs nothing where lines
+begin with a row and every store fills one (emit_stream.py); pieces of ``b`` therefore begin with a line.
 """
 
 from __future__ import annotations
@@ -24,8 +28,12 @@ from flowc.passes.segments import tile_map
 from flowc.proofs import simplify
 from flowc.types import bool_, i64
 
-TILE = 64     # places of a piece along either axis
-LINE = 64     # bytes of an operand's row that one turn should use up
+TILE = 64     # places of a tile that a long body reads, along either axis
+LINE = 64     # bytes that memory moves at once
+RUN = 4096    # bytes of an operand's row in one piece where every store fills a line
+WIDE = 1024   # the same where it does not
+TALL = 256    # bytes of the result's row in one piece, then
+SHORT_ROW = 64  # places along ``a`` that are few enough to go along ``b`` first
 FEW = 16      # places along the innermost axis at which the stores are columns
 SHORT = 6     # instructions of a body that is written once for every unrolled place
 
@@ -114,6 +122,8 @@ class _Cut:
         self.a, self.b = loops[turn.a], loops[-1]
         self.ranges = {**dict(kernel.ranges), **{v.var: (0, v.extent - 1) for v in loops}}
         self.taken = set(kernel.dims) | {v.var for v in loops}
+        written = {s.buffer for s in body if isinstance(s, Store)}
+        self.stored = [p for p in kernel.params if p.name in written]
 
     def tiles(self) -> Stmt:
         others = [v for v in self.loops if v is not self.a and v is not self.b]
@@ -130,7 +140,13 @@ class _Cut:
         return stem
 
     def lanes(self, size: int) -> int:
-        return min(max(self.machine.vector_bits // 8 // size, LINE // 4 // size), TILE // 2)
+        """Lanes of a body whose widest values have ``size`` bytes: a line of the result, unless it is too many."""
+        register = max(self.machine.vector_bits // 8 // size, LINE // 4 // size)
+        line = LINE // max(p.dtype.bytes for p in self.stored)
+        return max(register, min(line, 2 * register))
+
+    def fitting(self, width: int) -> int:
+        return min(width, 1 << (self.b.extent.bit_length() - 1)) if isinstance(self.b.extent, int) else width
 
     def few(self) -> Stmt:
         """Few places along ``b``: ``a`` runs as lanes, the stores are columns."""
@@ -141,45 +157,64 @@ class _Cut:
         lanes = Loop(self.a.var, count, "vector", (inner,), self.lanes(size))
         return Loop(at.var, at.extent, "parallel", (lanes,))
 
-    def pieces(self, v: Loop, tile: int) -> tuple[DimLike, DimLike, Loop]:
-        """First place and number of places of the piece that a new parallel loop over ``v`` counts: equal pieces, so
-        that none but the only one is shorter than half a tile."""
+    def pieces(self, v: Loop, tile: int, unit: int = 1) -> tuple[DimLike, DimLike, Loop]:
+        """First place and number of places of the piece that a new parallel loop over ``v`` counts: pieces of about
+        ``tile`` places that begin at multiples of ``unit``.  ``tile`` has several units or all units are whole, so
+        that none but an only piece is shorter than a unit."""
         at, n = self.fresh(v.var + "t"), ceildiv(v.extent, tile)
         self.ranges[at] = (0, n - 1)
         if isinstance(v.extent, int) and v.extent <= tile:
             return 0, v.extent, Loop(at, 1, "parallel", ())
         if isinstance(v.extent, int) and v.extent % tile == 0:
             return tile * sym(at), tile, Loop(at, n, "parallel", ())
-        first = v.extent * sym(at) // n
-        return first, v.extent * (sym(at) + 1) // n - first, Loop(at, n, "parallel", ())
+        units = ceildiv(v.extent, unit)
+        first, end = (unit * (units * k // n) for k in (sym(at), sym(at) + 1))
+        if not isinstance(v.extent, int) or v.extent % unit:
+            end = dmin(v.extent, end)
+        return first, end - first, Loop(at, n, "parallel", ())
 
     def moved(self, to: dict[str, DimLike], body: Sequence[Stmt]) -> tuple[Stmt, ...]:
         return map_dims(body, lambda d: simplify(substitute(d, to), self.ranges))
 
     def square(self) -> Stmt:
-        first_a, na, over_a = self.pieces(self.a, TILE)
-        first_b, nb, over_b = self.pieces(self.b, TILE)
+        count = len({id(x) for s in self.body for e in expressions(s) for x in parts([e]) if x.args})
+        widest = max(p.dtype.bytes for p in self.kernel.params)
+        width = self.fitting(self.lanes(widest))
+        run, tall = self.tile(width) if count <= SHORT else (TILE, TILE)
+        first_a, na, over_a = self.pieces(self.a, run, min(self.turn.columns, run // 2))
+        first_b, nb, over_b = self.pieces(self.b, tall, min(width, tall))
 
         def place(a: DimLike, b: DimLike) -> dict[str, DimLike]:
             return {self.a.var: first_a + a, self.b.var: first_b + b}
 
-        count = len({id(x) for s in self.body for e in expressions(s) for x in parts([e]) if x.args})
         if count <= SHORT:
-            widest = max(p.dtype.bytes for p in self.kernel.params)
-            body = self.turning(lambda a, b: self.moved(place(a, b), self.body), na, nb, self.lanes(widest))
+            body = self.turning(lambda a, b: self.moved(place(a, b), self.body), na, nb, width)
         else:
             body = self.through_tiles(place, na, nb)
         return replace(over_b, body=(replace(over_a, body=body),))
+
+    @property
+    def short(self) -> bool:
+        return isinstance(self.a.extent, int) and self.a.extent <= SHORT_ROW
+
+    def tile(self, width: int) -> tuple[int, int]:
+        """Places of a piece along ``a`` and along ``b``."""
+        read, written = self.turn.loads[0].dtype.bytes, max(p.dtype.bytes for p in self.stored)
+        if self.short:
+            return SHORT_ROW, max(4 * TALL // written, 2 * width)
+        if isinstance(self.b.extent, int) and self.b.extent * written % LINE == 0 and self.b.extent % width == 0:
+            return RUN // read, width
+        return WIDE // read, max(TALL // written, 2 * width)
 
     def turning(self, make: Callable[[DimLike, DimLike], tuple[Stmt, ...]], na: DimLike, nb: DimLike, width: int
                 ) -> tuple[Stmt, ...]:
         """``make(a, b)`` for all places of a piece: groups of columns unrolled inside full vectors.  The last group
         and the last vector begin early enough to be whole; what they do twice has the same result."""
         k, a, b = self.turn.columns, sym(self.a.var), sym(self.b.var)
-        if isinstance(self.b.extent, int):
-            width = min(width, 1 << (self.b.extent.bit_length() - 1))
         over_a, over_b = self.fresh(self.a.var + "g"), self.fresh(self.b.var + "g")
-        groups = [Loop(over_a, ceildiv(na, k), "seq", ()), Loop(over_b, ceildiv(nb, width), "seq", ())]
+        groups = [Loop(over_b, ceildiv(nb, width), "seq", ()), Loop(over_a, ceildiv(na, k), "seq", ())]
+        if self.short:
+            groups.reverse()
         for g in groups:
             self.ranges[g.var] = (0, g.extent - 1)
         self.ranges[self.a.var], self.ranges[self.b.var] = (0, k - 1), (0, width - 1)
@@ -191,7 +226,7 @@ class _Cut:
                 if not isinstance(v.extent, int)]
         if not fits:
             return (inner,)
-        self.ranges[self.a.var], self.ranges[self.b.var] = (0, TILE - 1), (0, TILE - 1)
+        self.ranges[self.a.var], self.ranges[self.b.var] = (0, na - 1), (0, nb - 1)
         plain = Loop(self.a.var, na, "seq", (Loop(self.b.var, nb, "vector", make(a, b), width),))
         return (If(reduce(lambda p, q: Expr("and", (p, q), bool_), fits), (inner,), (plain,)),)
 
@@ -209,7 +244,7 @@ class _Cut:
             def fill(a: DimLike, b: DimLike, e: Expr = e, tile: str = tile) -> tuple[Stmt, ...]:
                 (moved,) = _loads(self.moved(place(a, b), (Store(tile, 0, e),)))
                 return (Store(tile, TILE * a + b, moved),)
-            out += self.turning(fill, na, nb, self.lanes(e.dtype.bytes))
+            out += self.turning(fill, na, nb, self.fitting(self.lanes(e.dtype.bytes)))
         # the tiles are indexed by the places inside the piece, everything else by the places of the nest
         inside = {self.a.var: sym(self.a.var + ".in"), self.b.var: sym(self.b.var + ".in")}
         body = self.moved(place(*inside.values()), _swapped(self.body, table, inside))
@@ -220,7 +255,7 @@ class _Cut:
 
 def _from(group: DimLike, size: int, count: DimLike) -> DimLike:
     """Where a group of ``size`` among ``count`` places begins."""
-    even = isinstance(count, int) and count % size == 0
+    even = count % size == 0
     return size * group if even else dmin(size * group, count - size)
 
 

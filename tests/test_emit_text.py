@@ -65,7 +65,7 @@ def inner_loop(text: str) -> list[str]:
 
 def test_index_arithmetic_is_done_outside_the_inner_loop():
     m = sym("m")
-    kernel = Kernel("k", (Buffer("x", f32, (n, m, 7)), Buffer("z", f32, (n, m), "out")), ("n", "m"), (
+    kernel = Kernel("k", (Buffer("x", f32, (n, m, 7)), Buffer("z", f32, (n, m), "inout")), ("n", "m"), (
         Loop("i", n, "seq", (Loop("j", m, "vector", (
             Store("z", m * i + j, b.load("x", 7 * (m * (n - 1 - i) + 5 * n * m) + j + n * m, f32)),), 16),)),))
     lines = inner_loop(text_of(kernel))

@@ -37,6 +37,13 @@ def kernels(fn, *specs: str) -> str:
     return flowc.jit(fn).lower(*map(flowc.spec, specs)).compile().as_text("kernel")
 
 
+@pytest.fixture
+def small_streams(monkeypatch):
+    monkeypatch.setattr(emit_stream, "STREAM", 1 << 20)
+    monkeypatch.setattr(emit_stream, "TURNED", 1 << 12)
+    monkeypatch.setenv("FLOWC_CACHE", "0")
+
+
 # ---- transposes -----------------------------------------------------------------------------------------------------
 
 @few
@@ -72,6 +79,29 @@ def test_turned_at_symbolic_sizes(m, n):
     exe = flowc.jit(fnp.transpose).lower(flowc.spec("f32[n, m]")).compile()
     x = numbers((m, n), "float32")
     assert np.array_equal(exe(x), x.T)
+
+
+ROWS = st.sampled_from([1, 2, 15, 16, 17, 48, 64, 80, 130, 192, 256, 272, 300, 512])
+
+
+@few
+@given(st.tuples(ROWS, ROWS, st.sampled_from([1, 3, 16])), st.permutations(range(3)), st.booleans(),
+       st.sampled_from([("float32", "float32"), ("float64", "float32"), ("uint8", "float32"), ("int16", "int16"),
+                        ("uint8", "uint8"), ("float32", "uint8"), ("int64", "int64")]))
+def test_turned_into_streams(small_streams, shape, perm, static, dtypes):
+    x = numbers(shape, dtypes[0])
+
+    def fn(x):
+        return fnp.astype(fnp.transpose(x, tuple(perm)), dtypes[1])
+    short = {"float32": "f32", "float64": "f64", "uint8": "u8", "int16": "i16", "int64": "i64"}[dtypes[0]]
+    exe = flowc.jit(fn) if static else flowc.jit(fn).lower(flowc.spec(f"{short}[a, b, c]")).compile()
+    assert np.array_equal(exe(x), np.transpose(x, perm).astype(dtypes[1]))
+
+
+def test_lines_of_a_turned_result_are_streamed(small_streams):
+    for spec in ("f32[500, 512]", "f32[a, b]", "u8[512, 640]", "f64[a, 2, 16]"):
+        text = flowc.jit(fnp.transpose).lower(flowc.spec(spec)).compile().as_text("llvm")
+        assert "nontemporal" in text or spec == "f32[500, 512]", spec  # rows of 500 do not begin with a line
 
 
 def test_what_is_turned():
@@ -186,12 +216,6 @@ def test_running_sums_compute_their_operands(m, n, axis):
 
 
 # ---- streaming stores -----------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def small_streams(monkeypatch):
-    monkeypatch.setattr(emit_stream, "STREAM", 1 << 20)
-    monkeypatch.setenv("FLOWC_CACHE", "0")
-
 
 @pytest.mark.parametrize("shape", [(300_000,), (262_144,), (600, 512), (601, 511)])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "uint8", "float16"])

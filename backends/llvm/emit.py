@@ -73,6 +73,8 @@ class Emitter(Loops):
         """An unrolled loop of loads and stores, those of neighbouring columns together."""
         self.columns, self.rows = [], s
         self.unrolled(s)
+        if self.streams is not None:
+            self.streams.flush(self)
         columns, self.columns, self.rows = self.columns, None, None
         self.row_cache.clear()
         if columns:

@@ -5,23 +5,40 @@ Here: which stores do, and their code.  Not here: other stores (emit.py).  Read 
 An ordinary store of a line that is in no cache reads it first; a streaming one does not, which saves a third of the
 traffic of a copy.  But what it writes is in no cache afterwards, so only results larger than the caches are written so.
 It takes whole vectors at aligned addresses: the index must be a multiple of the vector, and the buffer aligned, which
-is asked when the kernel runs, like the size where it is symbolic; otherwise the store is an ordinary one.
+is asked when the kernel runs, like sizes that are symbolic; otherwise the store is an ordinary one.
+
+The rows of a table that is turned (emit_interleave.py) go to as many places: lines that are read first are then read
+one by one, with nothing fetched ahead, so these are streamed earlier, but whole lines only.  Such stores are put aside
+until some can be written under one question.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flowc.backends.llvm.emit_code import Mem, memory_type
-from flowc.dims import Dim, DimLike, prod
+from flowc.dims import Call, Dim, DimLike, dim_of, prod, symbols
 from flowc.kernel import Kernel, Store, expressions, parts, walk
 
 if TYPE_CHECKING:
     from flowc.backends.llvm.emit import Emitter
 
 STREAM = 32 << 20   # bytes of a result that is not kept in caches
+TURNED = 12 << 20   # the same where its lines are written here and there
 LINE = 64
+TOGETHER = 1024     # bytes that are put aside, at most
 LEAST = 32          # bytes of a streaming store: smaller ones are slow
+
+
+@dataclass
+class Aside:
+    """Lines that wait to be written."""
+
+    flag: str
+    stores: list[tuple[str, str]] = field(default_factory=list)  # value and place, alignment
+    bytes: int = 0
 
 
 class Streams:
@@ -30,38 +47,61 @@ class Streams:
     def __init__(self, kernel: Kernel, e: Emitter):
         self.sizes: dict[str, DimLike] = {}
         self.used: dict[str, None] = {}  # flags
+        self.dims = frozenset(kernel.dims)
+        self.aside: dict[str, Aside] = {}
         if not (e.target.vectors and e.target.triple.startswith("x86_64") and e.target.grid is None):
             return
         read = {x.attr[0] for s in walk(kernel.body) for x in parts(expressions(s)) if x.op == "load"}
         stored = {s.buffer for s in walk(kernel.body) if isinstance(s, Store)}
         for p in kernel.params:
             size = prod(p.shape) * p.dtype.bytes
-            if p.role == "out" and p.name in stored - read and not (isinstance(size, int) and size < STREAM):
+            small = isinstance(size, int) and size < min(STREAM, TURNED)
+            if p.role == "out" and p.name in stored - read and not small:
                 self.sizes[e.mems[p.name].pointer] = size
 
     def store(self, e: Emitter, mem: Mem, index: DimLike, pointer: str, text: str) -> bool:
         """Write a vector to contiguous places, streaming if that is possible; False if it is not."""
-        size = self.sizes.get(mem.pointer)
-        align = min(LINE, e.lanes * mem.dtype.bytes)
-        if size is None or align < LEAST or not _multiple(e, index, align, mem.dtype.bytes):
+        size, turned = self.sizes.get(mem.pointer), e.columns is not None
+        align, least = min(LINE, e.lanes * mem.dtype.bytes), TURNED if turned else STREAM
+        if size is None or isinstance(size, int) and size < least or align < (LINE if turned else LEAST):
             return False
-        flag = self._flag(e, mem, size)
+        asked: dict[DimLike, None] = {}
+        if not self._multiple(e, index, mem.dtype.bytes, align, asked):
+            return False
+        flag = self._flag(e, mem, size, least, asked, align)
         self.used[flag] = None
-        full = e.vec(memory_type(mem.dtype))
-        with e.branch(flag):
-            e.raw(f"store {full} {text}, {mem.type} {pointer}, align {align}, !nontemporal !{{i32 1}}")
-        with e.branch(e.op(f"xor i1 {flag}, true")):
-            e.raw(f"store {full} {text}, {mem.type} {pointer}, align {mem.align}")
+        aside = self.aside.setdefault(flag, Aside(flag)) if turned else Aside(flag)
+        aside.stores.append((f"store {e.vec(memory_type(mem.dtype))} {text}, {mem.type} {pointer}, align ",
+                             f"{align} {mem.align}"))
+        aside.bytes += e.lanes * mem.dtype.bytes
+        if not turned or aside.bytes >= TOGETHER:
+            self._write(e, aside)
         return True
 
-    def _flag(self, e: Emitter, mem: Mem, size: DimLike) -> str:
-        """Is the buffer aligned and large?"""
+    def flush(self, e: Emitter) -> None:
+        """Write what was put aside."""
+        for aside in list(self.aside.values()):
+            self._write(e, aside)
+
+    def _write(self, e: Emitter, aside: Aside) -> None:
+        self.aside.pop(aside.flag, None)
+        with e.branch(aside.flag):
+            for store, align in aside.stores:
+                e.raw(f"{store}{align.split()[0]}, !nontemporal !{{i32 1}}")
+        with e.branch(e.op(f"xor i1 {aside.flag}, true")):
+            for store, align in aside.stores:
+                e.raw(f"{store}{align.split()[1]}")
+
+    def _flag(self, e: Emitter, mem: Mem, size: DimLike, least: int, asked: Iterable[DimLike], align: int) -> str:
+        """Is the buffer aligned and large, and are the sizes that were asked for multiples of ``align``?"""
         with e.index_arithmetic():
             low = e.op(f"and i64 {e.op(f'ptrtoint ptr {mem.pointer} to i64')}, {LINE - 1}")
+            for d in asked:
+                low = e.op(f"or i64 {low}, {e.op(f'and i64 {e.size(d)}, {align - 1}')}")
             flag = e.op(f"icmp eq i64 {low}, 0")
             if isinstance(size, int):
                 return flag
-            large = e.op(f"icmp sge i64 {e.size(size)}, {STREAM}")
+            large = e.op(f"icmp sge i64 {e.size(size)}, {least}")
             return e.op(f"and i1 {flag}, {large}")
 
     def finish(self, e: Emitter) -> None:
@@ -70,17 +110,21 @@ class Streams:
             with e.branch(flag):
                 e.raw(f"call void {e.module.declare('llvm.x86.sse.sfence', 'void ()')}()")
 
-
-def _multiple(e: Emitter, index: DimLike, align: int, size: int) -> bool:
-    """Is the index of lane 0 a multiple of ``align`` bytes?  The variable of the lanes counts whole vectors."""
-    if isinstance(index, int):
-        return False
-    for mono, c in index.terms if isinstance(index, Dim) else ():
-        atom, power = mono[0] if len(mono) == 1 else ("", 0)
-        if power == 1 and isinstance(atom, str) and atom in e.lane_base:
-            base = e.lane_base[atom]
-            if isinstance(base, int) and base % e.lanes:
+    def _multiple(self, e: Emitter, index: DimLike, size: int, align: int, asked: dict[DimLike, None]) -> bool:
+        """Is the index of lane 0, times ``size``, a multiple of ``align``?  The variable of the lanes counts whole
+        vectors.  What depends on the sizes of the call alone is ``asked`` when the kernel runs."""
+        for mono, c in index.terms if isinstance(index, Dim) else [((), index)]:
+            if c * size % align == 0:
+                continue
+            atom, power = mono[0] if len(mono) == 1 else ("", 0)
+            fixed = prod(dim_of(x) for x, p in mono for _ in range(p) if symbols(dim_of(x)) <= self.dims)
+            if power == 1 and isinstance(atom, str) and atom in e.lane_base:
+                base = e.lane_base[atom]
+                if isinstance(base, int) and base % e.lanes or c * size * e.lanes % align:
+                    return False
+            elif not isinstance(fixed, int):
+                asked[c * size * fixed] = None
+            elif power != 1 or not isinstance(atom, Call) or atom.fn not in ("min", "max") or not all(
+                    self._multiple(e, d, c * size, align, asked) for d in atom.args):
                 return False
-        elif c * size % align:
-            return False
-    return True
+        return True
