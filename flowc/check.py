@@ -187,12 +187,19 @@ def _tree(n: Node, x: np.ndarray) -> float:
     return min(count, LANES + count / CHUNK + 8)
 
 
+def _most(n: Node, x: np.ndarray, at: np.ndarray, updates: np.ndarray) -> float:
+    """Updates of the place that has most of them."""
+    size = x.shape[n.attrs["axis"]]
+    return float(np.bincount(np.clip(at.ravel(), 0, size - 1)).max(initial=0)) if size else 0.0
+
+
 # roundings on the way of an operand element into the result, for ops that round after each addition or product
 _CHAINS: dict[str, Callable[..., float]] = {
     "reduce_sum": _tree,
     "reduce_prod": _tree,
     "dot": lambda n, x, y: prod(x.shape[a] for a in n.attrs["lhs_contract"]),
     "conv": lambda n, x, w: prod(w.shape[1:]),
+    "scatter_add": _most,
 }
 
 
@@ -205,7 +212,7 @@ def _chain_error(n: Node, args: Sequence[np.ndarray], sizes: Mapping[str, int]) 
     """
     from flowc.backends.interp import evaluate_node
     digits = max(23, _FLOAT[_BITS[n.dtype.name]][0])  # 16-bit floats are summed in f32
-    total = np.abs(np.asarray(evaluate_node(n, [np.abs(a) for a in args], sizes)))
+    total = np.abs(np.asarray(evaluate_node(n, [np.abs(a) if a.dtype.kind in "fc" else a for a in args], sizes)))
     return total * (_CHAINS[n.op.name](n, *args) * 2.0 ** -digits / MARGIN)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from flowc.dims import DimLike
 from flowc.graph import Node
-from flowc.op import Pointwise, Reduction
+from flowc.op import General, Pointwise, Reduction
 from flowc.proofs import known_eq
 
 Entry = tuple[Hashable, DimLike]   # (axis, offset); axis: an axis of the kernel's space, or what is opaque about it
@@ -69,6 +69,8 @@ class Places:
         if isinstance(lower, Reduction):
             axes, kept = node.attrs["axes"], iter(p.index)
             return Place(tuple(((node, a), 0) if a in axes else next(kept) for a in range(x.rank)), node)
+        if isinstance(lower, General) and k and node.op.name in _UPDATES:
+            return self.update(node, k)
         if isinstance(lower, Pointwise):
             rule = _RULES.get(node.op.name) if lower.movement else _same
             moved = None if rule is None else rule(self, node, k, p)
@@ -77,10 +79,20 @@ class Places:
         whole = self.number(node, k, p.index)
         return p._replace(index=tuple((("?", whole, a), 0) for a in range(x.rank)))
 
+    def update(self, node: Node, k: int) -> Place:
+        """Positions and updates of a scatter are asked for update by update."""
+        axis, rank = node.attrs["axis"], node.inputs[1].rank
+        at: list[Entry] = [((node, "update", a), 0) for a in range(rank)]
+        if k == 2:
+            rest = [((node, "row", a), 0) for a in range(node.rank) if a != axis]
+            at = [*rest[:axis], *at, *rest[axis:]]
+        return Place(tuple(at), node)
+
     def guarded(self, node: Node, k: int, p: Place, index: tuple[Entry, ...]) -> Place:
         return Place(index, p.origin, self.number("if", p.condition, node, k, p.index))
 
 
+_UPDATES = ("scatter", "scatter_add")
 Rule = Callable[[Places, Node, int, Place], "Place | None"]
 
 

@@ -202,6 +202,41 @@ def test_segments_of_integers(n, count):
     assert np.array_equal(flowc.jit(lambda x, s: nn.segment_sum(x, s, count))(x, s), want)
 
 
+@few
+@given(st.sampled_from([1, 257, 65_536, 70_001]), st.sampled_from([1, 3, 16, 300]), st.sampled_from([(), (3,), (2, 5)]),
+       st.sampled_from(["float32", "float64", "float16", "int32", "uint8"]), st.booleans())
+def test_segments_of_rows(n, count, tail, dtype, static):
+    rng = np.random.default_rng(n)
+    x, s = rng.integers(0, 9, (n, *tail)).astype(dtype), rng.integers(-2, count + 3, n)
+    if dtype == "float16":
+        x, s = x[:500], s[:500]  # sums stay exact
+    want = np.zeros((count, *tail), dtype)
+    np.add.at(want, s[(s >= 0) & (s < count)], x[(s >= 0) & (s < count)])
+
+    def fn(x, s):
+        return nn.segment_sum(x, s, count)
+    short = {"float32": "f32", "float64": "f64", "float16": "f16", "int32": "i32", "uint8": "u8"}[dtype]
+    shape = ", ".join(("n", *map(str, tail)))
+    run = flowc.jit(fn) if static else flowc.jit(fn).lower(flowc.spec(f"{short}[{shape}]"), flowc.spec("i64[n]")
+                                                           ).compile()
+    assert np.array_equal(run(x, s), want)
+
+
+def test_rounded_sums_of_segments_pass_verification():
+    rng = np.random.default_rng(0)
+    x, s = rng.standard_normal((80_000, 3)).astype("float32"), rng.integers(0, 4, 80_000)
+    assert "tally" in kernels(lambda x, s: nn.segment_sum(x, s, 4), "f32[80000, 3]", "i64[80000]")
+    flowc.verify(lambda x, s: nn.segment_sum(x, s, 4), x, s)
+    ones = np.full(80_000, 0.1, "float32")
+    flowc.verify(lambda x, s: nn.segment_sum(x, s, 4), ones, s)
+
+
+def test_positions_of_updates_are_computed_with_them():
+    def fn(x):
+        return nn.segment_sum(fnp.ones_like(x), fnp.astype(fnp.floor(x * 256), "int64"), 256)
+    assert kernels(fn, "f32[100000]").count("kernel @") == 2  # pieces and their sum
+
+
 def test_counts_become_tallies():
     assert "tally" in kernels(lambda k: fnp.sum(fnp.equal(k[:, None], np.arange(24)), axis=0), "i32[n]")
     assert "tally" not in kernels(lambda k: fnp.sum(fnp.equal(k[:, None], np.arange(24)), axis=0), "i32[8]")
@@ -341,13 +376,14 @@ def test_axes_of_one_place_leave_the_lanes_alone():
 
 def test_same_bits_with_any_number_of_threads():
     code = """
-import hashlib, numpy as np, flowc, flowc.numpy as fnp
+import hashlib, numpy as np, flowc, flowc.numpy as fnp, flowc.nn as nn
 x = np.random.default_rng(0).standard_normal((1500, 1300), dtype=np.float32)
 k = np.random.default_rng(1).integers(0, 30, 100_000)
 h = hashlib.sha256()
 for fn, a in ((lambda x: fnp.sum(x, axis=0), x), (lambda x: fnp.sum(fnp.transpose(x), axis=0), x),
               (lambda x: fnp.exp(fnp.transpose(x)), x), (lambda x: fnp.argmax(x, axis=0), x),
-              (lambda k: fnp.sum(fnp.equal(k[:, None], np.arange(24)), axis=0), k)):
+              (lambda k: fnp.sum(fnp.equal(k[:, None], np.arange(24)), axis=0), k),
+              (lambda k: nn.segment_sum(fnp.sin(fnp.astype(fnp.arange(100_000), "float32")), k, 30), k)):
     h.update(np.ascontiguousarray(flowc.jit(fn)(a)).tobytes())
 print(h.hexdigest())
 """
