@@ -36,6 +36,7 @@ WIDE = 256            # places of an innermost axis for all of which a costly va
 RECOMPUTE = 32        # work worth repeating instead of a trip through memory: 8 per instruction, 1 per condition
 MUCH = 1 << 12        # work beyond which it is no longer counted
 FEW_ROWS = 16         # fewer rows than this do not occupy a machine: their reductions are split instead
+NEAR_ROWS = 64        # rows of a strip of columns that stay in a near cache
 SOURCES = 12          # values looked at when searching for a reduction of the same ones
 SEARCH = 256          # groups looked at when searching for a cycle
 
@@ -214,6 +215,8 @@ class _Partitioner:
     def fits_reduction(self, node: Node, g: Group, demands: set) -> bool:
         x, axes = node.inputs[0], node.attrs["axes"]
         rank = node.rank
+        if g.kind == "column" and self.again(node, g):
+            return True
         if g.kind not in ("map", "row"):
             return self.refuse(node, g, f"a {g.kind} kernel has no rows to reduce")
         if demands != {tuple(range(rank))}:
@@ -231,6 +234,13 @@ class _Partitioner:
                 return self.refuse(node, g, f"{rows} rows are too few to share between threads")
         return True
 
+    def again(self, node: Node, g: Group) -> bool:
+        """Is ``node`` needed before the same few rows are walked over again, which then are in a near cache?"""
+        rows = prod(node.inputs[0].shape[a] for a in node.attrs["axes"])
+        return (isinstance(rows, int) and rows <= NEAR_ROWS and g.demands[node] == {tuple(range(node.rank))}
+                and self.same(node.inputs[0].shape, g.root.inputs[0].shape)
+                and node.attrs["axes"] == g.root.attrs["axes"])
+
     def fits_contraction(self, node: Node, g: Group, demands: set) -> bool:
         if g.kind != "map":
             return self.refuse(node, g, f"a {g.kind} kernel has no room for a contraction")
@@ -242,7 +252,7 @@ class _Partitioner:
 
     def absorb(self, node: Node, g: Group) -> None:
         lower = node.op.lower
-        if isinstance(lower, Reduction):
+        if isinstance(lower, Reduction) and g.kind != "column":
             g.kind, g.outer = "row", node.rank
         elif isinstance(lower, Contraction):
             g.kind, g.contraction = "contraction", node

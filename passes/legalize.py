@@ -1,5 +1,5 @@
 """Forms that kernels are better at: products with a vector become reductions, reductions walk memory as it lies,
-counts become tallies.
+counts become tallies, moments are taken from pieces.
 
 Here: rewrites that are no simplification but a choice of kernel family.  Not here: laws (rules_*.py), fusion (fuse.py).
 
@@ -15,6 +15,7 @@ from flowc.graph import Graph, Node, make
 from flowc.op import Reduction
 from flowc.passes.grain import along_the_grain, in_stages
 from flowc.passes.manager import PassContext, graph_pass
+from flowc.passes.moments import Moments
 from flowc.passes.pairs import by_coordinate, reduced_again
 from flowc.passes.tally import counted
 from flowc.types import f32
@@ -25,9 +26,9 @@ LONG = 128  # elements of a row: enough to fill registers
 @graph_pass("legalize")
 def legalize(graph: Graph, ctx: PassContext) -> Graph:
     """Turn matrix-vector products into reductions, reductions along the grain of their operands or coordinate by
-    coordinate, and counts of every value into tallies."""
+    coordinate, counts of every value into tallies, and take sums of squares about means from pieces."""
     changed = False
-    again = reduced_again(graph)
+    again, moments = reduced_again(graph), Moments(graph)
     originals = iter(graph.nodes)
 
     def visit(n: Node) -> Node:
@@ -35,10 +36,17 @@ def legalize(graph: Graph, ctx: PassContext) -> Graph:
         ctx.visits += 1
         original = next(originals)
         if isinstance(n.op.lower, Reduction):
-            for name, better in (("along-the-grain", along_the_grain(counted(n))), ("in-stages", in_stages(n))):
-                if better is not n and ctx.allow("legalize", name, n):
-                    changed = True
-                    return better
+            better = along_the_grain(counted(n))
+            if better is not n and ctx.allow("legalize", "along-the-grain", n):
+                changed = True
+                return better
+            if moments.concerns(original) and ctx.allow("legalize", "moments", n):
+                changed = True
+                return moments.rewritten(original, n)
+            better = in_stages(n)
+            if better is not n and ctx.allow("legalize", "in-stages", n):
+                changed = True
+                return better
             parts = by_coordinate(n, original in again)
             if parts is not n and ctx.allow("legalize", "by-coordinate", n):
                 changed = True

@@ -10,14 +10,16 @@ from __future__ import annotations
 from flowc.dims import DimLike, prod
 from flowc.kernel import Expr
 from flowc.passes.choices import map_problem
+from flowc.passes.columns import lower_columns
 from flowc.passes.convolve import lower_convolution
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, emit_outputs, inliner, nest
-from flowc.passes.reductions import lower_columns, lower_rows, lower_split, splits
+from flowc.passes.reductions import lower_rows
 from flowc.passes.rowblocks import lower_row_block
 from flowc.passes.schedule import choose_map
 from flowc.passes.small_rows import lower_small_rows, small_rows
+from flowc.passes.split import lower_split, splits
 from flowc.passes.stencil_loops import lower_stencil
 from flowc.passes.tally import lower_tally, tallies
 from flowc.passes.turn import turned_map

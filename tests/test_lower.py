@@ -52,7 +52,7 @@ def black_scholes(s, k, t):
     (layer_norm, ("f32[n, 1024]", "f32[1024]", "f32[1024]"), 1),
     (black_scholes, ("f32[n]", "f32[n]", "f32[n]"), 1),
     (lambda x: (np.sum(x, axis=1), np.mean(x, axis=1), np.var(x, axis=1)), ("f32[n, 4096]",), 1),
-    (lambda x: np.sum(x, axis=0), ("f32[n, 4096]",), 1),
+    (lambda x: np.sum(x, axis=0), ("f32[n, 4096]",), 2),
     (lambda x: np.sum(x), ("f32[n, m]",), 2),
     (lambda x: x.T + 1, ("f32[n, m]",), 1),
     (lambda x, w, b: np.maximum(x @ w + b, 0), ("f32[n, 784]", "f32[784, 512]", "f32[512]"), 2),

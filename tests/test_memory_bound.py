@@ -23,6 +23,7 @@ import flowc.ops
 from flowc.backends.llvm import emit_stream
 from flowc.numpy_core import op_call
 from flowc.op import get
+from flowc.passes import moments
 
 NUMBERS = ("float32", "float64", "float16", "int32", "int64", "uint8")
 EDGE = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 100, 129])
@@ -176,6 +177,57 @@ def test_positions_where_all_are_equal(value):
     for n in (1, 70, 70_000):
         x = np.full(n, value, np.float32)
         assert flowc.jit(fnp.argmax)(x) == flowc.jit(fnp.argmin)(x) == 0
+
+
+# ---- moments --------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    for name, value in (("LARGE", 1 << 8), ("MANY", 1 << 8), ("PIECE", (64, 256)), ("ROWS", (4, 8))):
+        monkeypatch.setattr(moments, name, value)
+    monkeypatch.setenv("FLOWC_CACHE", "0")
+
+
+@few
+@given(st.sampled_from([(4096,), (700, 3), (61, 67), (40, 130), (8, 16, 33), (1021,), (64, 1100), (96, 5000)]),
+       st.data(), st.sampled_from(["float32", "float64"]), st.sampled_from([0.0, 3.0, 1000.0]))
+def test_moments_in_one_trip(small_pieces, shape, data, dtype, shift):
+    axes = data.draw(st.sampled_from([None, *({(0,), (len(shape) - 1,), (*range(len(shape) - 1),)} - {()})]))
+    x = (np.random.default_rng(0).standard_normal(shape) + shift).astype(dtype)
+
+    def fn(x):
+        return fnp.sum(x, axis=axes), fnp.mean(x, axis=axes), fnp.var(x, axis=axes), fnp.std(x * 2, axis=axes)
+    flowc.verify(fn, x)
+    wide = x.astype("float64")
+    for got, want in zip(flowc.jit(fn)(x), (wide.sum(axes), wide.mean(axes), wide.var(axes), 2 * wide.std(axes)),
+                         strict=True):
+        eps = np.finfo(dtype).eps
+        assert np.allclose(got, want, rtol=200 * eps, atol=200 * eps * max(1.0, shift) * (want.size != x.size))
+
+
+def test_large_moments_read_once():
+    def reads(axis, spec):
+        text = kernels(lambda x: (fnp.mean(x, axis=axis), fnp.var(x, axis=axis)), spec)
+        return text.count(f"in {spec}")
+    assert reads(None, "f32[5000, 1100]") == reads(0, "f32[5000, 1100]") == 1
+    assert reads(None, "f32[1000003]") == 2  # pieces, and the few elements behind the last of them
+    x = np.random.default_rng(0).standard_normal((5500, 1030), dtype="float32") + np.float32(100)
+    for axis in (None, 0, 1):
+        flowc.verify(lambda x, axis=axis: (fnp.mean(x, axis=axis), fnp.var(x, axis=axis)), x)
+        assert np.allclose(flowc.jit(lambda x, axis=axis: fnp.var(x, axis=axis))(x), np.var(x.astype("f8"), axis=axis),
+                           rtol=1e-5)
+
+
+@few
+@given(st.sampled_from([1, 5, 8, 9, 64]), st.sampled_from([1, 3, 64, 65, 1024, 1030, 4100]), st.sampled_from([1, 3]))
+def test_walks_over_the_same_rows(rows, columns, lead):
+    x = np.random.default_rng(rows).standard_normal((lead, rows, columns), dtype="float32")
+
+    def fn(x):
+        top = fnp.max(x, axis=1)
+        e = fnp.exp(x - top[:, None])
+        return top, fnp.sum(e, axis=1), fnp.argmax(e, axis=1)
+    flowc.verify(fn, x)
 
 
 # ---- tallies --------------------------------------------------------------------------------------------------------
