@@ -26,6 +26,8 @@ from flowc.op import get
 from flowc.passes import moments
 
 NUMBERS = ("float32", "float64", "float16", "int32", "int64", "uint8")
+SHORT = {"float32": "f32", "float64": "f64", "float16": "f16", "int16": "i16", "int32": "i32", "int64": "i64",
+         "uint8": "u8"}
 EDGE = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 100, 129])
 few = settings(max_examples=12, deadline=None)
 
@@ -94,8 +96,7 @@ def test_turned_into_streams(small_streams, shape, perm, static, dtypes):
 
     def fn(x):
         return fnp.astype(fnp.transpose(x, tuple(perm)), dtypes[1])
-    short = {"float32": "f32", "float64": "f64", "uint8": "u8", "int16": "i16", "int64": "i64"}[dtypes[0]]
-    exe = flowc.jit(fn) if static else flowc.jit(fn).lower(flowc.spec(f"{short}[a, b, c]")).compile()
+    exe = flowc.jit(fn) if static else flowc.jit(fn).lower(flowc.spec(f"{SHORT[dtypes[0]]}[a, b, c]")).compile()
     assert np.array_equal(exe(x), np.transpose(x, perm).astype(dtypes[1]))
 
 
@@ -267,10 +268,9 @@ def test_segments_of_rows(n, count, tail, dtype, static):
 
     def fn(x, s):
         return nn.segment_sum(x, s, count)
-    short = {"float32": "f32", "float64": "f64", "float16": "f16", "int32": "i32", "uint8": "u8"}[dtype]
     shape = ", ".join(("n", *map(str, tail)))
-    run = flowc.jit(fn) if static else flowc.jit(fn).lower(flowc.spec(f"{short}[{shape}]"), flowc.spec("i64[n]")
-                                                           ).compile()
+    run = flowc.jit(fn) if static else flowc.jit(fn).lower(flowc.spec(f"{SHORT[dtype]}[{shape}]"),
+                                                           flowc.spec("i64[n]")).compile()
     assert np.array_equal(run(x, s), want)
 
 
@@ -300,6 +300,30 @@ def test_running_sums_compute_their_operands(m, n, axis):
     x = numbers((m, n), "float32")
     assert np.array_equal(flowc.jit(lambda x: fnp.cumsum(x * 2 + 1, axis=axis))(x),
                           np.cumsum(x * 2 + 1, axis=axis, dtype="float32"))
+
+
+@few
+@given(st.sampled_from([1, 15, 16, 17, 40]), st.sampled_from([1, 3, 63, 64, 65, 200]), st.sampled_from([None, 2]),
+       st.sampled_from(["float32", "float64", "int64", "int16"]), st.booleans(), st.booleans())
+def test_running_values_of_rows(rows, length, lead, dtype, products, static):
+    x = numbers((rows, length) if lead is None else (lead, rows, length), dtype) - 1
+    fn, want = (fnp.cumprod, np.cumprod) if products else (fnp.cumsum, np.cumsum)
+    with np.errstate(all="ignore"):
+        run = flowc.jit(lambda x: fn(x, axis=-1))
+        if not static:
+            run = run.lower(flowc.spec(f"{SHORT[dtype]}[{'a, b, c'[:x.ndim * 3 - 2]}]")).compile()
+        assert np.array_equal(run(x), want(x, axis=-1, dtype=dtype), equal_nan=True)
+        flowc.verify(lambda x: op_call("linear_scan", x * 0.5, x, axis=x.ndim - 1), x.astype("float32"))
+
+
+@few
+@given(st.sampled_from([1, 3, 4, 5, 9]), st.sampled_from([1, 64, 65, 256, 300, 1024, 1100, 5000]), st.booleans())
+def test_running_values_of_columns(rows, columns, static):
+    x = np.random.default_rng(rows).standard_normal((rows, columns), dtype="float32")
+    run = flowc.jit(lambda x: fnp.cumsum(x, axis=0))
+    if not static:
+        run = run.lower(flowc.spec("f32[n, m]")).compile()
+    assert np.array_equal(run(x), np.cumsum(x, axis=0))
 
 
 # ---- streaming stores -----------------------------------------------------------------------------------------------

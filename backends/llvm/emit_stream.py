@@ -46,7 +46,7 @@ class Streams:
 
     def __init__(self, kernel: Kernel, e: Emitter):
         self.sizes: dict[str, DimLike] = {}
-        self.used: dict[str, None] = {}  # flags
+        self.questions: dict[str, tuple[Mem, DimLike, int, tuple[DimLike, ...], int]] = {}  # by flag
         self.dims = frozenset(kernel.dims)
         self.aside: dict[str, Aside] = {}
         if not (e.target.vectors and e.target.triple.startswith("x86_64") and e.target.grid is None):
@@ -68,8 +68,9 @@ class Streams:
         asked: dict[DimLike, None] = {}
         if not self._multiple(e, index, mem.dtype.bytes, align, asked):
             return False
-        flag = self._flag(e, mem, size, least, asked, align)
-        self.used[flag] = None
+        question = (mem, size, least, tuple(asked), align)
+        flag = self._flag(e, *question)
+        self.questions[flag] = question
         aside = self.aside.setdefault(flag, Aside(flag)) if turned else Aside(flag)
         aside.stores.append((f"store {e.vec(memory_type(mem.dtype))} {text}, {mem.type} {pointer}, align ",
                              f"{align} {mem.align}"))
@@ -105,8 +106,9 @@ class Streams:
             return e.op(f"and i1 {flag}, {large}")
 
     def finish(self, e: Emitter) -> None:
-        """Streamed data is seen by others after a fence only."""
-        for flag in self.used:
+        """Streamed data is seen by others after a fence only.  The questions are asked again: their answers may have
+        been found under a condition."""
+        for flag in dict.fromkeys(self._flag(e, *question) for question in self.questions.values()):
             with e.branch(flag):
                 e.raw(f"call void {e.module.declare('llvm.x86.sse.sfence', 'void ()')}()")
 

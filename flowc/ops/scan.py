@@ -32,7 +32,13 @@ from flowc.ops.rules import (
 from flowc.ops.samples import calls
 from flowc.types import NUMBERS, DType, Type, f32
 
-WIDTH = 16  # lanes of the vector loops of this room and of indexing.py
+WIDTH = 16    # lanes of the vector loops of this room and of indexing.py
+STRIP = 1024  # neighbours that are walked together: memory is fast in long runs
+LEAST = 256   # the same where there would be too few strips to share
+SHARES = 4    # strips that are enough
+ROWS = 16     # rows of a last axis that are walked side by side
+DEPTH = 64    # steps of theirs that are turned at a time
+TURN = 4      # steps done in registers before the running values of a strip go back to its memory
 
 # ---- loops of General bodies ----------------------------------------------------------------------------------------
 
@@ -45,14 +51,15 @@ def nest(k: Any, extents: Sequence[DimLike], kind: str = "seq") -> Iterator[tupl
 
 
 @contextmanager
-def strips(k: Any, extent: DimLike) -> Iterator[tuple[DimLike, DimLike, int]]:
+def strips(k: Any, extent: DimLike, size: int = LANES) -> Iterator[tuple[DimLike, DimLike, int]]:
     """A contiguous axis in parallel strips: yields first position, number of positions, and their static bound.
     A short axis is one strip without a loop."""
-    if isinstance(extent, int) and extent <= LANES:
+    if isinstance(extent, int) and extent <= size:
         yield 0, extent, max(extent, 1)
         return
-    with k.loop(ceildiv(extent, LANES), "parallel") as s:
-        yield s * LANES, dmin(LANES, extent - s * LANES), LANES
+    even = isinstance(extent, int) and extent % size == 0
+    with k.loop(ceildiv(extent, size), "parallel") as s:
+        yield s * size, size if even else dmin(size, extent - s * size), size
 
 
 def unravelled(at: DimLike, shape: Sequence[DimLike]) -> tuple:
@@ -73,19 +80,49 @@ def _wide(d: DType) -> DType:
     return f32 if d.floating and d.bits == 16 else d
 
 
+def _strip(extent: DimLike) -> int:
+    if not isinstance(extent, int):
+        return STRIP
+    return max(LEAST, min(STRIP, extent // SHARES // LANES * LANES))
+
+
+def _side_by_side(k: Any, t: Type, operands: Sequence[int], init: Expr, step: Step) -> None:
+    """Rows of a last axis ROWS at a time, as lanes: one after the other, each element would wait for the one before.
+    DEPTH steps are turned into a tile, walked there, and turned back.  The last block begins early enough to be whole;
+    what it does twice has the same result."""
+    b, rows, length = k.b, t.shape[-2], t.shape[-1]
+    with nest(k, t.shape[:-2], "parallel") as lead, k.loop(ceildiv(rows, ROWS), "parallel") as block:
+        first = ROWS * block if rows % ROWS == 0 else dmin(ROWS * block, rows - ROWS)
+        tiles = [k.alloc(t.dtype, ROWS * DEPTH) for _ in operands]
+        acc = k.acc(t.dtype, init, (ROWS,))
+        with k.loop(ceildiv(length, DEPTH)) as c:
+            steps = DEPTH if isinstance(length, int) and length % DEPTH == 0 else dmin(DEPTH, length - DEPTH * c)
+            for p, tile in zip(operands, tiles, strict=True):
+                with k.loop(steps) as s, k.loop(ROWS, "vector", width=ROWS) as lane:
+                    k.write(tile, ROWS * s + lane, k.load(p, (*lead, first + lane, DEPTH * c + s)))
+            with k.loop(steps) as s, k.loop(ROWS, "vector", width=ROWS) as lane:
+                xs = [b.load(tile, ROWS * s + lane, t.dtype) for tile in tiles]
+                k.set(acc, step(k.get(acc, lane), DEPTH * c + s, *xs), lane)
+                k.write(tiles[0], ROWS * s + lane, k.get(acc, lane))
+            with k.loop(ROWS) as row, k.loop(steps, "vector", width=WIDTH) as lane:
+                k.store((*lead, first + row, DEPTH * c + lane), b.load(tiles[0], ROWS * lane + row, t.dtype))
+
+
 def _body(first: Callable[[DType], Any], step: Step) -> Callable[..., None]:
     """Loops of a running value: ``step(b, value, at_start, *elements)`` from ``first``.  Where the axis is not the
-    last, neighbours along the last axis run as lanes."""
+    last, neighbours along the last axis run as lanes, TURN steps in registers at a time."""
     def body(k: Any, ins: Sequence[str], out: str, types: tuple[Type, ...], attrs: dict) -> None:
         t, b, axis = types[-1], k.b, attrs["axis"]
         wide, operands = _wide(t.dtype), range(len(types) - 1)
 
-        def advance(acc: str, at: tuple, i: DimLike, *lane: DimLike) -> None:
-            xs = [b.cast(k.load(p, at), wide) for p in operands]
-            k.set(acc, step(b, k.get(acc, *lane), b.eq(b.index(i), 0), *xs), *lane)
-            k.store(at, b.cast(k.get(acc, *lane), t.dtype))
+        def advanced(value: Expr, at: tuple, i: DimLike) -> Expr:
+            return k.let(step(b, value, b.eq(b.index(i), 0), *[b.cast(k.load(p, at), wide) for p in operands]))
 
         init = b.const(first(t.dtype), wide)
+        rows = t.shape[axis - 1] if axis and axis == t.rank - 1 else 1
+        if isinstance(rows, int) and rows >= ROWS and t.dtype.bytes in (4, 8) and k.ctx.machine.name == "cpu":
+            _side_by_side(k, t, operands, init, lambda value, i, *xs: step(b, value, b.eq(b.index(i), 0), *xs))
+            return
         inner = axis < t.rank - 1
         between = t.shape[axis + 1:-1] if inner else ()
         with nest(k, (*t.shape[:axis], *between), "parallel") as outer:
@@ -93,12 +130,22 @@ def _body(first: Callable[[DType], Any], step: Step) -> Callable[..., None]:
             if not inner:
                 acc = k.acc(wide, init)
                 with k.loop(t.shape[axis]) as i:
-                    advance(acc, (*lead, i), i)
+                    k.set(acc, advanced(k.get(acc), (*lead, i), i))
+                    k.store((*lead, i), b.cast(k.get(acc), t.dtype))
                 return
-            with strips(k, t.shape[-1]) as (start, count, room):
-                acc = k.acc(wide, init, (room,))
-                with k.loop(t.shape[axis]) as i, k.loop(count, "vector", width=WIDTH) as lane:
-                    advance(acc, (*lead, i, *mid, start + lane), i, lane)
+            with strips(k, t.shape[-1], _strip(t.shape[-1])) as (start, count, room):
+                acc = k.alloc(wide, room)
+                with k.loop(count, "vector", width=WIDTH) as lane:
+                    k.write(acc, lane, init)
+                rows = t.shape[axis]
+                with k.loop(ceildiv(rows, TURN)) as turn, k.loop(count, "vector", width=WIDTH) as lane:
+                    value = k.acc(wide, b.load(acc, lane, wide))
+                    with k.loop(dmin(TURN, rows - TURN * turn)) as r:
+                        i = TURN * turn + r
+                        at = (*lead, i, *mid, start + lane)
+                        k.set(value, advanced(k.get(value), at, i))
+                        k.store(at, b.cast(k.get(value), t.dtype))
+                    k.write(acc, lane, k.get(value))
     return body
 
 
