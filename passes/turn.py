@@ -10,15 +10,16 @@ operand is first turned into a local tile, from which the body then reads along 
 few places along ``b``, ``a`` runs as lanes instead and the stores are the columns.
 
 Memory is fast in long runs: a tile is long along ``a`` and goes along it first, so that what fetches ahead sees a few
-rows and stays with them.  The result is then written a line here and a line there, which costs nothing where lines
-begin with a row and every store fills one (emit_stream.py); pieces of ``b`` therefore begin with a line.
+rows and stays with them; the other way round where all of ``a`` is short or other operands lie along ``b``.  The
+result is then written a line here and a line there, which costs nothing where lines begin with a row and every store
+fills one (emit_stream.py); pieces of ``b`` therefore begin with a line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 
 from flowc.dims import DimLike, ceildiv, dmin, linear, substitute, sym, symbols
 from flowc.kernel import Alloc, Expr, If, Kernel, Let, Loop, Stmt, Store, expressions, parts
@@ -33,7 +34,7 @@ LINE = 64     # bytes that memory moves at once
 RUN = 4096    # bytes of an operand's row in one piece where every store fills a line
 WIDE = 1024   # the same where it does not
 TALL = 256    # bytes of the result's row in one piece, then
-SHORT_ROW = 64  # places along ``a`` that are few enough to go along ``b`` first
+SHORT_ROW = 64  # places along ``a`` of tiles that go along ``b`` first
 FEW = 16      # places along the innermost axis at which the stores are columns
 SHORT = 6     # instructions of a body that is written once for every unrolled place
 
@@ -193,14 +194,17 @@ class _Cut:
             body = self.through_tiles(place, na, nb)
         return replace(over_b, body=(replace(over_a, body=body),))
 
-    @property
-    def short(self) -> bool:
-        return isinstance(self.a.extent, int) and self.a.extent <= SHORT_ROW
+    @cached_property
+    def along_b(self) -> bool:
+        """Do tiles go along ``b`` first?  There the rows of other operands are long."""
+        a, b = self.a.var, self.b.var
+        others = any((linear(e.attr[1], b) or (0,))[0] == 1 and a in symbols(e.attr[1]) for e in _loads(self.body))
+        return others or isinstance(self.a.extent, int) and self.a.extent <= SHORT_ROW
 
     def tile(self, width: int) -> tuple[int, int]:
         """Places of a piece along ``a`` and along ``b``."""
         read, written = self.turn.loads[0].dtype.bytes, max(p.dtype.bytes for p in self.stored)
-        if self.short:
+        if self.along_b:
             return SHORT_ROW, max(4 * TALL // written, 2 * width)
         if isinstance(self.b.extent, int) and self.b.extent * written % LINE == 0 and self.b.extent % width == 0:
             return RUN // read, width
@@ -213,7 +217,7 @@ class _Cut:
         k, a, b = self.turn.columns, sym(self.a.var), sym(self.b.var)
         over_a, over_b = self.fresh(self.a.var + "g"), self.fresh(self.b.var + "g")
         groups = [Loop(over_b, ceildiv(nb, width), "seq", ()), Loop(over_a, ceildiv(na, k), "seq", ())]
-        if self.short:
+        if self.along_b:
             groups.reverse()
         for g in groups:
             self.ranges[g.var] = (0, g.extent - 1)

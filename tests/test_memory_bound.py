@@ -100,6 +100,16 @@ def test_turned_into_streams(small_streams, shape, perm, static, dtypes):
     assert np.array_equal(exe(x), np.transpose(x, perm).astype(dtypes[1]))
 
 
+@few
+@given(ROWS, ROWS, st.sampled_from([1, 5]), st.sampled_from(["float32", "uint8", "int64"]), st.booleans())
+def test_turned_beside_what_is_not(small_streams, m, n, lead, dtype, static):
+    x, y = numbers((lead, m, n), dtype), numbers((n, lead, m), dtype, 1)
+    run = flowc.jit(lambda x, y: fnp.transpose(x, (2, 0, 1)) - y)
+    if not static:
+        run = run.lower(*(flowc.spec(f"{SHORT[dtype]}[{shape}]") for shape in ("a, b, c", "c, a, b"))).compile()
+    assert np.array_equal(run(x, y), np.transpose(x, (2, 0, 1)) - y)
+
+
 def test_lines_of_a_turned_result_are_streamed(small_streams):
     for spec in ("f32[500, 512]", "f32[a, b]", "u8[512, 640]", "f64[a, 2, 16]"):
         text = flowc.jit(fnp.transpose).lower(flowc.spec(spec)).compile().as_text("llvm")
