@@ -5,7 +5,7 @@ the GPU form (gpu_contract.py), roles and addresses (problem.py), tiles (tiles.p
 
 One register tile holds mr rows times nr columns and adds rank-1 updates for k = 0, 1, 2, ... in order: every result
 element is one chain of fused multiply-adds over k, whatever the form and the blocking, so the bits do not depend on
-them.  The packed form:
+them; very long sums (contract_deep.py) are a few such chains, by the sizes alone.  The packed form:
 
     for outer, column block (nc), row block (mc) in parallel:
         pack the rows of the block, unless they lie well:  A[panel][k][mr]
@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod, sym
 from flowc.kernel import Expr, Kernel
+from flowc.passes.contract_deep import lower_deep
 from flowc.passes.contract_direct import direct_task, direct_tasks, thin_task, thin_tasks
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
@@ -41,6 +42,8 @@ def lower_contraction(g: Group, ctx: Context) -> Lowered:
     p = Problem(g, ctx)
     forms = choose_forms(ctx.machine, p)
     last = forms[-1].schedule
+    if last.form == "deep":
+        return lower_deep(g, ctx, p, last)
     packed = Packed(p, last, f"{ctx.name}.packed") if last.form == "packed" else None
     k = ctx.builder("m")
     _tasks(k, p, forms, packed)

@@ -66,7 +66,7 @@ class ContractSchedule:
 
     def __str__(self) -> str:
         tile = f"contraction: {self.form}, tile {self.mr}x{self.nr}"
-        if self.form != "packed":
+        if self.form not in ("packed", "deep"):
             return tile
         return f"{tile}, block {self.mc}x{self.nc}, k {self.kc}, rows {'copied' if self.copy_rows else 'in place'}" + (
             ", columns copied on the way" if self.on_way else "")

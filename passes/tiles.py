@@ -6,6 +6,7 @@ Here: the choice.  Not here: the loop nests of the forms (contract.py, contract_
 Forms.  *packed*: both operands are copied into the order in which the tile reads them; for products that are large in
 every direction.  *direct*: the column operand is read where it lies; for products whose column operand fits half of
 the second-level cache or is read once or twice.  *thin*: few rows; the column operand streams past once in whole rows.
+*deep*: sums so long that neither operand's rows or columns can be kept whole.
 Where sizes are unknown there are several forms, each with the sizes that it is for.
 """
 
@@ -16,7 +17,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from flowc.dims import DimLike, dmax, dmin, prod
+from flowc.dims import DimLike, dmax, dmin, prod, symbols
 from flowc.passes.problem import Problem
 from flowc.passes.schedule import ContractSchedule, Machine
 from flowc.proofs import bounds
@@ -32,6 +33,8 @@ BRING = 6             # rows whose work is that of bringing the columns of a tas
 PACK = 16             # the same for a kernel of its own that packs the columns: they go through memory three times
 CREWS = (1, 2, 4, 8)  # numbers of threads that shall all be busy to the end
 CROWD = 2048          # bytes between rows: lines of rows at multiples of it meet in few sets of the first-level cache
+DEEP = 8192           # products of a sum that is cut along its length
+NARROW = 64           # columns that lie side by side and pass in one stream
 WAYS = 8              # of that cache: more such rows at once would push each other out
 
 
@@ -75,6 +78,9 @@ def choose_forms(machine: Machine, p: Problem) -> list[Form]:
 
 def _forms(machine: Machine, p: Problem) -> Iterator[Form]:
     streams = p.col_reach.plain and p.col_reach.own == 1
+    if is_deep(p, streams):
+        yield Form(0, deep_schedule(machine, p))
+        return
     size = 2 * p.n * p.k * p.acc.bytes  # of the column operand, in halves of the cache it shall fit
     if streams:
         # one register of columns is a tile like any other; enough of them to fill registers and threads stream
@@ -91,6 +97,28 @@ def _forms(machine: Machine, p: Problem) -> Iterator[Form]:
     if isinstance(p.m, int) and p.m <= s.mc:  # then there is no other task to share the copy with
         s = replace(s, on_way=True, kc=s.kc // 2)
     yield Form(0, s)
+
+
+def is_deep(p: Problem, streams: bool) -> bool:
+    """Are the sums long, and all sizes known?  A few narrow rows are read in one go as well.  Cutting a sum changes
+    its rounding, so this is a matter of the operands, not of the machine."""
+    if not (isinstance(p.k, int) and isinstance(p.m, int) and isinstance(p.n, int)) or symbols(prod(p.outer_extents)):
+        return False
+    few = p.m <= WAYS and p.n <= NARROW and p.row_reach.plain
+    return p.k >= DEEP and p.m > 1 and p.n > 1 and not (streams and few)
+
+
+def deep_schedule(machine: Machine, p: Problem) -> ContractSchedule:
+    """Blocks of at most 128 rows and 256 columns, as even as tiles allow."""
+    mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if p.row_reach.own is None else 32)
+    mc, nc = _even(p.m, mr, 128), _even(p.n, nr, 256)
+    return ContractSchedule("deep", mr=mr, nr=nr, width=width, kc=256 if p.acc.bits <= 32 else 128, mc=mc, nc=nc)
+
+
+def _even(size: DimLike, unit: int, most: int) -> int:
+    """Whole units in a block of at most about ``most`` of ``size``."""
+    units = max(1, ceil_div(size, unit)) if isinstance(size, int) else 1
+    return unit * ceil_div(units, ceil_div(units * unit, max(most, unit)))
 
 
 def crowded(p: Problem) -> bool:
