@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod, sym
 from flowc.kernel import Expr, Kernel
@@ -35,6 +36,7 @@ from flowc.passes.problem import Problem
 from flowc.passes.register_tile import add_products, finish, lanes_exist, light, store
 from flowc.passes.schedule import ContractSchedule
 from flowc.passes.tiles import Form, choose_forms, none_of
+from flowc.passes.words import Leasts, Words, words
 from flowc.types import Type
 
 
@@ -44,7 +46,7 @@ def lower_contraction(g: Group, ctx: Context) -> Lowered:
     last = forms[-1].schedule
     if last.form == "deep":
         return lower_deep(g, ctx, p, last)
-    packed = Packed(p, last, f"{ctx.name}.packed") if last.form == "packed" else None
+    packed = Packed(words(ctx.machine, p) or p, last, f"{ctx.name}.packed") if last.form == "packed" else None
     k = ctx.builder("m")
     _tasks(k, p, forms, packed)
     declare_outputs(k, g, ctx)
@@ -55,7 +57,7 @@ def lower_contraction(g: Group, ctx: Context) -> Lowered:
         work = work + outside * p.n * p.k
     if packed is None or last.on_way:
         return Lowered([kernel], {}, [work])
-    return Lowered([packed.pack_columns(none_of(f.excess for f in forms[:-1])), kernel], {packed.temp: packed.packed},
+    return Lowered([packed.pack_columns(none_of(f.excess for f in forms[:-1])), kernel], packed.temps,
                    [outside * p.n * p.k * 2, work])
 
 
@@ -107,8 +109,13 @@ class Packed:
     def __init__(self, p: Problem, s: ContractSchedule, temp: str):
         self.p, self.s, self.temp = p, s, temp
         self.panels = ceildiv(p.n, s.nr)
-        self.packed = Type(p.acc, (*p.outer_extents, self.panels, p.k, s.nr))
+        self.packed = Type(p.word, (*p.outer_extents, self.panels, p.k, s.nr))
+        self.leasts = Leasts(p, s, temp, self.packed) if isinstance(p, Words) else None
         self.one_block = isinstance(p.k, int) and p.k <= s.kc
+
+    @property
+    def temps(self) -> dict[str, Type]:
+        return {self.temp: self.packed, **({self.leasts.name: self.leasts.type} if self.leasts else {})}
 
     def pack_columns(self, wanted: DimLike = 1) -> Kernel:
         """``wanted``: 0 where the sizes want no packed columns."""
@@ -116,12 +123,15 @@ class Packed:
         k = p.ctx.builder("p")
         inl = inliner(k, p.group, p.ctx)
         panels = named(k, wanted, 1) * self.panels
-        with (nest(k, p.outer_extents, "parallel", "o") as outer, k.loop(panels, "parallel", "p") as panel,
-              k.loop(p.k, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j):
-            col = s.nr * panel + j
-            v = p.col_element(k, inl, outer, col, kk, lanes_exist(k, p, s, col))
-            k.write(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), v)
-        k.buffer(self.temp, p.acc, self.packed.shape, "out")
+        with nest(k, p.outer_extents, "parallel", "o") as outer, k.loop(panels, "parallel", "p") as panel:
+            with k.loop(p.k, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
+                col = s.nr * panel + j
+                v = p.col_element(k, inl, outer, col, kk, lanes_exist(k, p, s, col))
+                k.write(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), v)
+            if self.leasts:
+                self.leasts.panel_packed(k, outer, panel)
+        for name, t in self.temps.items():
+            k.buffer(name, t.dtype, t.shape, "out")
         return k.finish(p.ctx.dims, [f"pack the columns of {p.node.op.name}", str(s)])
 
     def tasks(self) -> Idx:
@@ -149,9 +159,9 @@ class Packed:
 
         def row(ip: DimLike, i: DimLike) -> DimLike:
             return dmin(first + s.mr * ip + i, p.m - 1)
-        if not s.copy_rows:
+        if not s.copy_rows and not self.leasts:
             return lambda ip, i, kk: p.row_element(k, inl, outer, row(ip, i), kk)
-        packed = k.alloc(p.acc, s.mc * p.k)
+        packed = k.alloc(p.word, s.mc * p.k)
         along_rows = p.row_reach.own == 1 and p.row_reach.summed != 1
         with k.loop(ceildiv(rows, s.mr), "seq", "ip") as ip:
             def copy(i: DimLike, kk: DimLike) -> None:
@@ -163,7 +173,9 @@ class Packed:
             else:
                 with k.loop(s.mr, "seq", "i") as i, k.loop(p.k, "vector", "k", s.width) as kk:
                     copy(i, kk)
-        return lambda ip, i, kk: k.b.load(packed, (ip * p.k + kk) * s.mr + i, p.acc)
+        if self.leasts:
+            self.leasts.rows_packed(k, packed, ceildiv(rows, s.mr) * s.mr * p.k)
+        return lambda ip, i, kk: k.b.load(packed, (ip * p.k + kk) * s.mr + i, p.word)
 
     def panel(self, k: KernelBuilder, inl: Inliner, element: Callable[[DimLike, DimLike, DimLike], Expr], tile: str,
               outer: Idx, panel: DimLike, first: DimLike, rows: DimLike) -> None:
@@ -178,19 +190,22 @@ class Packed:
                 else:
                     k.write(tile, at, k.get(acc, i, j))
 
-        here = k.alloc(p.acc, (p.k if self.one_block else s.kc) * s.nr) if s.on_way else ""
+        here = k.alloc(p.word, (p.k if self.one_block else s.kc) * s.nr) if s.on_way else ""
         with k.loop(blocks, "seq", "kb") as kb:
             start, count = (0, p.k) if self.one_block else (s.kc * kb, dmin(s.kc, p.k - s.kc * kb))
             if here:
                 self.copy_columns(k, inl, outer, panel, here, start, count)
+            ways = self.leasts.ways(k, outer, panel, here, count) if self.leasts else [(None, p.product)]
             with k.loop(ceildiv(rows, s.mr), "seq", "ip") as ip:
                 acc = k.acc(p.acc, b.const(0, p.acc), (s.mr, s.nr))
                 if not self.one_block:
                     with k.if_(b.gt(b.index(kb), 0)):
                         keep(ip, True, acc)
-                with k.loop(count, "seq", "k") as kk:
-                    add_products(k, p, s, acc, lambda i: element(ip, i, start + kk), lambda j: b.load(
-                        here, s.nr * kk + j, p.acc) if here else self.column(k, outer, panel, start + kk, j))
+                for cond, product in ways:
+                    with nullcontext() if cond is None else k.if_(cond), k.loop(count, "seq", "k") as kk:
+                        add_products(k, p, s, acc, lambda i: element(ip, i, start + kk), lambda j: b.load(
+                            here, s.nr * kk + j, p.word) if here else self.column(k, outer, panel, start + kk, j),
+                            product)
                 if tile:
                     keep(ip, False, acc)
                 else:
@@ -206,8 +221,8 @@ class Packed:
 
     def column(self, k: KernelBuilder, outer: Idx, panel: DimLike, kk: DimLike, j: DimLike) -> Expr:
         """An element of the packed columns."""
-        k.buffer(self.temp, self.p.acc, self.packed.shape)
-        return k.b.load(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), self.p.acc)
+        k.buffer(self.temp, self.p.word, self.packed.shape)
+        return k.b.load(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), self.p.word)
 
     def epilogue(self, k: KernelBuilder, inl: Inliner, tile: str, outer: Idx, first: DimLike, rows: DimLike,
                  panel: DimLike) -> None:

@@ -16,6 +16,8 @@ from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.problem import Problem
 from flowc.passes.schedule import ContractSchedule
 
+Product = Callable[[KernelBuilder, Expr, Expr, Expr], Expr]  # (row element, column element, sum)
+
 LIGHT = 6  # operations of an epilogue that may be written once per register of the tile
 
 
@@ -27,11 +29,11 @@ def lanes_exist(k: KernelBuilder, p: Problem, s: ContractSchedule, col: DimLike)
 
 
 def add_products(k: KernelBuilder, p: Problem, s: ContractSchedule, acc: str, row: Callable[[DimLike], Expr],
-                 col: Callable[[DimLike], Expr]) -> None:
-    """acc[i, j] += row(i) * col(j) in one rounding.  The operand with fewer registers stays in registers."""
+                 col: Callable[[DimLike], Expr], product: Product | None = None) -> None:
+    """acc[i, j] += row(i) * col(j), in one rounding or as ``product`` says.  The operand with fewer registers stays in
+    registers."""
     def one(i: DimLike, j: DimLike) -> None:
-        x, y, old = row(i), col(j), k.get(acc, i, j)
-        k.set(acc, k.b.fma(x, y, old) if p.acc.floating else k.b.add(k.b.mul(x, y), old), i, j)
+        k.set(acc, (product or p.product)(k, row(i), col(j), k.get(acc, i, j)), i, j)
     if s.mr * s.width < s.nr:
         with k.loop(s.nr, "vector", "j", s.width) as j, k.loop(s.mr, "unroll", "i") as i:
             one(i, j)

@@ -20,13 +20,15 @@ from flowc.types import DType
 
 @dataclass(frozen=True)
 class Machine:
-    """What scheduling needs to know of a target.  Sizes in bytes; ``vector_bits`` of one register."""
+    """What scheduling needs to know of a target.  Sizes in bytes; ``vector_bits`` of one register; ``dots``: the
+    instructions on words (kernel.py) that it has."""
 
     name: str = "cpu"
     vector_bits: int = 512
     l1: int = 32 << 10
     l2: int = 1 << 20
     choices: Choices | None = field(default=None, compare=False)
+    dots: frozenset[str] = frozenset()
 
     def chosen(self, problem: Problem, default: S) -> S:
         """The schedule that was tuned or handed in for ``problem`` (op, dtype, sizes, ...); else ``default``."""

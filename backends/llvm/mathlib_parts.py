@@ -30,6 +30,13 @@ INF = float("inf")
 MAGIC = {f32: 1.5 * 2.0**23, f64: 1.5 * 2.0**52}  # adding it rounds to an integer, in the low bits of the sum
 
 
+def dot_bf16(b: Builder, total: Expr, x: Expr, y: Expr) -> Expr:
+    """A bf16 is the upper half of an f32."""
+    for widen in (lambda w: b.and_(w, 0xFFFF0000), lambda w: b.shl(w, 16)):
+        total = b.fma(b.bitcast(widen(x), f32), b.bitcast(widen(y), f32), total)
+    return total
+
+
 def poly(b: Builder, x: Expr, coefficients: Sequence[float]) -> Expr:
     """The polynomial in ``x``, highest power first, by Horner's rule."""
     r = b.fma(b.const(coefficients[0], x.dtype), x, coefficients[1])

@@ -21,6 +21,7 @@ _CPU = _COMMON | {
     "ldexp", "masked.load", "masked.store", "masked.gather", "masked.scatter", "vector.reduce.or",
     "stacksave", "stackrestore", "trap",
 }
+_DOTS = frozenset(f"x86.avx512bf16.dpbf16ps.{bits}" for bits in (128, 256, 512))
 _SCALEF = frozenset(f"x86.avx512.mask.scalef.p{t}.{bits}" for t in "sd" for bits in (128, 256, 512))
 _NVPTX = _COMMON | {
     "maximum", "minimum", "nvvm.read.ptx.sreg.ctaid.x", "nvvm.read.ptx.sreg.nctaid.x", "nvvm.read.ptx.sreg.tid.x",
@@ -85,7 +86,15 @@ def cpu_target(triple: str, cpu: str, features: str, vector_bits: int = 512, llv
     native = frozenset({"ldexp", "scale"}) if wide and (llvm >= 22 or "+avx512vl" in has) else frozenset()
     # without a library behind it, llvm.ldexp is no instruction elsewhere
     intrinsics = _CPU if native and llvm >= 22 else _CPU - {"ldexp"} | _SCALEF
+    if dots(features):
+        native, intrinsics = native | dots(features), intrinsics | _DOTS
     return Target("cpu", triple, cpu, features, vector_bits, intrinsics=intrinsics, native=native, masks=wide)
+
+
+def dots(features: str) -> frozenset[str]:
+    """The instructions on words that a CPU has."""
+    has = set(features.split(","))
+    return frozenset({"dot_bf16"}) if {"+avx512bf16", "+avx512vl"} <= has else frozenset()
 
 
 def nvptx_target(arch: str = "sm_80", features: str = "") -> Target:
