@@ -33,7 +33,7 @@ from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.problem import Problem
-from flowc.passes.register_tile import add_products, finish, lanes_exist, light, store
+from flowc.passes.register_tile import add_products, copy_panel, finish, light, store
 from flowc.passes.schedule import ContractSchedule
 from flowc.passes.tiles import Form, choose_forms, none_of
 from flowc.passes.words import Leasts, Words, words
@@ -124,10 +124,11 @@ class Packed:
         inl = inliner(k, p.group, p.ctx)
         panels = named(k, wanted, 1) * self.panels
         with nest(k, p.outer_extents, "parallel", "o") as outer, k.loop(panels, "parallel", "p") as panel:
-            with k.loop(p.k, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
-                col = s.nr * panel + j
-                v = p.col_element(k, inl, outer, col, kk, lanes_exist(k, p, s, col))
-                k.write(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), v)
+            def copy(exists: Callable[[DimLike], Expr | None]) -> None:
+                with k.loop(p.k, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
+                    v = p.col_element(k, inl, outer, s.nr * panel + j, kk, exists(s.nr * panel + j))
+                    k.write(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), v)
+            copy_panel(k, p, s, s.nr * panel, copy)
             if self.leasts:
                 self.leasts.panel_packed(k, outer, panel)
         for name, t in self.temps.items():
@@ -215,9 +216,12 @@ class Packed:
                      count: DimLike) -> None:
         """Bring a block of a panel of columns to ``here``."""
         p, s = self.p, self.s
-        with k.loop(count, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
-            col = s.nr * panel + j
-            k.write(here, s.nr * kk + j, p.col_element(k, inl, outer, col, start + kk, lanes_exist(k, p, s, col)))
+
+        def copy(exists: Callable[[DimLike], Expr | None]) -> None:
+            with k.loop(count, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
+                col = s.nr * panel + j
+                k.write(here, s.nr * kk + j, p.col_element(k, inl, outer, col, start + kk, exists(col)))
+        copy_panel(k, p, s, s.nr * panel, copy)
 
     def column(self, k: KernelBuilder, outer: Idx, panel: DimLike, kk: DimLike, j: DimLike) -> Expr:
         """An element of the packed columns."""

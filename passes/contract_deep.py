@@ -25,7 +25,7 @@ from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.problem import Problem
-from flowc.passes.register_tile import add_products, lanes_exist, store
+from flowc.passes.register_tile import add_products, copy_panel, lanes_exist, store
 from flowc.passes.schedule import ContractSchedule
 from flowc.types import Type
 
@@ -127,9 +127,11 @@ class _Deep:
     def copy_columns(self, k: KernelBuilder, inl: Inliner, outer: Idx, to: str, column: DimLike, k0: DimLike,
                      kn: DimLike) -> None:
         p, s = self.p, self.s
-        with k.loop(kn, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
-            v = p.col_element(k, inl, outer, column + j, k0 + kk, lanes_exist(k, p, s, column + j))
-            k.write(to, s.nr * kk + j, v)
+
+        def copy(exists: Callable[[DimLike], Expr | None]) -> None:
+            with k.loop(kn, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
+                k.write(to, s.nr * kk + j, p.col_element(k, inl, outer, column + j, k0 + kk, exists(column + j)))
+        copy_panel(k, p, s, column, copy)
 
     def add(self, k: KernelBuilder, tile: str, at: DimLike, kb: DimLike, kn: DimLike,
             row: Callable[[DimLike, DimLike], Expr], col: Callable[[DimLike, DimLike], Expr]) -> None:

@@ -35,6 +35,7 @@ CREWS = (1, 2, 4, 8)  # numbers of threads that shall all be busy to the end
 CROWD = 2048          # bytes between rows: lines of rows at multiples of it meet in few sets of the first-level cache
 DEEP = 8192           # products of a sum that is cut along its length
 NARROW = 64           # columns that lie side by side and pass in one stream
+MANY = 64             # products side by side that keep all threads busy
 WAYS = 8              # of that cache: more such rows at once would push each other out
 
 
@@ -182,16 +183,19 @@ def packed_schedule(machine: Machine, p: Problem) -> ContractSchedule:
     in_place = isinstance(p.row_reach.own, int) and p.row_reach.summed == 1 and not crowded(p)
     # rows of a block: they stay in the second-level cache
     most = 128 if in_place or not isinstance(p.k, int) else machine.l2 * 3 // 4 // max(1, p.k * p.acc.bytes)
-    mr, nr, mc, nc = _best_blocks(machine.vector_bits, w, p.m, p.n, min(128, max(48, most)))
+    outer = prod(p.outer_extents)
+    many = min(outer, MANY) if isinstance(outer, int) and outer else 1
+    mr, nr, mc, nc = _best_blocks(machine.vector_bits, w, p.m, p.n, min(128, max(48, most)), many)
     return ContractSchedule("packed", mr=mr, nr=nr, width=w, kc=kc, mc=mc, nc=nc, copy_rows=not in_place)
 
 
 @lru_cache(1 << 10)
-def _best_blocks(bits: int, w: int, m: DimLike, n: DimLike, most: int) -> tuple[int, ...]:
-    return min(_blocks(bits, w, m, n, most))[1:]
+def _best_blocks(bits: int, w: int, m: DimLike, n: DimLike, most: int, outer: int) -> tuple[int, ...]:
+    return min(_blocks(bits, w, m, n, most, outer))[1:]
 
 
-def _blocks(bits: int, w: int, m: DimLike, n: DimLike, most: int) -> Iterator[tuple[float, int, int, int, int]]:
+def _blocks(bits: int, w: int, m: DimLike, n: DimLike, most: int, outer: int
+            ) -> Iterator[tuple[float, int, int, int, int]]:
     """Ways to cut rows and columns into tiles and tasks: (cost, mr, nr, mc, nc).  A task that copies its rows and
     brings the columns costs as much as one with a few more columns and rows; all threads wait for the last."""
     shapes = ((8, 3), (12, 2), (24, 1)) if bits >= 512 else ((6, 2), (12, 1))
@@ -207,8 +211,11 @@ def _blocks(bits: int, w: int, m: DimLike, n: DimLike, most: int) -> Iterator[tu
         panels, strips = max(1, ceil_div(n, nr)), max(1, ceil_div(m, mr))
         for nc in dict.fromkeys(nr * ceil_div(panels, parts) for parts in range(1, min(panels, 8) + 1)):
             for mc in range(mr, min(most, strips * mr) + 1, mr):
-                tasks = ceil_div(m, mc) * ceil_div(n, nc)
+                tasks = outer * ceil_div(m, mc) * ceil_div(n, nc)
                 one = (mc + BRING) * (nc + COPY)
                 whole = (strips * mr + BRING * ceil_div(m, mc)) * (panels * nr + COPY * ceil_div(n, nc))
                 apart = 0 if m <= mc else PACK * len(CREWS) * panels * nr
-                yield apart + slow * sum(max(whole, ceil_div(tasks, t) * t * one) for t in CREWS), mr, nr, mc, nc
+                # tasks at the edges may be small: who is free takes the next
+                busy = sum(max(whole, min(ceil_div(tasks, t) * t * one / outer, whole + (t - 1) * one / outer))
+                           for t in CREWS)
+                yield apart + slow * busy, mr, nr, mc, nc
