@@ -35,6 +35,7 @@ CREWS = (1, 2, 4, 8)  # numbers of threads that shall all be busy to the end
 CROWD = 2048          # bytes between rows: lines of rows at multiples of it meet in few sets of the first-level cache
 DEEP = 8192           # products of a sum that is cut along its length
 NARROW = 64           # columns that lie side by side and pass in one stream
+SHARE = (32, 512)     # rows and columns of a task where their number is unknown: enough tasks even of few
 MANY = 64             # products side by side that keep all threads busy
 WAYS = 8              # of that cache: more such rows at once would push each other out
 
@@ -204,9 +205,8 @@ def _blocks(bits: int, w: int, m: DimLike, n: DimLike, most: int, outer: int
         if isinstance(m, int) and m:
             mr = ceil_div(m, ceil_div(m, mr))  # as many tiles, of fewer rows that do not exist
         if not isinstance(m, int) or not isinstance(n, int):
-            mc = max(mr, 96 // mr * mr)
-            rows, columns = m if isinstance(m, int) else 960, n if isinstance(n, int) else 960
-            yield slow * ceil_div(columns, nr) * nr, mr, nr, min(mc, ceil_div(rows, mr) * mr), max(1, 960 // nr) * nr
+            rows, columns = (d if isinstance(d, int) else 960 for d in (m, n))
+            yield slow * ceil_div(columns, nr) * nr, mr, nr, _even(rows, mr, SHARE[0]), _even(columns, nr, SHARE[1])
             continue
         panels, strips = max(1, ceil_div(n, nr)), max(1, ceil_div(m, mr))
         for nc in dict.fromkeys(nr * ceil_div(panels, parts) for parts in range(1, min(panels, 8) + 1)):
