@@ -147,6 +147,13 @@ def dot_bf16(a: Array, b: Array, c: Array) -> Array:
     return _fma32(bl, cl, _fma32(bh, ch, a))
 
 
+def dot_i16(a: Array, b: Array, c: Array) -> Array:
+    """a plus the products of the upper and of the lower halves, all wrapping."""
+    b, c = (np.asarray(x, np.uint32).view(np.int32) for x in (b, c))
+    with np.errstate(over="ignore"):
+        return a + (b >> 16) * (c >> 16) + ((b << 16) >> 16) * ((c << 16) >> 16)
+
+
 # ---- conversions ----------------------------------------------------------------------------------------------------
 
 def cast(x: Array, to: DType) -> Array:
@@ -192,7 +199,8 @@ _HALF_TOO: dict[str, Callable[..., Any]] = {  # exact or correctly rounded in f3
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
 _WHOLE: dict[str, Callable[..., Any]] = {
     "idiv": idiv, "imod": imod, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert,
-    "shl": shl, "shr": shr, "select": np.where, "cast": cast, "bitcast": bitcast, "dot_bf16": dot_bf16}
+    "shl": shl, "shr": shr, "select": np.where, "cast": cast, "bitcast": bitcast, "dot_bf16": dot_bf16,
+    "dot_i16": dot_i16}
 _ROUNDED: dict[str, Callable[..., Any]] = {
     "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log10": np.log10,
     "log1p": np.log1p, "sin": np.sin, "cos": np.cos, "tan": np.tan, "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh,

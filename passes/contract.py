@@ -37,7 +37,7 @@ from flowc.passes.register_tile import add_products, copy_panel, finish, light, 
 from flowc.passes.schedule import ContractSchedule
 from flowc.passes.tiles import Form, choose_forms, none_of
 from flowc.passes.words import Leasts, Words, words
-from flowc.types import Type
+from flowc.types import Type, f32
 
 
 def lower_contraction(g: Group, ctx: Context) -> Lowered:
@@ -110,7 +110,7 @@ class Packed:
         self.p, self.s, self.temp = p, s, temp
         self.panels = ceildiv(p.n, s.nr)
         self.packed = Type(p.word, (*p.outer_extents, self.panels, p.k, s.nr))
-        self.leasts = Leasts(p, s, temp, self.packed) if isinstance(p, Words) else None
+        self.leasts = Leasts(p, s, temp, self.packed) if isinstance(p, Words) and p.acc is f32 else None
         self.one_block = isinstance(p.k, int) and p.k <= s.kc
 
     @property
@@ -160,7 +160,7 @@ class Packed:
 
         def row(ip: DimLike, i: DimLike) -> DimLike:
             return dmin(first + s.mr * ip + i, p.m - 1)
-        if not s.copy_rows and not self.leasts:
+        if not s.copy_rows and p.word is p.acc:
             return lambda ip, i, kk: p.row_element(k, inl, outer, row(ip, i), kk)
         packed = k.alloc(p.word, s.mc * p.k)
         along_rows = p.row_reach.own == 1 and p.row_reach.summed != 1

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from flowc.dims import DimLike, dmax, dmin, prod, symbols
 from flowc.passes.problem import Problem
 from flowc.passes.schedule import ContractSchedule, Machine
+from flowc.passes.words import words
 from flowc.proofs import bounds
 from flowc.types import DType
 
@@ -89,7 +90,7 @@ def _forms(machine: Machine, p: Problem) -> Iterator[Form]:
         lanes = machine.lanes(p.acc)
         few = dmax(0, lanes + 1 - p.n) + dmax(0, 4 * lanes + 1 - p.n) * over(p.m, 1)
         yield Form(few + over(p.m, THIN), _thin(machine, p, size))
-    if streams and p.row_reach.plain:
+    if streams and p.row_reach.plain and words(machine, p) is None:
         mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if crowded(p) else 32)
         # a copy of the columns that few rows need would be read as often as it is written, but is read in order
         far = over(p.m, 2 * mr) + over(size, FAR * machine.l2)

@@ -1,19 +1,22 @@
-"""Products of bf16, two at a time: operands packed in words, where the machine multiplies and adds words.
+"""Products of narrow numbers, two at a time: operands packed in words, where the machine multiplies and adds words.
 
 Here: the contraction as one over words, when it may be one, what is to be known of packed words.
-Not here: the packed form (contract.py), what the instruction does (kernel.py: dot_bf16).
+Not here: the packed form (contract.py), what the instructions do (kernel.py: dot_bf16, dot_i16).
 
-A word holds the elements 2*k and 2*k + 1 of a sum, the first in its upper half: the instruction adds that product
-first, so every sum is the chain of fused multiply-adds that it is without words, in the same order, with the same bits.
-But the instruction takes subnormal numbers for zero.  Therefore, while they are packed, rows and columns are searched
-for the least exponent of anything but zero.  Every sum is a multiple of the product of the last places of the least row
-and the least column element.  If that is no subnormal number, no sum is, and nothing is lost; otherwise the words are
-taken apart and multiplied in f32, block by block.
+A word holds the elements 2*k and 2*k + 1 of a sum, the first in its upper half.  Integers of 8 and 16 bits, whether
+they are multiplied as such or widened before, are summed in i32; what is wanted are the lower bits of that.
+
+bf16 are summed in f32.  The instruction adds the product of the upper halves first, so every sum is the chain of fused
+multiply-adds that it is without words, in the same order, with the same bits.  But it takes subnormal numbers for zero.
+Therefore, while they are packed, rows and columns are searched for the least exponent of anything but zero.  Every sum
+is a multiple of the product of the last places of the least row and the least column element.  If that is no subnormal
+number, no sum is, and nothing is lost; otherwise the words are taken apart and multiplied in f32, block by block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from flowc.dims import DimLike, ceildiv, prod
 from flowc.kernel import Expr, Fold
@@ -21,7 +24,7 @@ from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.problem import Problem, Reach
 from flowc.passes.register_tile import Product
 from flowc.passes.schedule import ContractSchedule, Machine
-from flowc.types import Type, bf16, f32, u16, u32
+from flowc.types import DType, Type, bf16, f32, i8, i16, i32, u8, u16, u32
 
 ALL_ZERO = 0xFFFFFFFF       # "the least" of zeros
 MAGNITUDE = 0x7FFF          # the bits of a bf16 but for its sign
@@ -30,22 +33,34 @@ FRACTION = 7                # of them, behind the point
 SAFE = 142
 
 
+class Kind(NamedTuple):
+    """An instruction, the dtype of its halves and of its sums, and dtypes that are such halves."""
+
+    instr: str
+    half: DType
+    acc: DType
+    dtypes: tuple[DType, ...]
+
+
+KINDS = (Kind("dot_bf16", bf16, f32, (bf16,)), Kind("dot_i16", i16, i32, (i8, u8, i16)))
+
+
 class Words(Problem):
     """The contraction ``p`` with two summed indices to a word."""
 
-    def __init__(self, p: Problem):
+    def __init__(self, p: Problem, kind: Kind):
         self.__dict__.update(vars(p))
-        self.elements, self.split = p.k, False
+        self.kind, self.elements, self.split = kind, p.k, False
         found = [self.probe(operand, operand == p.roles.row_operand) for operand in (0, 1)]
-        self.fits = p.acc is f32 and all(v.dtype is bf16 for v, _ in found)
+        self.fits = all(v.dtype in kind.dtypes for v, _ in found)
         self.row_reach, self.col_reach = Reach(own=found[p.roles.row_operand][1].own), Reach()
-        self.word, self.k, self.split = u32, ceildiv(p.k, 2), True
+        self.word, self.acc, self.k, self.split = u32, kind.acc, ceildiv(p.k, 2), True
 
     def convert(self, k: KernelBuilder, v: Expr) -> Expr:
-        """As bf16, if that is what was widened."""
-        if v.op == "cast" and v.dtype is f32 and v.args[0].dtype is bf16:
+        """As a half, if that is what was widened."""
+        if v.op == "cast" and v.args[0].dtype in self.kind.dtypes:
             v = v.args[0]
-        return k.b.cast(v, bf16) if self.split else v
+        return k.b.cast(v, self.kind.half) if self.split else v
 
     def element(self, k: KernelBuilder, inl: Inliner, operand: int, o: Idx, kk: DimLike, where: Expr | None) -> Expr:
         if not self.split:
@@ -60,7 +75,7 @@ class Words(Problem):
         return b.or_(b.shl(halves[0], 16), halves[1])
 
     def product(self, k: KernelBuilder, x: Expr, y: Expr, total: Expr) -> Expr:
-        return k.b.mixed("dot_bf16", total, x, y)
+        return k.b.mixed(self.kind.instr, total, x, y)
 
     def slow_product(self, k: KernelBuilder, x: Expr, y: Expr, total: Expr) -> Expr:
         b = k.b
@@ -71,10 +86,12 @@ class Words(Problem):
 
 def words(machine: Machine, p: Problem) -> Words | None:
     """``p`` over words, where operands and machine allow it."""
-    if "dot_bf16" not in machine.dots or p.acc is not f32:
-        return None
-    w = Words(p)
-    return w if w.fits else None
+    for kind in KINDS:
+        # narrower sums are the lower bits of wider ones
+        if kind.instr in machine.dots and (p.acc is f32 if kind.acc is f32 else p.acc.integer and p.acc.bits <= 32):
+            w = Words(p, kind)
+            return w if w.fits else None
+    return None
 
 
 class Leasts:

@@ -211,6 +211,30 @@ def test_products_of_words(width):
         b.mixed("dot_bf16", b.const(0, u32), b.const(0, u32), b.const(0, u32))
 
 
+OLDER = "+avx2,+fma,-avx512f"
+TARGETS = [TARGET, cpu_target(TARGET.triple, "x86-64-v3", OLDER, 256), cpu_target(TARGET.triple, "x86-64-v2", "", 128)]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=["here", "v3", "v2"])
+@pytest.mark.parametrize("width", [1, 2, 16, 32])
+def test_products_of_integer_words(width, target):
+    arrays = {"x0": values(i32, 70), "x1": values(u32, 70, 1), "x2": values(u32, 70, 2), "z": np.zeros(70, np.int32)}
+    arrays["x1"][:9] = arrays["x2"][:9] = 0x80008000  # the only sum of two products that wraps
+    kind = "vector" if width > 1 else "seq"
+    kernel = map_kernel(lambda *xs: b.mixed("dot_i16", *xs), i32, u32, u32, out=i32, kind=kind, width=width)
+    text = text_of(kernel, target)
+    assert ("dot_i16" in target.native) == ("pmadd" in text or "vpdpwssd" in text)
+    assert target is not TARGETS[1] or "pmadd.wd" in text
+    want = {name: a.copy() for name, a in arrays.items()}
+    run_kernel(kernel, want, {"n": 70})
+    if not target.native - TARGET.native:
+        room = {name: a.copy() for name, a in arrays.items()}
+        slots = np.array([*(room[p.name].ctypes.data for p in kernel.params), 70], np.int64)
+        code = engine.compile_module(text)
+        CALL(code.address("k"))(slots.ctypes.data, 0, 1)
+        assert np.array_equal(room["z"], want["z"])
+
+
 def test_ldexp():
     for d in (f32, f64, f16):
         check_map(lambda x, m: b.ldexp(x, b.imod(m, 3000)), d, i32, out=d, count=400)

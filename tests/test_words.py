@@ -15,7 +15,7 @@ from flowc.backends.interp import run_program
 from flowc.compiled import compile_graph, machine
 
 BF16 = ml_dtypes.bfloat16
-WITH = replace(machine("cpu"), dots=frozenset({"dot_bf16"}))
+WITH = replace(machine("cpu"), dots=frozenset({"dot_bf16", "dot_i16"}))
 WITHOUT = replace(WITH, dots=frozenset())
 TINY, HUGE = 2.0 ** -126, 2.0 ** 120
 
@@ -29,7 +29,7 @@ def bits(a: np.ndarray) -> np.ndarray:
 def compiled(fn, *args, target=WITH, fast: bool = True):
     c = compile_graph(flowc.jit(fn).lower(*args).graph, target=target)
     text = "\n".join(str(k) for k in c.program.kernels.values())
-    assert ("dot_bf16" in text) == (fast and target is WITH)
+    assert ("dot_" in text) == (fast and target is WITH)
     return c
 
 
@@ -86,11 +86,41 @@ def test_sums_that_would_be_subnormal():
     assert (got == -2.0 ** -127).all()
 
 
+def integers(seed: int, shape: tuple[int, ...], dtype) -> np.ndarray:
+    """The extremes among them."""
+    info = np.iinfo(dtype)
+    x = np.random.default_rng(seed).integers(info.min, info.max, shape, dtype, endpoint=True)
+    return np.where(x % 5 == 0, dtype(info.min), x)
+
+
+@settings(max_examples=16)
+@given(m=st.integers(2, 40), n=st.integers(2, 60), k=st.integers(2, 40), turned=st.tuples(st.booleans(), st.booleans()),
+       dtypes=st.tuples(*[st.sampled_from([np.int8, np.uint8, np.int16])] * 2), before=st.booleans(),
+       into=st.sampled_from([np.int16, np.int32, np.uint32]))
+def test_integers_that_are_widened(m, n, k, turned, dtypes, before, into):
+    a, b = (integers(i, s[::-1] if t else s, d) for i, (s, t, d) in enumerate(
+        zip(((m, k), (k, n)), turned, dtypes, strict=True)))
+
+    def fn(x, y):
+        x = x ^ dtypes[0](3) if before else x
+        return (x.T if turned[0] else x).astype(into) @ (y.T if turned[1] else y).astype(into)
+    assert np.array_equal(check(fn, a, b), fn(a, b))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16])
+def test_integers_that_wrap(dtype):
+    a, b = integers(1, (150, 601), dtype), integers(2, (601, 130), dtype)
+    got, slow = (compiled(lambda x, y: x @ y, a, b, target=t)((a, b))[0] for t in (WITH, WITHOUT))
+    assert got.dtype == dtype and np.array_equal(got, slow) and np.array_equal(got, a @ b)
+
+
 def test_sizes_that_are_not_known():
-    fn = flowc.jit(lambda x, y: x @ y, dynamic=True)
-    for m, k, n in ((3, 5, 70), (200, 301, 70), (0, 4, 5), (70, 1, 90)):
-        report = flowc.verify(fn, operand(1, (m, k)), operand(2, (k, n)))
-        assert report, report
+    for dtype in (None, np.int8, np.int16):
+        fn = flowc.jit(lambda x, y: x @ y, dynamic=True)
+        for m, k, n in ((3, 5, 70), (200, 301, 70), (0, 4, 5), (70, 1, 90)):
+            args = [operand(i, s) if dtype is None else integers(i, s, dtype) for i, s in enumerate(((m, k), (k, n)))]
+            report = flowc.verify(fn, *args)
+            assert report, report
 
 
 def test_long_rows_and_many_blocks():
@@ -116,3 +146,6 @@ def test_other_operands_stay_one_by_one():
     a, b = operand(1, (20, 33)), operand(2, (33, 50)).astype(np.float32)
     compiled(lambda x, y: x.astype(np.float32) @ y, a, b, fast=False)
     compiled(lambda x, y: x @ y, b.T, b, fast=False)
+    for narrow, wide in ((np.uint16, np.int32), (np.int8, np.int64), (np.int32, np.int32), (np.int8, np.float32)):
+        x = integers(1, (40, 40), narrow)
+        compiled(lambda x, wide=wide: x.astype(wide) @ x.astype(wide), x, fast=False)

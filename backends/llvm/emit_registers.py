@@ -17,6 +17,8 @@ from flowc.types import DType
 if TYPE_CHECKING:
     from flowc.backends.llvm.emit_expr import Values
 
+PAIRS = {128: "sse2.pmadd.wd", 256: "avx2.pmadd.wd", 512: "avx512.pmaddw.d.512"}  # products of halves, added by twos
+
 
 def by_registers(c: Values, dtypes: Sequence[DType], wide: bool, args: Sequence[str], one: Callable[..., str]) -> Val:
     """``one(*registers, bits)`` for operands of as many bits each, the first of the dtype of the result: register by
@@ -28,7 +30,7 @@ def by_registers(c: Values, dtypes: Sequence[DType], wide: bool, args: Sequence[
         full = [c.op(f"insertelement <{n} x {t}> poison, {t} {v}, i64 0") for v, t in zip(args, types, strict=True)]
         return Val(c.op(f"extractelement <{n} x {types[0]}> {one(*full, 128)}, i64 0"))
     lanes = c.lanes
-    bits = min(512, max(128, lanes * size))
+    bits = min(max(128, c.target.vector_bits), max(128, lanes * size))
     width = bits // size
     parts = []
     for first in range(0, lanes, width):
@@ -61,4 +63,20 @@ def dot_bf16(c: Values, x: Expr, args: Sequence[Val]) -> Val:
         a, b = (c.op(f"bitcast {words} {v} to {halves}") for v in (a, b))
         return c.intrinsic(f"x86.avx512bf16.dpbf16ps.{bits}", ty, f"{ty} {total}", f"{halves} {a}", f"{halves} {b}",
                            overloads=())
+    return by_registers(c, dtypes, wide, texts, one)
+
+
+def dot_i16(c: Values, x: Expr, args: Sequence[Val]) -> Val:
+    """In one instruction, or as the products, added by twos, and an addition."""
+    dtypes = [a.dtype for a in x.args]
+    wide, texts = c.together(args, dtypes)
+
+    def one(total: str, a: str, b: str, bits: int) -> str:
+        words, halves = f"<{bits // 32} x i32>", f"<{bits // 16} x i16>"
+        if f"x86.avx512.vpdpwssd.{bits}" in c.target.intrinsics:
+            return c.intrinsic(f"x86.avx512.vpdpwssd.{bits}", words, *(f"{words} {v}" for v in (total, a, b)),
+                               overloads=())
+        a, b = (c.op(f"bitcast {words} {v} to {halves}") for v in (a, b))
+        pairs = c.intrinsic(f"x86.{PAIRS[bits]}", words, f"{halves} {a}", f"{halves} {b}", overloads=())
+        return c.op(f"add {words} {total}, {pairs}")
     return by_registers(c, dtypes, wide, texts, one)

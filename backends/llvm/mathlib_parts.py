@@ -37,6 +37,13 @@ def dot_bf16(b: Builder, total: Expr, x: Expr, y: Expr) -> Expr:
     return total
 
 
+def dot_i16(b: Builder, total: Expr, x: Expr, y: Expr) -> Expr:
+    x, y = b.bitcast(x, i32), b.bitcast(y, i32)
+    for widen in (lambda w: b.shr(w, 16), lambda w: b.shr(b.shl(w, 16), 16)):
+        total = b.add(total, b.mul(widen(x), widen(y)))
+    return total
+
+
 def poly(b: Builder, x: Expr, coefficients: Sequence[float]) -> Expr:
     """The polynomial in ``x``, highest power first, by Horner's rule."""
     r = b.fma(b.const(coefficients[0], x.dtype), x, coefficients[1])
