@@ -93,10 +93,11 @@ INSTRS = _instrs(
         "asin", "acos", "atan", "asinh", "acosh", "atanh", "erf", "erfc", "cbrt")),
     ("pow", 2, "f", "same", "a ** b"),
     ("atan2", 2, "f", "same", "angle of (b, a)"),
-    # sums of products of narrow numbers, packed in words: two halves, the first the upper one
+    # sums of products of narrow numbers, packed in words, the first the uppermost
     ("dot_bf16", 3, "f", "same", "a + b0 * c0 + b1 * c1 of bf16, in order, one rounding each; only without subnormals",
      (f32, u32, u32)),
     ("dot_i16", 3, "i", "same", "a + b0 * c0 + b1 * c1 of i16; wraps", (i32, u32, u32)),
+    ("dot_i8", 3, "i", "same", "a + b0 * c0 + ... + b3 * c3 of u8 in b and i8 in c; wraps", (i32, u32, u32)),
 )
 
 

@@ -36,8 +36,8 @@ from flowc.passes.problem import Problem
 from flowc.passes.register_tile import add_products, copy_panel, finish, light, store
 from flowc.passes.schedule import ContractSchedule
 from flowc.passes.tiles import Form, choose_forms, none_of
-from flowc.passes.words import Leasts, Words, words
-from flowc.types import Type, f32
+from flowc.passes.words import Moved, beside, words
+from flowc.types import Type
 
 
 def lower_contraction(g: Group, ctx: Context) -> Lowered:
@@ -46,7 +46,9 @@ def lower_contraction(g: Group, ctx: Context) -> Lowered:
     last = forms[-1].schedule
     if last.form == "deep":
         return lower_deep(g, ctx, p, last)
-    packed = Packed(words(ctx.machine, p) or p, last, f"{ctx.name}.packed") if last.form == "packed" else None
+    packed = None
+    if last.form == "packed":
+        packed = Packed(words(ctx.machine, p, last.on_way) or p, last, f"{ctx.name}.packed")
     k = ctx.builder("m")
     _tasks(k, p, forms, packed)
     declare_outputs(k, g, ctx)
@@ -110,12 +112,12 @@ class Packed:
         self.p, self.s, self.temp = p, s, temp
         self.panels = ceildiv(p.n, s.nr)
         self.packed = Type(p.word, (*p.outer_extents, self.panels, p.k, s.nr))
-        self.leasts = Leasts(p, s, temp, self.packed) if isinstance(p, Words) and p.acc is f32 else None
+        self.beside = beside(p, s, temp, self.packed)
         self.one_block = isinstance(p.k, int) and p.k <= s.kc
 
     @property
     def temps(self) -> dict[str, Type]:
-        return {self.temp: self.packed, **({self.leasts.name: self.leasts.type} if self.leasts else {})}
+        return {self.temp: self.packed, **({self.beside.name: self.beside.type} if self.beside else {})}
 
     def pack_columns(self, wanted: DimLike = 1) -> Kernel:
         """``wanted``: 0 where the sizes want no packed columns."""
@@ -129,8 +131,8 @@ class Packed:
                     v = p.col_element(k, inl, outer, s.nr * panel + j, kk, exists(s.nr * panel + j))
                     k.write(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), v)
             copy_panel(k, p, s, s.nr * panel, copy)
-            if self.leasts:
-                self.leasts.panel_packed(k, outer, panel)
+            if self.beside:
+                self.beside.panel_packed(k, outer, panel)
         for name, t in self.temps.items():
             k.buffer(name, t.dtype, t.shape, "out")
         return k.finish(p.ctx.dims, [f"pack the columns of {p.node.op.name}", str(s)])
@@ -174,8 +176,8 @@ class Packed:
             else:
                 with k.loop(s.mr, "seq", "i") as i, k.loop(p.k, "vector", "k", s.width) as kk:
                     copy(i, kk)
-        if self.leasts:
-            self.leasts.rows_packed(k, packed, ceildiv(rows, s.mr) * s.mr * p.k)
+        if self.beside:
+            self.beside.rows_packed(k, packed, ceildiv(rows, s.mr) * s.mr * p.k)
         return lambda ip, i, kk: k.b.load(packed, (ip * p.k + kk) * s.mr + i, p.word)
 
     def panel(self, k: KernelBuilder, inl: Inliner, element: Callable[[DimLike, DimLike, DimLike], Expr], tile: str,
@@ -196,9 +198,12 @@ class Packed:
             start, count = (0, p.k) if self.one_block else (s.kc * kb, dmin(s.kc, p.k - s.kc * kb))
             if here:
                 self.copy_columns(k, inl, outer, panel, here, start, count)
-            ways = self.leasts.ways(k, outer, panel, here, count) if self.leasts else [(None, p.product)]
+            ways = self.beside.ways(k, outer, panel, here, count) if self.beside else [(None, p.product)]
             with k.loop(ceildiv(rows, s.mr), "seq", "ip") as ip:
                 acc = k.acc(p.acc, b.const(0, p.acc), (s.mr, s.nr))
+                if isinstance(self.beside, Moved):
+                    with k.if_(b.eq(b.index(kb), 0)):
+                        self.beside.begin(k, acc, outer, panel)
                 if not self.one_block:
                     with k.if_(b.gt(b.index(kb), 0)):
                         keep(ip, True, acc)

@@ -1,10 +1,12 @@
-"""Products of narrow numbers, two at a time: operands packed in words, where the machine multiplies and adds words.
+"""Products of narrow numbers, several at a time: operands packed in words, where the machine multiplies and adds words.
 
 Here: the contraction as one over words, when it may be one, what is to be known of packed words.
-Not here: the packed form (contract.py), what the instructions do (kernel.py: dot_bf16, dot_i16).
+Not here: the packed form (contract.py), what the instructions do (kernel.py).
 
-A word holds the elements 2*k and 2*k + 1 of a sum, the first in its upper half.  Integers of 8 and 16 bits, whether
-they are multiplied as such or widened before, are summed in i32; what is wanted are the lower bits of that.
+A word holds elements that follow one another in a sum, the first uppermost.  Integers of 8 and 16 bits, whether they
+are multiplied as such or widened before, are summed in i32; what is wanted are the lower bits of that.  Of two bytes
+that are multiplied one must be signed and one not; where both are the same, those of the rows are moved by 128, and the
+sums begin with what that takes away.
 
 bf16 are summed in f32.  The instruction adds the product of the upper halves first, so every sum is the chain of fused
 multiply-adds that it is without words, in the same order, with the same bits.  But it takes subnormal numbers for zero.
@@ -34,64 +36,121 @@ SAFE = 142
 
 
 class Kind(NamedTuple):
-    """An instruction, the dtype of its halves and of its sums, and dtypes that are such halves."""
+    """An instruction, how many elements it takes to a word, the dtype that these have there and that of its sums, and
+    dtypes that are such elements."""
 
     instr: str
-    half: DType
+    per: int
+    part: DType
     acc: DType
     dtypes: tuple[DType, ...]
 
 
-KINDS = (Kind("dot_bf16", bf16, f32, (bf16,)), Kind("dot_i16", i16, i32, (i8, u8, i16)))
+KINDS = (Kind("dot_bf16", 2, bf16, f32, (bf16,)), Kind("dot_i8", 4, u8, i32, (i8, u8)),
+         Kind("dot_i16", 2, i16, i32, (i8, u8, i16)))
 
 
 class Words(Problem):
-    """The contraction ``p`` with two summed indices to a word."""
+    """The contraction ``p`` with several summed indices to a word.  ``unsigned``: of bytes, rows and columns."""
 
     def __init__(self, p: Problem, kind: Kind):
         self.__dict__.update(vars(p))
         self.kind, self.elements, self.split = kind, p.k, False
         found = [self.probe(operand, operand == p.roles.row_operand) for operand in (0, 1)]
         self.fits = all(v.dtype in kind.dtypes for v, _ in found)
+        row, col = (found[i][0].dtype for i in (p.roles.row_operand, 1 - p.roles.row_operand))
+        self.unsigned = row is u8, col is u8
         self.row_reach, self.col_reach = Reach(own=found[p.roles.row_operand][1].own), Reach()
-        self.word, self.acc, self.k, self.split = u32, kind.acc, ceildiv(p.k, 2), True
+        self.word, self.acc, self.k, self.split = u32, kind.acc, ceildiv(p.k, kind.per), True
+
+    @property
+    def moved(self) -> bool:
+        """Both operands are bytes of one sign: those of the rows are moved by 128 to have the other."""
+        return self.kind.part is u8 and self.unsigned[0] == self.unsigned[1]
 
     def convert(self, k: KernelBuilder, v: Expr) -> Expr:
-        """As a half, if that is what was widened."""
+        """As part of a word, if that is what was widened."""
         if v.op == "cast" and v.args[0].dtype in self.kind.dtypes:
             v = v.args[0]
-        return k.b.cast(v, self.kind.half) if self.split else v
+        return k.b.cast(v, self.kind.part) if self.split else v
 
     def element(self, k: KernelBuilder, inl: Inliner, operand: int, o: Idx, kk: DimLike, where: Expr | None) -> Expr:
         if not self.split:
             return super().element(k, inl, operand, o, kk, where)
-        b, halves = k.b, []
-        for i in range(2):
-            at, there = 2 * kk + i, where
-            if i and not (isinstance(self.elements, int) and self.elements % 2 == 0):
+        b, per, size = k.b, self.kind.per, self.kind.part.bits
+        word = b.const(0x80808080 if self.moved and operand == self.roles.row_operand else 0, u32)
+        whole = isinstance(self.elements, int) and self.elements % per == 0
+        for i in range(per):
+            at, there = per * kk + i, where
+            if i and not whole:
                 there = b.lt(b.index(at), b.index(self.elements))
                 there = there if where is None else b.and_(where, there)
-            halves.append(b.cast(b.bitcast(super().element(k, inl, operand, o, at, there), u16), u32))
-        return b.or_(b.shl(halves[0], 16), halves[1])
+            v = super().element(k, inl, operand, o, at, there)
+            v = b.shl(b.cast(b.bitcast(v, u8 if size == 8 else u16), u32), 32 - size * (i + 1))
+            word = v if word.op == "const" and word.attr == 0 else b.xor(word, v)
+        return word
 
     def product(self, k: KernelBuilder, x: Expr, y: Expr, total: Expr) -> Expr:
+        if self.kind.part is u8 and self.unsigned[1]:
+            x, y = y, x
         return k.b.mixed(self.kind.instr, total, x, y)
 
     def slow_product(self, k: KernelBuilder, x: Expr, y: Expr, total: Expr) -> Expr:
+        """That of bf16 without the instruction."""
         b = k.b
         for u, v in ((b.and_(x, 0xFFFF0000), b.and_(y, 0xFFFF0000)), (b.shl(x, 16), b.shl(y, 16))):
             total = b.fma(b.bitcast(u, f32), b.bitcast(v, f32), total)
         return total
 
 
-def words(machine: Machine, p: Problem) -> Words | None:
-    """``p`` over words, where operands and machine allow it."""
+def words(machine: Machine, p: Problem, on_way: bool = False) -> Words | None:
+    """``p`` over words, where operands and machine allow it.  ``on_way``: columns are not all packed before."""
     for kind in KINDS:
         # narrower sums are the lower bits of wider ones
         if kind.instr in machine.dots and (p.acc is f32 if kind.acc is f32 else p.acc.integer and p.acc.bits <= 32):
             w = Words(p, kind)
-            return w if w.fits else None
+            if w.fits and not (w.moved and on_way):
+                return w
     return None
+
+
+class Moved:
+    """What the sums of bytes begin with where those of the rows were moved: the sum of a column times 128, that is,
+    column by column, in a buffer beside ``temp``, which holds the columns as ``packed``."""
+
+    def __init__(self, p: Words, s: ContractSchedule, temp: str, packed: Type):
+        self.p, self.s, self.temp, self.packed = p, s, temp, packed
+        self.name, self.type = f"{temp}.sums", Type(i32, (*packed.shape[:-2], s.nr))
+
+    def panel_packed(self, k: KernelBuilder, outer: Idx, panel: DimLike) -> None:
+        b, s, count = k.b, self.s, self.packed.shape[-2]
+        total = k.acc(i32, b.const(0, i32), (s.nr,))
+        with k.loop(count, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
+            y = b.load(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), u32)
+            k.set(total, self.p.product(k, b.const(0x01010101, u32), y, k.get(total, j)), j)
+        with k.loop(s.nr, "vector", "j", s.width) as j:
+            v = b.mul(k.get(total, j), 128 if self.p.unsigned[1] else -128)
+            k.write(self.name, linear_index((*outer, panel, j), self.type.shape), v)
+
+    def rows_packed(self, k: KernelBuilder, packed: str, count: DimLike) -> None:
+        pass
+
+    def ways(self, k: KernelBuilder, outer: Idx, panel: DimLike, here: str, count: DimLike
+             ) -> Sequence[tuple[Expr | None, Product]]:
+        return [(None, self.p.product)]
+
+    def begin(self, k: KernelBuilder, acc: str, outer: Idx, panel: DimLike) -> None:
+        """Set the accumulators of a tile."""
+        k.buffer(self.name, i32, self.type.shape)
+        with k.loop(self.s.mr, "unroll", "i") as i, k.loop(self.s.nr, "vector", "j", self.s.width) as j:
+            k.set(acc, k.b.load(self.name, linear_index((*outer, panel, j), self.type.shape), i32), i, j)
+
+
+def beside(p: Problem, s: ContractSchedule, temp: str, packed: Type) -> Leasts | Moved | None:
+    """What is to be known of packed operands beside them."""
+    if not isinstance(p, Words):
+        return None
+    return Leasts(p, s, temp, packed) if p.acc is f32 else Moved(p, s, temp, packed) if p.moved else None
 
 
 class Leasts:
@@ -112,7 +171,7 @@ class Leasts:
         self.rows = _least(k, packed, 0, count, self.s.width, False)
 
     def ways(self, k: KernelBuilder, outer: Idx, panel: DimLike, here: str, count: DimLike
-             ) -> Sequence[tuple[Expr, Product]]:
+             ) -> Sequence[tuple[Expr | None, Product]]:
         """Conditions and ways to multiply a panel of columns, or the ``count`` words to a column that are ``here``."""
         b, s = k.b, self.s
         if here:

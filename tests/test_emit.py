@@ -217,14 +217,15 @@ TARGETS = [TARGET, cpu_target(TARGET.triple, "x86-64-v3", OLDER, 256), cpu_targe
 
 @pytest.mark.parametrize("target", TARGETS, ids=["here", "v3", "v2"])
 @pytest.mark.parametrize("width", [1, 2, 16, 32])
-def test_products_of_integer_words(width, target):
+@pytest.mark.parametrize("name", ["dot_i16", "dot_i8"])
+def test_products_of_integer_words(name, width, target):
     arrays = {"x0": values(i32, 70), "x1": values(u32, 70, 1), "x2": values(u32, 70, 2), "z": np.zeros(70, np.int32)}
     arrays["x1"][:9] = arrays["x2"][:9] = 0x80008000  # the only sum of two products that wraps
     kind = "vector" if width > 1 else "seq"
-    kernel = map_kernel(lambda *xs: b.mixed("dot_i16", *xs), i32, u32, u32, out=i32, kind=kind, width=width)
+    kernel = map_kernel(lambda *xs: b.mixed(name, *xs), i32, u32, u32, out=i32, kind=kind, width=width)
     text = text_of(kernel, target)
-    assert ("dot_i16" in target.native) == ("pmadd" in text or "vpdpwssd" in text)
-    assert target is not TARGETS[1] or "pmadd.wd" in text
+    assert (name in target.native) == any(i in text for i in ("pmadd", "vpdpwssd", "vpdpbusd"))
+    assert target is not TARGETS[1] or ("pmadd.wd" in text) == (name == "dot_i16")
     want = {name: a.copy() for name, a in arrays.items()}
     run_kernel(kernel, want, {"n": 70})
     if not target.native - TARGET.native:

@@ -15,7 +15,7 @@ from flowc.backends.interp import run_program
 from flowc.compiled import compile_graph, machine
 
 BF16 = ml_dtypes.bfloat16
-WITH = replace(machine("cpu"), dots=frozenset({"dot_bf16", "dot_i16"}))
+WITH = replace(machine("cpu"), dots=frozenset({"dot_bf16", "dot_i16", "dot_i8"}))
 WITHOUT = replace(WITH, dots=frozenset())
 TINY, HUGE = 2.0 ** -126, 2.0 ** 120
 
@@ -109,7 +109,8 @@ def test_integers_that_are_widened(m, n, k, turned, dtypes, before, into):
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16])
 def test_integers_that_wrap(dtype):
-    a, b = integers(1, (150, 601), dtype), integers(2, (601, 130), dtype)
+    assert check(lambda x, y: x @ y, integers(1, (150, 23), dtype), integers(2, (23, 20), dtype)).dtype == dtype
+    a, b = integers(1, (150, 1101), dtype), integers(2, (1101, 130), dtype)  # several blocks of the sum
     got, slow = (compiled(lambda x, y: x @ y, a, b, target=t)((a, b))[0] for t in (WITH, WITHOUT))
     assert got.dtype == dtype and np.array_equal(got, slow) and np.array_equal(got, a @ b)
 

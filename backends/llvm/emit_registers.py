@@ -80,3 +80,14 @@ def dot_i16(c: Values, x: Expr, args: Sequence[Val]) -> Val:
         pairs = c.intrinsic(f"x86.{PAIRS[bits]}", words, f"{halves} {a}", f"{halves} {b}", overloads=())
         return c.op(f"add {words} {total}, {pairs}")
     return by_registers(c, dtypes, wide, texts, one)
+
+
+def dot_i8(c: Values, x: Expr, args: Sequence[Val]) -> Val:
+    dtypes = [a.dtype for a in x.args]
+    wide, texts = c.together(args, dtypes)
+
+    def one(total: str, a: str, b: str, bits: int) -> str:
+        words = f"<{bits // 32} x i32>"
+        return c.intrinsic(f"x86.avx512.vpdpbusd.{bits}", words, *(f"{words} {v}" for v in (total, a, b)),
+                           overloads=())
+    return by_registers(c, dtypes, wide, texts, one)

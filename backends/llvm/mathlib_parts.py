@@ -44,6 +44,13 @@ def dot_i16(b: Builder, total: Expr, x: Expr, y: Expr) -> Expr:
     return total
 
 
+def dot_i8(b: Builder, total: Expr, x: Expr, y: Expr) -> Expr:
+    x, y = b.bitcast(x, i32), b.bitcast(y, i32)
+    for s in (0, 8, 16, 24):
+        total = b.add(total, b.mul(b.and_(b.shr(b.shl(x, s), 24), 255), b.shr(b.shl(y, s), 24)))
+    return total
+
+
 def poly(b: Builder, x: Expr, coefficients: Sequence[float]) -> Expr:
     """The polynomial in ``x``, highest power first, by Horner's rule."""
     r = b.fma(b.const(coefficients[0], x.dtype), x, coefficients[1])

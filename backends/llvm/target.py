@@ -26,6 +26,9 @@ _SIZES = (128, 256, 512)
 _DOTS = (
     ("dot_bf16", {"avx512bf16", "avx512vl"}, {f"x86.avx512bf16.dpbf16ps.{bits}" for bits in _SIZES}),
     ("dot_i16", {"avx512vnni", "avx512vl"}, {f"x86.avx512.vpdpwssd.{bits}" for bits in _SIZES}),
+    ("dot_i8", {"avx512vnni", "avx512vl"}, {f"x86.avx512.vpdpbusd.{bits}" for bits in _SIZES}),
+    ("dot_i16", {"avxvnni", "-avx512f"}, {f"x86.avx512.vpdpwssd.{bits}" for bits in (128, 256)}),
+    ("dot_i8", {"avxvnni", "-avx512f"}, {f"x86.avx512.vpdpbusd.{bits}" for bits in (128, 256)}),
     ("dot_i16", {"avx512bw"}, {"x86.sse2.pmadd.wd", "x86.avx2.pmadd.wd", "x86.avx512.pmaddw.d.512"}),
     ("dot_i16", {"avx2", "-avx512f"}, {"x86.sse2.pmadd.wd", "x86.avx2.pmadd.wd"}),
 )
