@@ -138,6 +138,29 @@ def fma(a: Array, b: Array, c: Array) -> Array:
     return _fma32(a, b, c) if np.asarray(a).dtype == np.float32 else _fma64(a, b, c)
 
 
+def dot_bf16(a: Array, b: Array, c: Array) -> Array:
+    """a plus the product of the high halves, rounded, plus that of the low halves, rounded."""
+    def halves(x: Array) -> tuple[Array, Array]:
+        x = np.asarray(x, np.uint32)
+        return (x & np.uint32(0xFFFF0000)).view(np.float32), (x << np.uint32(16)).view(np.float32)
+    (bh, bl), (ch, cl) = halves(b), halves(c)
+    return _fma32(bl, cl, _fma32(bh, ch, a))
+
+
+def dot_i16(a: Array, b: Array, c: Array) -> Array:
+    """a plus the products of the upper and of the lower halves, all wrapping."""
+    b, c = (np.asarray(x, np.uint32).view(np.int32) for x in (b, c))
+    with np.errstate(over="ignore"):
+        return a + (b >> 16) * (c >> 16) + ((b << 16) >> 16) * ((c << 16) >> 16)
+
+
+def dot_i8(a: Array, b: Array, c: Array) -> Array:
+    """a plus the products of the unsigned bytes of b and the signed ones of c, all wrapping."""
+    b, c = (np.asarray(x, np.uint32).view(np.int32) for x in (b, c))
+    with np.errstate(over="ignore"):
+        return a + sum(((b << s) >> 24 & 255) * ((c << s) >> 24) for s in (0, 8, 16, 24))
+
+
 # ---- conversions ----------------------------------------------------------------------------------------------------
 
 def cast(x: Array, to: DType) -> Array:
@@ -183,7 +206,8 @@ _HALF_TOO: dict[str, Callable[..., Any]] = {  # exact or correctly rounded in f3
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
 _WHOLE: dict[str, Callable[..., Any]] = {
     "idiv": idiv, "imod": imod, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert,
-    "shl": shl, "shr": shr, "select": np.where, "cast": cast, "bitcast": bitcast}
+    "shl": shl, "shr": shr, "select": np.where, "cast": cast, "bitcast": bitcast, "dot_bf16": dot_bf16,
+    "dot_i16": dot_i16, "dot_i8": dot_i8}
 _ROUNDED: dict[str, Callable[..., Any]] = {
     "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log10": np.log10,
     "log1p": np.log1p, "sin": np.sin, "cos": np.cos, "tan": np.tan, "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowc.dims import DimLike, Range, symbols
-from flowc.types import DType, bool_, i64
+from flowc.types import DType, bool_, f32, i32, i64, u32
 
 LANES = 64   # accumulators of one reduction: part of the meaning (the summation tree), not of the machine
 CHUNK = 4096  # elements summed into one set of lanes before they are added to the totals of the next level
@@ -26,7 +26,8 @@ CHUNK = 4096  # elements summed into one set of lanes before they are added to t
 class Instr:
     """One scalar instruction: number of operands, kinds of operands accepted, rule of the result.
 
-    result: ``same`` (dtype of the operands), ``bool``, or ``attr`` (dtype stored in the expression's attr).
+    result: ``same`` (dtype of the first operand), ``bool``, or ``attr`` (dtype stored in the expression's attr).
+    operands: the dtypes of operands that do not share one, None for the dtype of the result.
     """
 
     name: str
@@ -34,9 +35,17 @@ class Instr:
     kinds: str
     result: str
     doc: str
+    operands: tuple[DType | None, ...] = ()
+
+    def dtypes(self, d: DType) -> tuple[DType, ...] | None:
+        """The dtypes of the operands for a result (of a comparison: an operand) of dtype ``d``; None if there is no
+        such instruction."""
+        if d.kind not in self.kinds or self.operands and self.operands[0] not in (None, d):
+            return None
+        return tuple(x or d for x in self.operands) or ((bool_, d, d) if self.name == "select" else (d,) * self.arity)
 
 
-def _instrs(*rows: tuple[str, int, str, str, str]) -> dict[str, Instr]:
+def _instrs(*rows: tuple[Any, ...]) -> dict[str, Instr]:
     return {r[0]: Instr(*r) for r in rows}
 
 
@@ -63,7 +72,7 @@ INSTRS = _instrs(
     ("trunc", 1, "f", "same", "round towards zero"),
     ("rint", 1, "f", "same", "round to nearest, ties to even"),
     ("copysign", 2, "f", "same", "magnitude of a, sign of b"),
-    ("ldexp", 2, "f", "same", "a * 2**b for i32 b, one rounding, also for subnormal results"),
+    ("ldexp", 2, "f", "same", "a * 2**b for i32 b, one rounding, also for subnormal results", (None, i32)),
     ("and", 2, "biu", "same", "bitwise and; logical for bool"),
     ("or", 2, "biu", "same", "bitwise or"),
     ("xor", 2, "biu", "same", "bitwise exclusive or"),
@@ -84,6 +93,11 @@ INSTRS = _instrs(
         "asin", "acos", "atan", "asinh", "acosh", "atanh", "erf", "erfc", "cbrt")),
     ("pow", 2, "f", "same", "a ** b"),
     ("atan2", 2, "f", "same", "angle of (b, a)"),
+    # sums of products of narrow numbers, packed in words, the first the uppermost
+    ("dot_bf16", 3, "f", "same", "a + b0 * c0 + b1 * c1 of bf16, in order, one rounding each; only without subnormals",
+     (f32, u32, u32)),
+    ("dot_i16", 3, "i", "same", "a + b0 * c0 + b1 * c1 of i16; wraps", (i32, u32, u32)),
+    ("dot_i8", 3, "i", "same", "a + b0 * c0 + ... + b3 * c3 of u8 in b and i8 in c; wraps", (i32, u32, u32)),
 )
 
 
@@ -172,8 +186,14 @@ class Builder:
             raise TypeError(f"select({cond.dtype}, {x.dtype}, {y.dtype})")
         return self.make("select", (cond, x, y), x.dtype)
 
+    def mixed(self, op: str, *args: Expr) -> Expr:
+        """An instruction whose operands do not share a dtype; the first has that of the result."""
+        if tuple(a.dtype for a in args) != INSTRS[op].dtypes(args[0].dtype):
+            raise TypeError(f"{op}({', '.join(a.dtype.name for a in args)})")
+        return self.make(op, args, args[0].dtype)
+
     def ldexp(self, x: Expr, n: Expr) -> Expr:
-        return self.make("ldexp", (x, n), x.dtype)
+        return self.mixed("ldexp", x, n)
 
     def _lift(self, x: Any, dtype: DType) -> Expr:
         return x if isinstance(x, Expr) else self.const(x, dtype)

@@ -28,7 +28,7 @@ from flowc.dims import Dim, DimLike, Range, substitute, sym, symbols
 from flowc.graph import Graph, Literal, Node
 from flowc.kernel import INSTRS, Acc, Alloc, Barrier, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, walk
 from flowc.plan import Plan, PlanBuffer, Program, Step
-from flowc.types import DTYPES, DType, Type, bool_, dtype, f32, i32, i64
+from flowc.types import DTYPES, DType, Type, bool_, dtype, f32, i64
 
 Constants = MutableMapping[str, np.ndarray]
 ALONE: Constants = {}  # in place of a side table: every constant stands in the text, big ones as base64
@@ -265,8 +265,8 @@ def operand_hints(op: str, dtypes: Sequence[DType | None]) -> list[DType | None]
     if op == "select":
         like = next((d for d in dtypes[1:] if d is not None), None)
         return [bool_, like, like][:len(dtypes)]
-    if op == "ldexp":
-        return [None, i32][:len(dtypes)]
+    if op in INSTRS and INSTRS[op].operands:
+        return list(INSTRS[op].operands)[:len(dtypes)]
     return [next((d for d in dtypes if d is not None), None)] * len(dtypes)
 
 

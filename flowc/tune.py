@@ -220,7 +220,8 @@ def _tiles(s: Any) -> list[str]:
 
 
 def _forms(s: Any) -> list[str]:
-    return ["form=direct", "form=packed copy_rows=0", "form=packed copy_rows=1"] if s.form != "thin" else []
+    free = s.form in ("packed", "direct")
+    return ["form=direct", "form=packed copy_rows=0", "form=packed copy_rows=1"] if free else []
 
 
 def _scaled(name: str, *factors: float) -> Callable[[Any], list[str]]:

@@ -38,7 +38,7 @@ from flowc.kernel import (
 )
 from flowc.proofs import known_le
 from flowc.text import dim_text, result_dtype, statement_text
-from flowc.types import DType, bool_, i32, i64
+from flowc.types import DType, bool_, i64
 
 INDEPENDENT = ("parallel", "vector", "block", "thread")
 NESTS = ("parallel", "block", "thread")  # directly nested loops of one of these kinds form one space
@@ -195,15 +195,14 @@ class _Checker:
 
     def plain(self, e: Expr, facts: Facts) -> None:
         row, dtypes = INSTRS[e.op], [a.dtype for a in e.args]
-        kinds = {d.kind for d in (dtypes[:1] if e.op in ("cast", "bitcast", "ldexp") else dtypes)}
+        kinds = {d.kind for d in (dtypes[:1] if e.op in ("cast", "bitcast") or row.operands else dtypes)}
         good = all(k in row.kinds for k in kinds)
         if e.op in ("cast", "bitcast"):
             good = good and e.dtype.kind in row.kinds and (e.op == "cast" or dtypes[0].bits == e.dtype.bits)
         else:
             good = good and result_dtype(e.op, dtypes) is e.dtype
-            same = dtypes[1:] if e.op == "select" else dtypes[:1] if e.op == "ldexp" else dtypes
-            good = good and all(d is same[0] for d in same)
-            good = good and (e.op != "select" or dtypes[0] is bool_) and (e.op != "ldexp" or dtypes[1] is i32)
+            of = dtypes[0] if row.result == "bool" else e.dtype
+            good = good and tuple(dtypes) == row.dtypes(of)
         if not good:
             raise self.fail("V103", f"{e.op}({', '.join(map(str, dtypes))}) -> {e.dtype} breaks the rule of {e.op}: "
                             f"{row.doc}")

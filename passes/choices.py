@@ -37,7 +37,7 @@ _BOUNDS: dict[str, tuple[int, int]] = {"mr": (1, 30), "nr": (1, 512), "kc": (8, 
 _THIN: dict[str, tuple[int, int]] = {"nr": (1, 1 << 14), "kc": (1, 16)}  # kc is unrolled there
 _OTHERS = (1, 1 << 24)
 _MULTIPLES = {"nr": "width", "mc": "mr", "nc": "nr"}  # whole vectors, whole tiles
-_FORMS = ("packed", "direct")  # either can stand for the other; thin is a matter of the sizes
+_FORMS = ("packed", "direct")  # either can stand for the other; thin and deep are a matter of the sizes
 REGISTERS = 64           # of one tile, at most: more only spill
 
 
@@ -97,9 +97,9 @@ def revised(schedule: S, words: str) -> S:
         if name not in values:
             raise ValueError(f"{type(schedule).__name__} has no field {name}, but {', '.join(values)}")
         if type(values[name]) is str:
-            if word not in (*_FORMS, "thin"):
+            if word not in (*_FORMS, "thin", "deep"):
                 raise ValueError(f"{name} is one of {', '.join(_FORMS)}")
-            if not thin and word in _FORMS:
+            if values[name] in _FORMS and word in _FORMS:
                 values[name] = word
         elif not word.isdigit():
             raise ValueError(f"{name} is a number")

@@ -5,7 +5,7 @@ the GPU form (gpu_contract.py), roles and addresses (problem.py), tiles (tiles.p
 
 One register tile holds mr rows times nr columns and adds rank-1 updates for k = 0, 1, 2, ... in order: every result
 element is one chain of fused multiply-adds over k, whatever the form and the blocking, so the bits do not depend on
-them.  The packed form:
+them; very long sums (contract_deep.py) are a few such chains, by the sizes alone.  The packed form:
 
     for outer, column block (nc), row block (mc) in parallel:
         pack the rows of the block, unless they lie well:  A[panel][k][mr]
@@ -23,17 +23,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod, sym
 from flowc.kernel import Expr, Kernel
+from flowc.passes.contract_deep import lower_deep
 from flowc.passes.contract_direct import direct_task, direct_tasks, thin_task, thin_tasks
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.problem import Problem
-from flowc.passes.register_tile import add_products, finish, lanes_exist, light, store
+from flowc.passes.register_tile import add_products, copy_panel, finish, light, store
 from flowc.passes.schedule import ContractSchedule
 from flowc.passes.tiles import Form, choose_forms, none_of
+from flowc.passes.words import Moved, beside, words
 from flowc.types import Type
 
 
@@ -41,7 +44,11 @@ def lower_contraction(g: Group, ctx: Context) -> Lowered:
     p = Problem(g, ctx)
     forms = choose_forms(ctx.machine, p)
     last = forms[-1].schedule
-    packed = Packed(p, last, f"{ctx.name}.packed") if last.form == "packed" else None
+    if last.form == "deep":
+        return lower_deep(g, ctx, p, last)
+    packed = None
+    if last.form == "packed":
+        packed = Packed(words(ctx.machine, p, last.on_way) or p, last, f"{ctx.name}.packed")
     k = ctx.builder("m")
     _tasks(k, p, forms, packed)
     declare_outputs(k, g, ctx)
@@ -52,7 +59,7 @@ def lower_contraction(g: Group, ctx: Context) -> Lowered:
         work = work + outside * p.n * p.k
     if packed is None or last.on_way:
         return Lowered([kernel], {}, [work])
-    return Lowered([packed.pack_columns(none_of(f.excess for f in forms[:-1])), kernel], {packed.temp: packed.packed},
+    return Lowered([packed.pack_columns(none_of(f.excess for f in forms[:-1])), kernel], packed.temps,
                    [outside * p.n * p.k * 2, work])
 
 
@@ -104,8 +111,13 @@ class Packed:
     def __init__(self, p: Problem, s: ContractSchedule, temp: str):
         self.p, self.s, self.temp = p, s, temp
         self.panels = ceildiv(p.n, s.nr)
-        self.packed = Type(p.acc, (*p.outer_extents, self.panels, p.k, s.nr))
+        self.packed = Type(p.word, (*p.outer_extents, self.panels, p.k, s.nr))
+        self.beside = beside(p, s, temp, self.packed)
         self.one_block = isinstance(p.k, int) and p.k <= s.kc
+
+    @property
+    def temps(self) -> dict[str, Type]:
+        return {self.temp: self.packed, **({self.beside.name: self.beside.type} if self.beside else {})}
 
     def pack_columns(self, wanted: DimLike = 1) -> Kernel:
         """``wanted``: 0 where the sizes want no packed columns."""
@@ -113,12 +125,16 @@ class Packed:
         k = p.ctx.builder("p")
         inl = inliner(k, p.group, p.ctx)
         panels = named(k, wanted, 1) * self.panels
-        with (nest(k, p.outer_extents, "parallel", "o") as outer, k.loop(panels, "parallel", "p") as panel,
-              k.loop(p.k, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j):
-            col = s.nr * panel + j
-            v = p.col_element(k, inl, outer, col, kk, lanes_exist(k, p, s, col))
-            k.write(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), v)
-        k.buffer(self.temp, p.acc, self.packed.shape, "out")
+        with nest(k, p.outer_extents, "parallel", "o") as outer, k.loop(panels, "parallel", "p") as panel:
+            def copy(exists: Callable[[DimLike], Expr | None]) -> None:
+                with k.loop(p.k, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
+                    v = p.col_element(k, inl, outer, s.nr * panel + j, kk, exists(s.nr * panel + j))
+                    k.write(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), v)
+            copy_panel(k, p, s, s.nr * panel, copy)
+            if self.beside:
+                self.beside.panel_packed(k, outer, panel)
+        for name, t in self.temps.items():
+            k.buffer(name, t.dtype, t.shape, "out")
         return k.finish(p.ctx.dims, [f"pack the columns of {p.node.op.name}", str(s)])
 
     def tasks(self) -> Idx:
@@ -146,9 +162,9 @@ class Packed:
 
         def row(ip: DimLike, i: DimLike) -> DimLike:
             return dmin(first + s.mr * ip + i, p.m - 1)
-        if not s.copy_rows:
+        if not s.copy_rows and p.word is p.acc:
             return lambda ip, i, kk: p.row_element(k, inl, outer, row(ip, i), kk)
-        packed = k.alloc(p.acc, s.mc * p.k)
+        packed = k.alloc(p.word, s.mc * p.k)
         along_rows = p.row_reach.own == 1 and p.row_reach.summed != 1
         with k.loop(ceildiv(rows, s.mr), "seq", "ip") as ip:
             def copy(i: DimLike, kk: DimLike) -> None:
@@ -160,7 +176,9 @@ class Packed:
             else:
                 with k.loop(s.mr, "seq", "i") as i, k.loop(p.k, "vector", "k", s.width) as kk:
                     copy(i, kk)
-        return lambda ip, i, kk: k.b.load(packed, (ip * p.k + kk) * s.mr + i, p.acc)
+        if self.beside:
+            self.beside.rows_packed(k, packed, ceildiv(rows, s.mr) * s.mr * p.k)
+        return lambda ip, i, kk: k.b.load(packed, (ip * p.k + kk) * s.mr + i, p.word)
 
     def panel(self, k: KernelBuilder, inl: Inliner, element: Callable[[DimLike, DimLike, DimLike], Expr], tile: str,
               outer: Idx, panel: DimLike, first: DimLike, rows: DimLike) -> None:
@@ -175,19 +193,25 @@ class Packed:
                 else:
                     k.write(tile, at, k.get(acc, i, j))
 
-        here = k.alloc(p.acc, (p.k if self.one_block else s.kc) * s.nr) if s.on_way else ""
+        here = k.alloc(p.word, (p.k if self.one_block else s.kc) * s.nr) if s.on_way else ""
         with k.loop(blocks, "seq", "kb") as kb:
             start, count = (0, p.k) if self.one_block else (s.kc * kb, dmin(s.kc, p.k - s.kc * kb))
             if here:
                 self.copy_columns(k, inl, outer, panel, here, start, count)
+            ways = self.beside.ways(k, outer, panel, here, count) if self.beside else [(None, p.product)]
             with k.loop(ceildiv(rows, s.mr), "seq", "ip") as ip:
                 acc = k.acc(p.acc, b.const(0, p.acc), (s.mr, s.nr))
+                if isinstance(self.beside, Moved):
+                    with k.if_(b.eq(b.index(kb), 0)):
+                        self.beside.begin(k, acc, outer, panel)
                 if not self.one_block:
                     with k.if_(b.gt(b.index(kb), 0)):
                         keep(ip, True, acc)
-                with k.loop(count, "seq", "k") as kk:
-                    add_products(k, p, s, acc, lambda i: element(ip, i, start + kk), lambda j: b.load(
-                        here, s.nr * kk + j, p.acc) if here else self.column(k, outer, panel, start + kk, j))
+                for cond, product in ways:
+                    with nullcontext() if cond is None else k.if_(cond), k.loop(count, "seq", "k") as kk:
+                        add_products(k, p, s, acc, lambda i: element(ip, i, start + kk), lambda j: b.load(
+                            here, s.nr * kk + j, p.word) if here else self.column(k, outer, panel, start + kk, j),
+                            product)
                 if tile:
                     keep(ip, False, acc)
                 else:
@@ -197,14 +221,17 @@ class Packed:
                      count: DimLike) -> None:
         """Bring a block of a panel of columns to ``here``."""
         p, s = self.p, self.s
-        with k.loop(count, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
-            col = s.nr * panel + j
-            k.write(here, s.nr * kk + j, p.col_element(k, inl, outer, col, start + kk, lanes_exist(k, p, s, col)))
+
+        def copy(exists: Callable[[DimLike], Expr | None]) -> None:
+            with k.loop(count, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
+                col = s.nr * panel + j
+                k.write(here, s.nr * kk + j, p.col_element(k, inl, outer, col, start + kk, exists(col)))
+        copy_panel(k, p, s, s.nr * panel, copy)
 
     def column(self, k: KernelBuilder, outer: Idx, panel: DimLike, kk: DimLike, j: DimLike) -> Expr:
         """An element of the packed columns."""
-        k.buffer(self.temp, self.p.acc, self.packed.shape)
-        return k.b.load(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), self.p.acc)
+        k.buffer(self.temp, self.p.word, self.packed.shape)
+        return k.b.load(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), self.p.word)
 
     def epilogue(self, k: KernelBuilder, inl: Inliner, tile: str, outer: Idx, first: DimLike, rows: DimLike,
                  panel: DimLike) -> None:

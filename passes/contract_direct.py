@@ -83,5 +83,5 @@ def _stream(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule, til
             total = k.b.load(tile, s.nr * i + j, p.acc)
             for c in range(count):
                 y = p.col_element(k, inl, outer, start + j, first + c, None)
-                total = k.b.fma(x[c], y, total) if p.acc.floating else k.b.add(k.b.mul(x[c], y), total)
+                total = p.product(k, x[c], y, total)
             k.write(tile, s.nr * i + j, total)

@@ -99,6 +99,7 @@ class Problem:
         self.outer_extents = [out[i] for i in self.roles.outer]
         self.m, self.n, self.k = prod(self.row_extents), prod(self.col_extents), prod(self.access.reduce)
         self.acc = accumulator(c.dtype)
+        self.word = self.acc  # what operands are packed as
         self._before: set[Node] | None = None
         self.row_reach = self._reach(self.roles.row_operand, True)
         self.col_reach = self._reach(1 - self.roles.row_operand, False)
@@ -130,15 +131,22 @@ class Problem:
             o[at] = v
         return tuple(o)
 
+    def product(self, k: KernelBuilder, x: Expr, y: Expr, total: Expr) -> Expr:
+        """``total`` and the product of two packed elements."""
+        return k.b.fma(x, y, total) if self.acc.floating else k.b.add(k.b.mul(x, y), total)
+
+    def convert(self, k: KernelBuilder, v: Expr) -> Expr:
+        """The value of an operand in the dtype of its elements."""
+        return k.b.cast(v, self.acc)
+
     def element(self, k: KernelBuilder, inl: Inliner, operand: int, o: Idx, kk: DimLike, where: Expr | None) -> Expr:
         """One element of an operand in the dtype of the sum; zero where it does not exist."""
         r = unravel(kk, self.access.reduce)
         idx, conditions = (self.access.lhs, self.access.rhs)[operand](tuple(map(k.tidy, o)), tuple(map(k.tidy, r)))
         where = exists(k, conditions, where)
-        v = inl.value(self.node.inputs[operand], tuple(idx), where)
-        v = k.b.cast(v, self.acc)
+        v = self.convert(k, inl.value(self.node.inputs[operand], tuple(idx), where))
         if where is not None and not (v.op == "load" and v.args):
-            v = k.b.select(where, v, k.b.const(0, self.acc))
+            v = k.b.select(where, v, k.b.const(0, v.dtype))
         return v
 
     def row_element(self, k: KernelBuilder, inl: Inliner, outer: Idx, row: DimLike, kk: DimLike) -> Expr:
@@ -150,6 +158,10 @@ class Problem:
 
     def _reach(self, operand: int, rows: bool) -> Reach:
         """Found by writing the access down and looking at the address."""
+        return self.probe(operand, rows)[1]
+
+    def probe(self, operand: int, rows: bool) -> tuple[Expr, Reach]:
+        """What an element is somewhere, and how it is reached."""
         k = self.ctx.builder("probe")
         inl = inliner(k, self.group, self.ctx)
         extent = self.m if rows else self.n
@@ -158,9 +170,9 @@ class Problem:
             o = self.out_index(outer, free, 0) if rows else self.out_index(outer, 0, free)
             v = self.element(k, inl, operand, o, kk, None)
             if v.op != "load" or v.args:
-                return Reach()
+                return v, Reach()
             at = v.attr[1]
-            return Reach(_step(at, free, self.ctx.dims), _step(at, kk, self.ctx.dims))
+            return v, Reach(_step(at, free, self.ctx.dims), _step(at, kk, self.ctx.dims))
 
 
 def _step(at: DimLike, var: DimLike, sizes: Sequence[str]) -> DimLike | None:

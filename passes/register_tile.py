@@ -16,6 +16,8 @@ from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.problem import Problem
 from flowc.passes.schedule import ContractSchedule
 
+Product = Callable[[KernelBuilder, Expr, Expr, Expr], Expr]  # (row element, column element, sum)
+
 LIGHT = 6  # operations of an epilogue that may be written once per register of the tile
 
 
@@ -26,12 +28,27 @@ def lanes_exist(k: KernelBuilder, p: Problem, s: ContractSchedule, col: DimLike)
     return k.b.lt(k.b.index(col), k.b.index(p.n))
 
 
+def copy_panel(k: KernelBuilder, p: Problem, s: ContractSchedule, start: DimLike,
+               copy: Callable[[Callable[[DimLike], Expr | None]], None]) -> None:
+    """``copy(exists)`` brings the panel of columns from ``start`` on.  Where the columns lie across memory, blocks of
+    several are turned, which takes that all of them exist: only the last panel asks for each."""
+    b, last = k.b, lanes_exist(k, p, s, start)
+    if last is None or p.col_reach.summed != 1 or p.col_reach.own == 1:
+        copy(lambda col: lanes_exist(k, p, s, col))
+        return
+    whole = k.let(b.le(b.index(start + s.nr), b.index(p.n)))
+    with k.if_(whole):
+        copy(lambda col: None)
+    with k.if_(b.not_(whole)):
+        copy(lambda col: lanes_exist(k, p, s, col))
+
+
 def add_products(k: KernelBuilder, p: Problem, s: ContractSchedule, acc: str, row: Callable[[DimLike], Expr],
-                 col: Callable[[DimLike], Expr]) -> None:
-    """acc[i, j] += row(i) * col(j) in one rounding.  The operand with fewer registers stays in registers."""
+                 col: Callable[[DimLike], Expr], product: Product | None = None) -> None:
+    """acc[i, j] += row(i) * col(j), in one rounding or as ``product`` says.  The operand with fewer registers stays in
+    registers."""
     def one(i: DimLike, j: DimLike) -> None:
-        x, y, old = row(i), col(j), k.get(acc, i, j)
-        k.set(acc, k.b.fma(x, y, old) if p.acc.floating else k.b.add(k.b.mul(x, y), old), i, j)
+        k.set(acc, (product or p.product)(k, row(i), col(j), k.get(acc, i, j)), i, j)
     if s.mr * s.width < s.nr:
         with k.loop(s.nr, "vector", "j", s.width) as j, k.loop(s.mr, "unroll", "i") as i:
             one(i, j)

@@ -20,13 +20,15 @@ from flowc.types import DType
 
 @dataclass(frozen=True)
 class Machine:
-    """What scheduling needs to know of a target.  Sizes in bytes; ``vector_bits`` of one register."""
+    """What scheduling needs to know of a target.  Sizes in bytes; ``vector_bits`` of one register; ``dots``: the
+    instructions on words (kernel.py) that it has."""
 
     name: str = "cpu"
     vector_bits: int = 512
     l1: int = 32 << 10
     l2: int = 1 << 20
     choices: Choices | None = field(default=None, compare=False)
+    dots: frozenset[str] = frozenset()
 
     def chosen(self, problem: Problem, default: S) -> S:
         """The schedule that was tuned or handed in for ``problem`` (op, dtype, sizes, ...); else ``default``."""
@@ -66,7 +68,7 @@ class ContractSchedule:
 
     def __str__(self) -> str:
         tile = f"contraction: {self.form}, tile {self.mr}x{self.nr}"
-        if self.form != "packed":
+        if self.form not in ("packed", "deep"):
             return tile
         return f"{tile}, block {self.mc}x{self.nc}, k {self.kc}, rows {'copied' if self.copy_rows else 'in place'}" + (
             ", columns copied on the way" if self.on_way else "")

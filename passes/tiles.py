@@ -6,6 +6,7 @@ Here: the choice.  Not here: the loop nests of the forms (contract.py, contract_
 Forms.  *packed*: both operands are copied into the order in which the tile reads them; for products that are large in
 every direction.  *direct*: the column operand is read where it lies; for products whose column operand fits half of
 the second-level cache or is read once or twice.  *thin*: few rows; the column operand streams past once in whole rows.
+*deep*: sums so long that neither operand's rows or columns can be kept whole.
 Where sizes are unknown there are several forms, each with the sizes that it is for.
 """
 
@@ -16,9 +17,10 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from flowc.dims import DimLike, dmax, dmin, prod
+from flowc.dims import DimLike, dmax, dmin, prod, symbols
 from flowc.passes.problem import Problem
 from flowc.passes.schedule import ContractSchedule, Machine
+from flowc.passes.words import words
 from flowc.proofs import bounds
 from flowc.types import DType
 
@@ -32,6 +34,10 @@ BRING = 6             # rows whose work is that of bringing the columns of a tas
 PACK = 16             # the same for a kernel of its own that packs the columns: they go through memory three times
 CREWS = (1, 2, 4, 8)  # numbers of threads that shall all be busy to the end
 CROWD = 2048          # bytes between rows: lines of rows at multiples of it meet in few sets of the first-level cache
+DEEP = 8192           # products of a sum that is cut along its length
+NARROW = 64           # columns that lie side by side and pass in one stream
+SHARE = (32, 512)     # rows and columns of a task where their number is unknown: enough tasks even of few
+MANY = 64             # products side by side that keep all threads busy
 WAYS = 8              # of that cache: more such rows at once would push each other out
 
 
@@ -75,13 +81,16 @@ def choose_forms(machine: Machine, p: Problem) -> list[Form]:
 
 def _forms(machine: Machine, p: Problem) -> Iterator[Form]:
     streams = p.col_reach.plain and p.col_reach.own == 1
+    if is_deep(p, streams):
+        yield Form(0, deep_schedule(machine, p))
+        return
     size = 2 * p.n * p.k * p.acc.bytes  # of the column operand, in halves of the cache it shall fit
     if streams:
         # one register of columns is a tile like any other; enough of them to fill registers and threads stream
         lanes = machine.lanes(p.acc)
         few = dmax(0, lanes + 1 - p.n) + dmax(0, 4 * lanes + 1 - p.n) * over(p.m, 1)
         yield Form(few + over(p.m, THIN), _thin(machine, p, size))
-    if streams and p.row_reach.plain:
+    if streams and p.row_reach.plain and words(machine, p) is None:
         mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if crowded(p) else 32)
         # a copy of the columns that few rows need would be read as often as it is written, but is read in order
         far = over(p.m, 2 * mr) + over(size, FAR * machine.l2)
@@ -91,6 +100,28 @@ def _forms(machine: Machine, p: Problem) -> Iterator[Form]:
     if isinstance(p.m, int) and p.m <= s.mc:  # then there is no other task to share the copy with
         s = replace(s, on_way=True, kc=s.kc // 2)
     yield Form(0, s)
+
+
+def is_deep(p: Problem, streams: bool) -> bool:
+    """Are the sums long, and all sizes known?  A few narrow rows are read in one go as well.  Cutting a sum changes
+    its rounding, so this is a matter of the operands, not of the machine."""
+    if not (isinstance(p.k, int) and isinstance(p.m, int) and isinstance(p.n, int)) or symbols(prod(p.outer_extents)):
+        return False
+    few = p.m <= WAYS and p.n <= NARROW and p.row_reach.plain
+    return p.k >= DEEP and p.m > 1 and p.n > 1 and not (streams and few)
+
+
+def deep_schedule(machine: Machine, p: Problem) -> ContractSchedule:
+    """Blocks of at most 128 rows and 256 columns, as even as tiles allow."""
+    mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if p.row_reach.own is None else 32)
+    mc, nc = _even(p.m, mr, 128), _even(p.n, nr, 256)
+    return ContractSchedule("deep", mr=mr, nr=nr, width=width, kc=256 if p.acc.bits <= 32 else 128, mc=mc, nc=nc)
+
+
+def _even(size: DimLike, unit: int, most: int) -> int:
+    """Whole units in a block of at most about ``most`` of ``size``."""
+    units = max(1, ceil_div(size, unit)) if isinstance(size, int) else 1
+    return unit * ceil_div(units, ceil_div(units * unit, max(most, unit)))
 
 
 def crowded(p: Problem) -> bool:
@@ -154,16 +185,19 @@ def packed_schedule(machine: Machine, p: Problem) -> ContractSchedule:
     in_place = isinstance(p.row_reach.own, int) and p.row_reach.summed == 1 and not crowded(p)
     # rows of a block: they stay in the second-level cache
     most = 128 if in_place or not isinstance(p.k, int) else machine.l2 * 3 // 4 // max(1, p.k * p.acc.bytes)
-    mr, nr, mc, nc = _best_blocks(machine.vector_bits, w, p.m, p.n, min(128, max(48, most)))
+    outer = prod(p.outer_extents)
+    many = min(outer, MANY) if isinstance(outer, int) and outer else 1
+    mr, nr, mc, nc = _best_blocks(machine.vector_bits, w, p.m, p.n, min(128, max(48, most)), many)
     return ContractSchedule("packed", mr=mr, nr=nr, width=w, kc=kc, mc=mc, nc=nc, copy_rows=not in_place)
 
 
 @lru_cache(1 << 10)
-def _best_blocks(bits: int, w: int, m: DimLike, n: DimLike, most: int) -> tuple[int, ...]:
-    return min(_blocks(bits, w, m, n, most))[1:]
+def _best_blocks(bits: int, w: int, m: DimLike, n: DimLike, most: int, outer: int) -> tuple[int, ...]:
+    return min(_blocks(bits, w, m, n, most, outer))[1:]
 
 
-def _blocks(bits: int, w: int, m: DimLike, n: DimLike, most: int) -> Iterator[tuple[float, int, int, int, int]]:
+def _blocks(bits: int, w: int, m: DimLike, n: DimLike, most: int, outer: int
+            ) -> Iterator[tuple[float, int, int, int, int]]:
     """Ways to cut rows and columns into tiles and tasks: (cost, mr, nr, mc, nc).  A task that copies its rows and
     brings the columns costs as much as one with a few more columns and rows; all threads wait for the last."""
     shapes = ((8, 3), (12, 2), (24, 1)) if bits >= 512 else ((6, 2), (12, 1))
@@ -172,15 +206,17 @@ def _blocks(bits: int, w: int, m: DimLike, n: DimLike, most: int) -> Iterator[tu
         if isinstance(m, int) and m:
             mr = ceil_div(m, ceil_div(m, mr))  # as many tiles, of fewer rows that do not exist
         if not isinstance(m, int) or not isinstance(n, int):
-            mc = max(mr, 96 // mr * mr)
-            rows, columns = m if isinstance(m, int) else 960, n if isinstance(n, int) else 960
-            yield slow * ceil_div(columns, nr) * nr, mr, nr, min(mc, ceil_div(rows, mr) * mr), max(1, 960 // nr) * nr
+            rows, columns = (d if isinstance(d, int) else 960 for d in (m, n))
+            yield slow * ceil_div(columns, nr) * nr, mr, nr, _even(rows, mr, SHARE[0]), _even(columns, nr, SHARE[1])
             continue
         panels, strips = max(1, ceil_div(n, nr)), max(1, ceil_div(m, mr))
         for nc in dict.fromkeys(nr * ceil_div(panels, parts) for parts in range(1, min(panels, 8) + 1)):
             for mc in range(mr, min(most, strips * mr) + 1, mr):
-                tasks = ceil_div(m, mc) * ceil_div(n, nc)
+                tasks = outer * ceil_div(m, mc) * ceil_div(n, nc)
                 one = (mc + BRING) * (nc + COPY)
                 whole = (strips * mr + BRING * ceil_div(m, mc)) * (panels * nr + COPY * ceil_div(n, nc))
                 apart = 0 if m <= mc else PACK * len(CREWS) * panels * nr
-                yield apart + slow * sum(max(whole, ceil_div(tasks, t) * t * one) for t in CREWS), mr, nr, mc, nc
+                # tasks at the edges may be small: who is free takes the next
+                busy = sum(max(whole, min(ceil_div(tasks, t) * t * one / outer, whole + (t - 1) * one / outer))
+                           for t in CREWS)
+                yield apart + slow * busy, mr, nr, mc, nc

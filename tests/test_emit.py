@@ -144,7 +144,8 @@ KINDS = {"b": BOOLS, "i": INTS[:4], "u": INTS[4:], "f": FLOATS}
 FUNCTIONS = {"exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "sinh", "cosh", "tanh",
              "asin", "acos", "atan", "asinh", "acosh", "atanh", "erf", "erfc", "cbrt", "pow", "atan2"}
 PLAIN = [(name, d) for name, row in INSTRS.items() for d in ALL
-         if row.arity and d.kind in row.kinds and row.result != "attr" and name not in FUNCTIONS | {"select", "ldexp"}]
+         if row.arity and d.kind in row.kinds and row.result != "attr" and not row.operands
+         and name not in FUNCTIONS | {"select"}]
 
 
 @pytest.mark.parametrize(("name", "d"), PLAIN, ids=[f"{name}-{d}" for name, d in PLAIN])
@@ -194,6 +195,45 @@ def test_fmod_over_the_whole_range():
         arrays = {"x0": x, "x1": y, "z": np.zeros(len(x), d.numpy)}
         got = check(map_kernel(lambda x, y: b.fmod(x, y), d, d, out=d), arrays, {"n": len(x)})
         assert np.isfinite(got["z"]).mean() > 0.9
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8, 16, 32])
+def test_products_of_words(width):
+    rng = np.random.default_rng(width)
+    words = [(rng.standard_normal((2, 70)) * 8).astype(bf16.numpy).view(np.uint16).astype(np.uint32) for _ in "ab"]
+    arrays = {"x0": rng.standard_normal(70).astype(np.float32), "z": np.zeros(70, np.float32),
+              **{f"x{m}": w[0] << 16 | w[1] for m, w in enumerate(words, 1)}}
+    kind = "vector" if width > 1 else "seq"
+    kernel = map_kernel(lambda *xs: b.mixed("dot_bf16", *xs), f32, u32, u32, out=f32, kind=kind, width=width)
+    check(kernel, arrays, {"n": 70})
+    assert ("dpbf16ps" in text_of(kernel)) == ("dot_bf16" in TARGET.native)
+    with pytest.raises(TypeError, match="dot_bf16"):
+        b.mixed("dot_bf16", b.const(0, u32), b.const(0, u32), b.const(0, u32))
+
+
+OLDER = "+avx2,+fma,-avx512f"
+TARGETS = [TARGET, cpu_target(TARGET.triple, "x86-64-v3", OLDER, 256), cpu_target(TARGET.triple, "x86-64-v2", "", 128)]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=["here", "v3", "v2"])
+@pytest.mark.parametrize("width", [1, 2, 16, 32])
+@pytest.mark.parametrize("name", ["dot_i16", "dot_i8"])
+def test_products_of_integer_words(name, width, target):
+    arrays = {"x0": values(i32, 70), "x1": values(u32, 70, 1), "x2": values(u32, 70, 2), "z": np.zeros(70, np.int32)}
+    arrays["x1"][:9] = arrays["x2"][:9] = 0x80008000  # the only sum of two products that wraps
+    kind = "vector" if width > 1 else "seq"
+    kernel = map_kernel(lambda *xs: b.mixed(name, *xs), i32, u32, u32, out=i32, kind=kind, width=width)
+    text = text_of(kernel, target)
+    assert (name in target.native) == any(i in text for i in ("pmadd", "vpdpwssd", "vpdpbusd"))
+    assert target is not TARGETS[1] or ("pmadd.wd" in text) == (name == "dot_i16")
+    want = {name: a.copy() for name, a in arrays.items()}
+    run_kernel(kernel, want, {"n": 70})
+    if not target.native - TARGET.native:
+        room = {name: a.copy() for name, a in arrays.items()}
+        slots = np.array([*(room[p.name].ctypes.data for p in kernel.params), 70], np.int64)
+        code = engine.compile_module(text)
+        CALL(code.address("k"))(slots.ctypes.data, 0, 1)
+        assert np.array_equal(room["z"], want["z"])
 
 
 def test_ldexp():

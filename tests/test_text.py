@@ -295,7 +295,7 @@ def exprs(draw, d: t.DType, depth: int = 4) -> Expr:
     """A well-typed expression of dtype ``d``; sharing comes from drawing one operand twice."""
     b = Builder()
     rows = [r for r in INSTRS.values()
-            if r.result != "attr" and (d is bool_ if r.result == "bool" else d.kind in r.kinds)]
+            if r.result != "attr" and (d is bool_ if r.result == "bool" else r.dtypes(d) is not None)]
     name = draw(st.sampled_from(["const", "ref", "load", "cast", "bitcast", "index", *[r.name for r in rows] * 2]))
     if depth == 0 or name in ("const", "ref", "load", "index"):
         if name == "index" and d is i64:
@@ -314,7 +314,7 @@ def exprs(draw, d: t.DType, depth: int = 4) -> Expr:
         name = "select"
     row = INSTRS[name]
     like = draw(st.sampled_from([x for x in NUMBER_DTYPES if x.kind in row.kinds])) if row.result == "bool" else d
-    dtypes = {"select": (bool_, d, d), "ldexp": (d, i32)}.get(name, (like,) * row.arity)
+    dtypes = row.dtypes(like)
     args = [draw(exprs(x, depth - 1)) for x in dtypes]
     if len(args) > 1 and args[0].dtype is args[1].dtype and draw(st.integers(0, 3)) == 0:
         args[1] = args[0]
@@ -343,10 +343,10 @@ def test_expressions_come_back(e):
 def test_every_instruction_comes_back(name):
     row, b = INSTRS[name], Builder()
     for d in NUMBER_DTYPES:
-        if d.kind not in row.kinds or name in ("index", "load", "ref"):
+        dtypes = row.dtypes(d)
+        if dtypes is None or name in ("index", "load", "ref"):
             continue
         for operand in (b.ref(f"v_{d}", d), b.const(1, d)):
-            dtypes = {"select": (bool_, d, d), "ldexp": (d, i32)}.get(name, (d,) * row.arity)
             args = tuple(operand if x is d else b.ref(f"v_{x}", x) for x in dtypes)
             targets = {"cast": NUMBER_DTYPES, "bitcast": [x for x in NUMBER_DTYPES if x.bits == d.bits]}.get(
                 name, [bool_ if row.result == "bool" else d])

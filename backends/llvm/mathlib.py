@@ -17,6 +17,8 @@ EXPAND: dict[tuple[str, str], Callable[..., Expr]] = {
     **{(name, "f32"): fn for name, fn in mathlib_f32.FUNCTIONS.items()},
     **{(name, "f64"): fn for name, fn in mathlib_f64.FUNCTIONS.items()},
     **{("ldexp", d): mathlib_parts.ldexp for d in ("f32", "f64")},
+    ("dot_bf16", "f32"): mathlib_parts.dot_bf16, ("dot_i16", "i32"): mathlib_parts.dot_i16,
+    ("dot_i8", "i32"): mathlib_parts.dot_i8,
     **{("scale", d): mathlib_parts.two_factors for d in ("f32", "f64")},
 }
 

@@ -30,6 +30,27 @@ INF = float("inf")
 MAGIC = {f32: 1.5 * 2.0**23, f64: 1.5 * 2.0**52}  # adding it rounds to an integer, in the low bits of the sum
 
 
+def dot_bf16(b: Builder, total: Expr, x: Expr, y: Expr) -> Expr:
+    """A bf16 is the upper half of an f32."""
+    for widen in (lambda w: b.and_(w, 0xFFFF0000), lambda w: b.shl(w, 16)):
+        total = b.fma(b.bitcast(widen(x), f32), b.bitcast(widen(y), f32), total)
+    return total
+
+
+def dot_i16(b: Builder, total: Expr, x: Expr, y: Expr) -> Expr:
+    x, y = b.bitcast(x, i32), b.bitcast(y, i32)
+    for widen in (lambda w: b.shr(w, 16), lambda w: b.shr(b.shl(w, 16), 16)):
+        total = b.add(total, b.mul(widen(x), widen(y)))
+    return total
+
+
+def dot_i8(b: Builder, total: Expr, x: Expr, y: Expr) -> Expr:
+    x, y = b.bitcast(x, i32), b.bitcast(y, i32)
+    for s in (0, 8, 16, 24):
+        total = b.add(total, b.mul(b.and_(b.shr(b.shl(x, s), 24), 255), b.shr(b.shl(y, s), 24)))
+    return total
+
+
 def poly(b: Builder, x: Expr, coefficients: Sequence[float]) -> Expr:
     """The polynomial in ``x``, highest power first, by Horner's rule."""
     r = b.fma(b.const(coefficients[0], x.dtype), x, coefficients[1])

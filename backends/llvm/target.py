@@ -21,6 +21,17 @@ _CPU = _COMMON | {
     "ldexp", "masked.load", "masked.store", "masked.gather", "masked.scatter", "vector.reduce.or",
     "stacksave", "stackrestore", "trap",
 }
+_SIZES = (128, 256, 512)
+# instructions on words -> (features that a CPU needs for it, its intrinsics), the best first
+_DOTS = (
+    ("dot_bf16", {"avx512bf16", "avx512vl"}, {f"x86.avx512bf16.dpbf16ps.{bits}" for bits in _SIZES}),
+    ("dot_i16", {"avx512vnni", "avx512vl"}, {f"x86.avx512.vpdpwssd.{bits}" for bits in _SIZES}),
+    ("dot_i8", {"avx512vnni", "avx512vl"}, {f"x86.avx512.vpdpbusd.{bits}" for bits in _SIZES}),
+    ("dot_i16", {"avxvnni", "-avx512f"}, {f"x86.avx512.vpdpwssd.{bits}" for bits in (128, 256)}),
+    ("dot_i8", {"avxvnni", "-avx512f"}, {f"x86.avx512.vpdpbusd.{bits}" for bits in (128, 256)}),
+    ("dot_i16", {"avx512bw"}, {"x86.sse2.pmadd.wd", "x86.avx2.pmadd.wd", "x86.avx512.pmaddw.d.512"}),
+    ("dot_i16", {"avx2", "-avx512f"}, {"x86.sse2.pmadd.wd", "x86.avx2.pmadd.wd"}),
+)
 _SCALEF = frozenset(f"x86.avx512.mask.scalef.p{t}.{bits}" for t in "sd" for bits in (128, 256, 512))
 _NVPTX = _COMMON | {
     "maximum", "minimum", "nvvm.read.ptx.sreg.ctaid.x", "nvvm.read.ptx.sreg.nctaid.x", "nvvm.read.ptx.sreg.tid.x",
@@ -85,7 +96,25 @@ def cpu_target(triple: str, cpu: str, features: str, vector_bits: int = 512, llv
     native = frozenset({"ldexp", "scale"}) if wide and (llvm >= 22 or "+avx512vl" in has) else frozenset()
     # without a library behind it, llvm.ldexp is no instruction elsewhere
     intrinsics = _CPU if native and llvm >= 22 else _CPU - {"ldexp"} | _SCALEF
+    found = _dots(features)
+    native = native | set(found)
+    intrinsics = intrinsics.union(*found.values())
     return Target("cpu", triple, cpu, features, vector_bits, intrinsics=intrinsics, native=native, masks=wide)
+
+
+def dots(features: str) -> frozenset[str]:
+    """The instructions on words that a CPU has."""
+    return frozenset(_dots(features))
+
+
+def _dots(features: str) -> dict[str, set[str]]:
+    """Those instructions, each with its intrinsics."""
+    has = set(features.split(","))
+    out: dict[str, set[str]] = {}
+    for name, needs, intrinsics in _DOTS:
+        if name not in out and all((f if f[0] == "-" else f"+{f}") in has for f in needs):
+            out[name] = intrinsics
+    return out
 
 
 def nvptx_target(arch: str = "sm_80", features: str = "") -> Target:

@@ -1,0 +1,167 @@
+"""Contractions of very long sums with few results.
+
+Here: the deep form.  Not here: the other forms (contract.py, contract_direct.py), when it is taken (tiles.py).
+
+The other forms keep whole rows of an operand, or whole columns, close by; a sum of many thousands of products does not
+fit.  Here a task walks along the sum block by block, and its results stay near:
+
+    for outer, part of the sum, column block (nc), row block (mc) in parallel:
+        for k block (kc) of the part:
+            copy the rows of the block, as they lie
+            for column panel (nr): copy it;  for row panel (mr): tile in registers, kept in C[panel][mc][nr] between
+        epilogue, store; or, where there are several parts, store the sums of this one
+    for outer, row, columns in parallel: add the sums of the parts in order; epilogue, store
+
+The number of parts is a matter of the sizes alone (``parts_of``): machines and threads change no bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
+from flowc.kernel import Expr, Kernel
+from flowc.passes.fuse import Group
+from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
+from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
+from flowc.passes.problem import Problem
+from flowc.passes.register_tile import add_products, copy_panel, lanes_exist, store
+from flowc.passes.schedule import ContractSchedule
+from flowc.types import Type
+
+LONG = 4096         # products that one part adds up, at least
+FEW = 1 << 18       # results times parts, at most
+GRAIN = 512         # parts begin at multiples of it
+PAD = 16            # elements between copied rows beyond their length: rows at a power of two meet in few cache sets
+
+
+def parts_of(p: Problem) -> tuple[int, int]:
+    """Into how many parts the sums are cut, and how long these are: of the sizes of the problem alone."""
+    results = prod((*p.outer_extents, p.m, p.n))
+    if not isinstance(p.k, int) or not isinstance(results, int):
+        raise TypeError("only sums of known length are cut")
+    parts = max(1, min(p.k // LONG, FEW // max(results, 1)))
+    length = -(-p.k // (parts * GRAIN)) * GRAIN
+    return -(-p.k // length), length
+
+
+def lower_deep(g: Group, ctx: Context, p: Problem, s: ContractSchedule) -> Lowered:
+    d = _Deep(p, s, f"{ctx.name}.parts")
+    work = p.work // (8 if p.acc.bits <= 32 else 4)
+    if d.parts == 1:
+        return Lowered([d.sums()], {}, [work])
+    results = prod(p.outer_extents) * p.m * p.n
+    return Lowered([d.sums(), d.total()], {d.temp: d.partial}, [work, results * (cost(g) // 8 + d.parts)])
+
+
+class _Deep:
+    """``temp`` names the buffer of the sums of the parts."""
+
+    def __init__(self, p: Problem, s: ContractSchedule, temp: str):
+        self.p, self.s, self.temp = p, s, temp
+        self.parts, self.length = parts_of(p)
+        self.partial = Type(p.acc, (*p.outer_extents, self.parts, p.m, p.n))
+        # rows stay as they lie where sums run along them; else panels of neighbouring rows, index by index of the sum
+        self.along_rows = p.row_reach.own == 1 and p.row_reach.summed != 1
+
+    def sums(self) -> Kernel:
+        p, s = self.p, self.s
+        k = p.ctx.builder("m")
+        blocks = self.parts, ceildiv(p.n, s.nc), ceildiv(p.m, s.mc)
+        with nest(k, p.outer_extents, "parallel", "o") as outer, nest(k, blocks, "parallel", "t") as at:
+            self.task(k, inliner(k, p.group, p.ctx), outer, at)
+        if self.parts == 1:
+            declare_outputs(k, p.group, p.ctx)
+        else:
+            k.buffer(self.temp, p.acc, self.partial.shape, "out")
+        return k.finish(p.ctx.dims, [*describe(p.group), f"{s}, {self.parts} parts of {self.length}"])
+
+    def task(self, k: KernelBuilder, inl: Inliner, outer: Idx, at: Idx) -> None:
+        p, s, (part, nb, mb) = self.p, self.s, at
+        first, rows = s.mc * mb, dmin(s.mc, p.m - s.mc * mb)
+        start = self.length * part
+        count = dmin(self.length, p.k - start)
+        panels = dmin(s.nc // s.nr, ceildiv(p.n, s.nr) - s.nc // s.nr * nb)
+        tile, here = k.alloc(p.acc, s.mc * s.nc), k.alloc(p.acc, s.kc * s.nr)
+        copies = k.alloc(p.acc, s.mc * (s.kc + PAD))
+        with k.loop(dmax(1, ceildiv(count, s.kc)), "seq", "kb") as kb:
+            k0, kn = start + s.kc * kb, dmin(s.kc, count - s.kc * kb)
+            element = self.copy_rows(k, inl, outer, copies, first, rows, k0, kn)
+            with k.loop(panels, "seq", "jp") as jp:
+                column = s.nc * nb + s.nr * jp
+                self.copy_columns(k, inl, outer, here, column, k0, kn)
+                with k.loop(ceildiv(rows, s.mr), "seq", "ip") as ip:
+                    self.add(k, tile, (s.mc * jp + s.mr * ip) * s.nr, kb, kn, lambda i, kk: element(ip, i, kk),
+                             lambda kk, j: k.b.load(here, s.nr * kk + j, p.acc))
+        with (k.loop(panels, "seq", "jp") as jp, k.loop(rows, "seq", "i") as i,
+              k.loop(s.nr, "vector", "j", s.width) as j):
+            v, row, col = k.b.load(tile, (s.mc * jp + i) * s.nr + j, p.acc), first + i, s.nc * nb + s.nr * jp + j
+            if self.parts == 1:
+                store(k, inl, p, s, v, outer, row, col)
+            else:
+                k.write(self.temp, linear_index((*outer, part, row, col), self.partial.shape), v,
+                        lanes_exist(k, p, s, col))
+
+    def copy_rows(self, k: KernelBuilder, inl: Inliner, outer: Idx, to: str, first: DimLike, rows: DimLike,
+                  k0: DimLike, kn: DimLike) -> Callable[[DimLike, DimLike, DimLike], Expr]:
+        """Bring a block of rows to ``to``; the element (row panel, row in it, k).  Rows beyond the last repeat it:
+        their sums are never stored."""
+        p, s = self.p, self.s
+        pitch = s.kc + PAD
+
+        def place(ip: DimLike, i: DimLike, kk: DimLike) -> DimLike:
+            return (ip * s.kc + kk) * s.mr + i if self.along_rows else (s.mr * ip + i) * pitch + kk
+
+        def copy(ip: DimLike, i: DimLike, kk: DimLike) -> None:
+            row = dmin(first + s.mr * ip + i, p.m - 1)
+            k.write(to, place(ip, i, kk), p.row_element(k, inl, outer, row, k0 + kk))
+        with k.loop(ceildiv(rows, s.mr), "seq", "ip") as ip:
+            if self.along_rows:
+                with k.loop(kn, "seq", "k") as kk, k.loop(s.mr, "vector", "i", s.mr) as i:
+                    copy(ip, i, kk)
+            else:
+                with k.loop(s.mr, "seq", "i") as i, k.loop(kn, "vector", "k", s.width) as kk:
+                    copy(ip, i, kk)
+        return lambda ip, i, kk: k.b.load(to, place(ip, i, kk), p.acc)
+
+    def copy_columns(self, k: KernelBuilder, inl: Inliner, outer: Idx, to: str, column: DimLike, k0: DimLike,
+                     kn: DimLike) -> None:
+        p, s = self.p, self.s
+
+        def copy(exists: Callable[[DimLike], Expr | None]) -> None:
+            with k.loop(kn, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
+                k.write(to, s.nr * kk + j, p.col_element(k, inl, outer, column + j, k0 + kk, exists(column + j)))
+        copy_panel(k, p, s, column, copy)
+
+    def add(self, k: KernelBuilder, tile: str, at: DimLike, kb: DimLike, kn: DimLike,
+            row: Callable[[DimLike, DimLike], Expr], col: Callable[[DimLike, DimLike], Expr]) -> None:
+        """Add the products of a block to a tile in memory, which the first block begins."""
+        p, s, b = self.p, self.s, k.b
+        acc = k.acc(p.acc, b.const(0, p.acc), (s.mr, s.nr))
+        with k.if_(b.gt(b.index(kb), 0)), k.loop(s.mr, "unroll", "i") as i, k.loop(
+                s.nr, "vector", "j", s.width) as j:
+            k.set(acc, b.load(tile, at + s.nr * i + j, p.acc), i, j)
+        with k.loop(kn, "seq", "k") as kk:
+            add_products(k, p, s, acc, lambda i: row(i, kk), lambda j: col(kk, j))
+        with k.loop(s.mr, "unroll", "i") as i, k.loop(s.nr, "vector", "j", s.width) as j:
+            k.write(tile, at + s.nr * i + j, k.get(acc, i, j))
+
+    def total(self) -> Kernel:
+        """The sums of the parts, added in order, and what the group makes of them."""
+        p = self.p
+        k = p.ctx.builder("t")
+        s = ContractSchedule("deep", mr=1, nr=self.s.width, width=self.s.width)
+        inl = inliner(k, p.group, p.ctx)
+        k.buffer(self.temp, p.acc, self.partial.shape)
+        with (nest(k, p.outer_extents, "parallel", "o") as outer,
+              nest(k, (p.m, ceildiv(p.n, s.nr)), "parallel", "t") as (row, panel)):
+            acc = k.acc(p.acc, k.b.const(0, p.acc), (s.nr,))
+            with k.loop(self.parts, "seq", "part") as part, k.loop(s.nr, "vector", "j", s.width) as j:
+                col = s.nr * panel + j
+                v = k.b.load(self.temp, linear_index((*outer, part, row, col), self.partial.shape), p.acc,
+                             lanes_exist(k, p, s, col))
+                k.set(acc, k.b.add(k.get(acc, j), v), j)
+            with k.loop(s.nr, "vector", "j", s.width) as j:
+                store(k, inl, p, s, k.get(acc, j), outer, row, s.nr * panel + j)
+        declare_outputs(k, p.group, p.ctx)
+        return k.finish(p.ctx.dims, [*describe(p.group), f"add the sums of {self.parts} parts"])
