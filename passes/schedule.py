@@ -28,7 +28,7 @@ class Machine:
     l1: int = 32 << 10
     l2: int = 1 << 20
     choices: Choices | None = field(default=None, compare=False)
-    dots: frozenset[str] = frozenset()
+    dots: tuple[str, ...] = ()
 
     def chosen(self, problem: Problem, default: S) -> S:
         """The schedule that was tuned or handed in for ``problem`` (op, dtype, sizes, ...); else ``default``."""

@@ -15,8 +15,8 @@ from flowc.backends.interp import run_program
 from flowc.compiled import compile_graph, machine
 
 BF16 = ml_dtypes.bfloat16
-WITH = replace(machine("cpu"), dots=frozenset({"dot_bf16", "dot_i16", "dot_i8"}))
-WITHOUT = replace(WITH, dots=frozenset())
+WITH = replace(machine("cpu"), dots=("dot_bf16", "dot_i16", "dot_i8"))
+WITHOUT = replace(WITH, dots=())
 TINY, HUGE = 2.0 ** -126, 2.0 ** 120
 
 

@@ -102,9 +102,9 @@ def cpu_target(triple: str, cpu: str, features: str, vector_bits: int = 512, llv
     return Target("cpu", triple, cpu, features, vector_bits, intrinsics=intrinsics, native=native, masks=wide)
 
 
-def dots(features: str) -> frozenset[str]:
+def dots(features: str) -> tuple[str, ...]:
     """The instructions on words that a CPU has."""
-    return frozenset(_dots(features))
+    return tuple(_dots(features))
 
 
 def _dots(features: str) -> dict[str, set[str]]:
