@@ -322,7 +322,7 @@ def test_running_values_of_rows(rows, length, lead, dtype, products, static):
         run = flowc.jit(lambda x: fn(x, axis=-1))
         if not static:
             run = run.lower(flowc.spec(f"{SHORT[dtype]}[{'a, b, c'[:x.ndim * 3 - 2]}]")).compile()
-        assert np.array_equal(run(x), want(x, axis=-1, dtype=dtype), equal_nan=True)
+        assert np.array_equal(run(x), want(x, axis=-1), equal_nan=True)
         flowc.verify(lambda x: op_call("linear_scan", x * 0.5, x, axis=x.ndim - 1), x.astype("float32"))
 
 
