@@ -30,7 +30,7 @@ from flowc.passes.schedule import ContractSchedule
 from flowc.types import Type
 
 LONG = 4096         # products that one part adds up, at least
-FEW = 1 << 18       # results times parts, at most
+FEW = 1 << 21       # results times parts, at most
 GRAIN = 512         # parts begin at multiples of it
 PAD = 16            # elements between copied rows beyond their length: rows at a power of two meet in few cache sets
 

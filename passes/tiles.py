@@ -112,9 +112,11 @@ def is_deep(p: Problem, streams: bool) -> bool:
 
 
 def deep_schedule(machine: Machine, p: Problem) -> ContractSchedule:
-    """Blocks of at most 128 rows and 256 columns, as even as tiles allow."""
+    """Blocks as even as tiles allow, the results of which fill half of the second-level cache: operands are read as
+    often as there are blocks of the other."""
     mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if p.row_reach.own is None else 32)
-    mc, nc = _even(p.m, mr, 128), _even(p.n, nr, 256)
+    mc = _even(p.m, mr, 256)
+    nc = _even(p.n, nr, machine.l2 // 2 // (mc * p.acc.bytes))
     return ContractSchedule("deep", mr=mr, nr=nr, width=width, kc=256 if p.acc.bits <= 32 else 128, mc=mc, nc=nc)
 
 

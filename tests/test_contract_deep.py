@@ -43,7 +43,7 @@ def checked(fn, *args: np.ndarray, form: str = "contraction: deep", exact: bool 
 @given(m=st.integers(2, 40), n=st.integers(2, 40), k=st.integers(32, 100), batch=st.sampled_from([(), (3,)]),
        dtype=st.sampled_from(["float32", "float64", "float16", "int32", "uint8"]),
        turned=st.tuples(st.booleans(), st.booleans()), before=st.booleans(),
-       after=st.sampled_from([None, "light", "heavy"]), few=st.sampled_from([1, 1 << 18]))
+       after=st.sampled_from([None, "light", "heavy"]), few=st.sampled_from([1, 1 << 21]))
 def test_long_sums_of_every_shape(short, monkeypatch, m, n, k, batch, dtype, turned, before, after, few):
     monkeypatch.setattr(contract_deep, "FEW", few)
     monkeypatch.setattr(tiles, "NARROW", 1)
