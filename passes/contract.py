@@ -25,13 +25,13 @@ import functools
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
-from flowc.dims import DimLike, ceildiv, dmax, dmin, prod, sym
+from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
 from flowc.kernel import Expr, Kernel
 from flowc.passes.contract_deep import lower_deep
 from flowc.passes.contract_direct import direct_task, direct_tasks, thin_task, thin_tasks
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
-from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
+from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, named, nest
 from flowc.passes.problem import Problem
 from flowc.passes.register_tile import add_products, copy_panel, finish, light, store
 from flowc.passes.schedule import ContractSchedule
@@ -45,7 +45,7 @@ def lower_contraction(g: Group, ctx: Context) -> Lowered:
     forms = choose_forms(ctx.machine, p)
     last = forms[-1].schedule
     if last.form == "deep":
-        return lower_deep(g, ctx, p, last)
+        return lower_deep(g, ctx, p, forms)
     packed = None
     if last.form == "packed":
         packed = Packed(words(ctx.machine, p, last.on_way) or p, last, f"{ctx.name}.packed")
@@ -91,15 +91,6 @@ def _tasks(k: KernelBuilder, p: Problem, forms: Sequence[Form], packed: Packed |
         for i, f in enumerate(forms):
             with k.if_(functools.reduce(k.b.and_, [*map(k.b.not_, fits[:i]), *fits[i:i + 1]])):
                 task(f.schedule, outer, tuple(named(k, d, n - 1) for d, n in zip(at, extents(f.schedule), strict=True)))
-
-
-def named(k: KernelBuilder, d: DimLike, most: DimLike) -> DimLike:
-    """A size within 0..most by a name: what is computed from it, and proved of it, stays short."""
-    if isinstance(d, int):
-        return d
-    name = k.let(k.b.index(d), range=(0, most)).attr[0]
-    k.ranges[name] = (0, most)
-    return sym(name)
 
 
 _IN_PLACE = {"direct": (direct_tasks, direct_task), "thin": (thin_tasks, thin_task)}

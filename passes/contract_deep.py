@@ -12,41 +12,44 @@ fit.  Here a task walks along the sum block by block, and its results stay near:
         epilogue, store; or, where there are several parts, store the sums of this one
     for outer, row, columns in parallel: add the sums of the parts in order; epilogue, store
 
+Where the length of the sums is not known, a short one is one part, and a tile that reads its operands in place adds it.
 The number of parts is a matter of the sizes alone (``parts_of``): machines and threads change no bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
 from flowc.kernel import Expr, Kernel
 from flowc.passes.fuse import Group
-from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
-from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
+from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
+from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, named, nest
 from flowc.passes.problem import Problem
 from flowc.passes.register_tile import add_products, copy_panel, lanes_exist, store
 from flowc.passes.schedule import ContractSchedule
+from flowc.passes.tiles import LONG, Form
 from flowc.types import Type
 
-LONG = 4096         # products that one part adds up, at least
-FEW = 1 << 18       # results times parts, at most
+FEW = 1 << 21       # results times parts, at most
 GRAIN = 512         # parts begin at multiples of it
 PAD = 16            # elements between copied rows beyond their length: rows at a power of two meet in few cache sets
 
 
-def parts_of(p: Problem) -> tuple[int, int]:
+def parts_of(p: Problem) -> tuple[DimLike, DimLike]:
     """Into how many parts the sums are cut, and how long these are: of the sizes of the problem alone."""
     results = prod((*p.outer_extents, p.m, p.n))
-    if not isinstance(p.k, int) or not isinstance(results, int):
-        raise TypeError("only sums of known length are cut")
+    assert isinstance(results, int), "only for results of known number"
+    if not isinstance(p.k, int):
+        return dmax(1, ceildiv(p.k, LONG)), LONG
     parts = max(1, min(p.k // LONG, FEW // max(results, 1)))
     length = -(-p.k // (parts * GRAIN)) * GRAIN
     return -(-p.k // length), length
 
 
-def lower_deep(g: Group, ctx: Context, p: Problem, s: ContractSchedule) -> Lowered:
-    d = _Deep(p, s, f"{ctx.name}.parts")
+def lower_deep(g: Group, ctx: Context, p: Problem, forms: Sequence[Form]) -> Lowered:
+    """``forms``: the deep one and, where the length of the sums is not known, one before for short ones."""
+    d = _Deep(p, forms, f"{ctx.name}.parts")
     work = p.work // (8 if p.acc.bits <= 32 else 4)
     if d.parts == 1:
         return Lowered([d.sums()], {}, [work])
@@ -57,8 +60,8 @@ def lower_deep(g: Group, ctx: Context, p: Problem, s: ContractSchedule) -> Lower
 class _Deep:
     """``temp`` names the buffer of the sums of the parts."""
 
-    def __init__(self, p: Problem, s: ContractSchedule, temp: str):
-        self.p, self.s, self.temp = p, s, temp
+    def __init__(self, p: Problem, forms: Sequence[Form], temp: str):
+        self.p, self.s, self.short, self.temp = p, forms[-1].schedule, forms[:-1], temp
         self.parts, self.length = parts_of(p)
         self.partial = Type(p.acc, (*p.outer_extents, self.parts, p.m, p.n))
         # rows stay as they lie where sums run along them; else panels of neighbouring rows, index by index of the sum
@@ -68,13 +71,27 @@ class _Deep:
         p, s = self.p, self.s
         k = p.ctx.builder("m")
         blocks = self.parts, ceildiv(p.n, s.nc), ceildiv(p.m, s.mc)
-        with nest(k, p.outer_extents, "parallel", "o") as outer, nest(k, blocks, "parallel", "t") as at:
-            self.task(k, inliner(k, p.group, p.ctx), outer, at)
+        if self.short:
+            (form,) = self.short
+            panels = ceildiv(p.n, form.schedule.nr), ceildiv(p.m, form.schedule.mr)
+            fits = k.let(k.b.eq(k.b.index(form.excess), 0))
+            count = k.as_index(k.b.select(fits, k.b.index(prod(panels)), k.b.index(prod(blocks))), 0, None)
+            with nest(k, p.outer_extents, "parallel", "o") as outer, k.loop(count, "parallel", "t") as t:
+                with k.if_(fits):
+                    at = unravel(named(k, t, prod(panels) - 1), panels)
+                    self.short_task(k, inliner(k, p.group, p.ctx), form.schedule, outer, at)
+                with k.if_(k.b.not_(fits)):
+                    at = unravel(named(k, t, prod(blocks) - 1), blocks)
+                    self.task(k, inliner(k, p.group, p.ctx), outer, at)
+        else:
+            with nest(k, p.outer_extents, "parallel", "o") as outer, nest(k, blocks, "parallel", "t") as at:
+                self.task(k, inliner(k, p.group, p.ctx), outer, at)
         if self.parts == 1:
             declare_outputs(k, p.group, p.ctx)
         else:
             k.buffer(self.temp, p.acc, self.partial.shape, "out")
-        return k.finish(p.ctx.dims, [*describe(p.group), f"{s}, {self.parts} parts of {self.length}"])
+        texts = [*(str(f.schedule) for f in self.short), f"{s}, {self.parts} parts of {self.length}"]
+        return k.finish(p.ctx.dims, [*describe(p.group), *texts])
 
     def task(self, k: KernelBuilder, inl: Inliner, outer: Idx, at: Idx) -> None:
         p, s, (part, nb, mb) = self.p, self.s, at
@@ -101,6 +118,20 @@ class _Deep:
             else:
                 k.write(self.temp, linear_index((*outer, part, row, col), self.partial.shape), v,
                         lanes_exist(k, p, s, col))
+
+    def short_task(self, k: KernelBuilder, inl: Inliner, s: ContractSchedule, outer: Idx, at: Idx) -> None:
+        """A tile of sums that have but one part, from operands in place (contract_direct.py)."""
+        p, (jp, ip) = self.p, at
+        acc = k.acc(p.acc, k.b.const(0, p.acc), (s.mr, s.nr))
+
+        def row(i: DimLike) -> DimLike:
+            return dmin(s.mr * ip + i, p.m - 1)
+        with k.loop(p.k, "seq", "k") as kk:
+            add_products(k, p, s, acc, lambda i: p.row_element(k, inl, outer, row(i), kk), lambda j: p.col_element(
+                k, inl, outer, s.nr * jp + j, kk, lanes_exist(k, p, s, s.nr * jp + j)))
+        with k.loop(s.mr, "unroll", "i") as i, k.loop(s.nr, "vector", "j", s.width) as j:
+            to = linear_index((*outer, 0, row(i), s.nr * jp + j), self.partial.shape)
+            k.write(self.temp, to, k.get(acc, i, j), lanes_exist(k, p, s, s.nr * jp + j))
 
     def copy_rows(self, k: KernelBuilder, inl: Inliner, outer: Idx, to: str, first: DimLike, rows: DimLike,
                   k0: DimLike, kn: DimLike) -> Callable[[DimLike, DimLike, DimLike], Expr]:

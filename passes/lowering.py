@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from flowc.dims import DimLike, Ranges
+from flowc.dims import DimLike, Ranges, sym
 from flowc.graph import Node
 from flowc.kernel import Kernel, Store, walk
 from flowc.passes.fuse import EXPENSIVE, Group
@@ -60,6 +60,15 @@ def nest(k: KernelBuilder, extents: Sequence[DimLike], kind: str, stem: str = "i
     """Loops of one kind, one inside the other; yields the index tuple."""
     with ExitStack() as stack:
         yield tuple(stack.enter_context(k.loop(n, kind, stem)) for n in extents)
+
+
+def named(k: KernelBuilder, d: DimLike, most: DimLike) -> DimLike:
+    """A size within 0..most by a name: what is computed from it, and proved of it, stays short."""
+    if isinstance(d, int):
+        return d
+    name = k.let(k.b.index(d), range=(0, most)).attr[0]
+    k.ranges[name] = (0, most)
+    return sym(name)
 
 
 def emit_outputs(k: KernelBuilder, inl: Inliner, nodes: Sequence[Node], idx: Idx, ctx: Context) -> None:

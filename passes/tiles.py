@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from flowc.dims import DimLike, dmax, dmin, prod, symbols
+from flowc.dims import DimLike, dmax, dmin, prod
 from flowc.passes.problem import Problem
 from flowc.passes.schedule import ContractSchedule, Machine
 from flowc.passes.words import words
@@ -35,6 +35,8 @@ PACK = 16             # the same for a kernel of its own that packs the columns:
 CREWS = (1, 2, 4, 8)  # numbers of threads that shall all be busy to the end
 CROWD = 2048          # bytes between rows: lines of rows at multiples of it meet in few sets of the first-level cache
 DEEP = 8192           # products of a sum that is cut along its length
+LONG = 4096           # products that one part adds up, at least
+SMALL = 1 << 14       # results of a sum that is cut although its length is not known, at most
 NARROW = 64           # columns that lie side by side and pass in one stream
 SHARE = (32, 512)     # rows and columns of a task where their number is unknown: enough tasks even of few
 MANY = 64             # products side by side that keep all threads busy
@@ -81,7 +83,8 @@ def choose_forms(machine: Machine, p: Problem) -> list[Form]:
 
 def _forms(machine: Machine, p: Problem) -> Iterator[Form]:
     streams = p.col_reach.plain and p.col_reach.own == 1
-    if is_deep(p, streams):
+    deep = is_deep(p, streams)
+    if deep and isinstance(p.k, int):
         yield Form(0, deep_schedule(machine, p))
         return
     size = 2 * p.n * p.k * p.acc.bytes  # of the column operand, in halves of the cache it shall fit
@@ -94,8 +97,11 @@ def _forms(machine: Machine, p: Problem) -> Iterator[Form]:
         mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if crowded(p) else 32)
         # a copy of the columns that few rows need would be read as often as it is written, but is read in order
         far = over(p.m, 2 * mr) + over(size, FAR * machine.l2)
-        yield Form(over(size, machine.l2) * over(p.m, WAYS) * far,
+        yield Form(over(size, machine.l2) * over(p.m, WAYS) * far + (over(p.k, LONG) if deep else 0),
                    ContractSchedule("direct", mr=mr, nr=nr, width=width))
+    if deep:
+        yield Form(0, deep_schedule(machine, p))
+        return
     s = packed_schedule(machine, p)
     if isinstance(p.m, int) and p.m <= s.mc:  # then there is no other task to share the copy with
         s = replace(s, on_way=True, kc=s.kc // 2)
@@ -103,18 +109,22 @@ def _forms(machine: Machine, p: Problem) -> Iterator[Form]:
 
 
 def is_deep(p: Problem, streams: bool) -> bool:
-    """Are the sums long, and all sizes known?  A few narrow rows are read in one go as well.  Cutting a sum changes
-    its rounding, so this is a matter of the operands, not of the machine."""
-    if not (isinstance(p.k, int) and isinstance(p.m, int) and isinstance(p.n, int)) or symbols(prod(p.outer_extents)):
+    """Are the sums long, or of unknown length but few, and all other sizes known?  A few narrow rows are read in one
+    go as well.  Cutting a sum changes its rounding, so this is a matter of the operands, not of the machine."""
+    results = prod((*p.outer_extents, p.m, p.n))
+    if not isinstance(p.m, int) or not isinstance(p.n, int) or not isinstance(results, int) or min(p.m, p.n) < 2:
         return False
-    few = p.m <= WAYS and p.n <= NARROW and p.row_reach.plain
-    return p.k >= DEEP and p.m > 1 and p.n > 1 and not (streams and few)
+    if not isinstance(p.k, int):
+        return p.m > WAYS and results <= SMALL
+    return p.k >= DEEP and not (streams and p.m <= WAYS and p.n <= NARROW and p.row_reach.plain)
 
 
 def deep_schedule(machine: Machine, p: Problem) -> ContractSchedule:
-    """Blocks of at most 128 rows and 256 columns, as even as tiles allow."""
+    """Blocks as even as tiles allow, the results of which fill half of the second-level cache: operands are read as
+    often as there are blocks of the other."""
     mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if p.row_reach.own is None else 32)
-    mc, nc = _even(p.m, mr, 128), _even(p.n, nr, 256)
+    mc = _even(p.m, mr, 256)
+    nc = _even(p.n, nr, machine.l2 // 2 // (mc * p.acc.bytes))
     return ContractSchedule("deep", mr=mr, nr=nr, width=width, kc=256 if p.acc.bits <= 32 else 128, mc=mc, nc=nc)
 
 

@@ -105,7 +105,10 @@ class Words(Problem):
 
 def words(machine: Machine, p: Problem, on_way: bool = False) -> Words | None:
     """``p`` over words, where operands and machine allow it.  ``on_way``: columns are not all packed before."""
+    around = {x.dtype for n in p.group.members for x in n.inputs}
     for kind in KINDS:
+        if around.isdisjoint(kind.dtypes):
+            continue
         # narrower sums are the lower bits of wider ones
         if kind.instr in machine.dots and (p.acc is f32 if kind.acc is f32 else p.acc.integer and p.acc.bits <= 32):
             w = Words(p, kind)

@@ -16,7 +16,8 @@ from flowc.passes import contract_deep, tiles
 def short(monkeypatch):
     """Sums of a few dozen count as long."""
     monkeypatch.setattr(tiles, "DEEP", 32)
-    monkeypatch.setattr(contract_deep, "LONG", 16)
+    for room in (tiles, contract_deep):
+        monkeypatch.setattr(room, "LONG", 16)
     monkeypatch.setattr(contract_deep, "GRAIN", 8)
 
 
@@ -43,7 +44,7 @@ def checked(fn, *args: np.ndarray, form: str = "contraction: deep", exact: bool 
 @given(m=st.integers(2, 40), n=st.integers(2, 40), k=st.integers(32, 100), batch=st.sampled_from([(), (3,)]),
        dtype=st.sampled_from(["float32", "float64", "float16", "int32", "uint8"]),
        turned=st.tuples(st.booleans(), st.booleans()), before=st.booleans(),
-       after=st.sampled_from([None, "light", "heavy"]), few=st.sampled_from([1, 1 << 18]))
+       after=st.sampled_from([None, "light", "heavy"]), few=st.sampled_from([1, 1 << 21]))
 def test_long_sums_of_every_shape(short, monkeypatch, m, n, k, batch, dtype, turned, before, after, few):
     monkeypatch.setattr(contract_deep, "FEW", few)
     monkeypatch.setattr(tiles, "NARROW", 1)
@@ -83,6 +84,29 @@ def test_which_sums_are_long(shape, turned, deep):
     a, b = flowc.spec(f"f32[{k}, {m}]" if turned else f"f32[{m}, {k}]"), flowc.spec(f"f32[{k}, {n}]")
     plan = flowc.jit(lambda x, y: (x.T if turned else x) @ y).lower(a, b).as_text("plan")
     assert ("contraction: deep" in plan) == deep
+
+
+@pytest.mark.parametrize("turned", [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize(("m", "n", "batch"), [(20, 9, ()), (33, 40, (2,))])
+def test_sums_of_unknown_length(short, m, n, batch, turned):
+    """Short ones are one part, whichever form adds them; all have the bits of the kernels as interpreted."""
+    def fn(x, y):
+        x = np.swapaxes(x, -1, -2) if turned[0] else x
+        return np.maximum(x @ (np.swapaxes(y, -1, -2) if turned[1] else y), 0.5)
+
+    def shapes(k):
+        return (*batch, *((k, m) if turned[0] else (m, k))), (*batch, *((n, k) if turned[1] else (k, n)))
+    specs = [flowc.spec("f32[" + ", ".join(map(str, s)) + "]") for s in shapes("k")]
+    with flowc.options(cache=False):
+        c = flowc.jit(fn).lower(*specs).compile()
+    plan = c.as_text("plan")
+    assert "contraction: deep" in plan and ("contraction: direct" in plan) == (not turned[1])
+    for k in (0, 1, 15, 16, 17, 64, 70):
+        args = [operand(i, s, "float32") for i, s in enumerate(shapes(k))]
+        got = c(*args)
+        (want,) = run_program(c.compiled.program, args, {"k": k})
+        assert got.tobytes() == want.tobytes(), k
+        assert np.allclose(got, fn(*args), rtol=1e-4, atol=1e-4)
 
 
 def test_rules_do_not_turn_other_forms_into_deep_ones():
