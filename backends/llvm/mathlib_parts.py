@@ -59,6 +59,25 @@ def poly(b: Builder, x: Expr, coefficients: Sequence[float]) -> Expr:
     return r
 
 
+def poly_pairs(b: Builder, x: Expr, square: Expr, coefficients: Sequence[float]) -> Expr:
+    """The same by pairs of terms and powers of the square: half as many roundings and half the time in a row."""
+    c = list(coefficients)
+    r = b.const(c.pop(0), x.dtype) if len(c) % 2 else b.fma(x, c.pop(0), c.pop(0))
+    for high, low in zip(c[::2], c[1::2], strict=True):
+        r = b.fma(r, square, b.fma(x, high, low))
+    return r
+
+
+def poly_either(b: Builder, cond: Expr, x: Expr, one: Sequence[float], other: Sequence[float]) -> Expr:
+    """The polynomial ``one`` where ``cond`` holds, else ``other``, which is shorter: choosing between two coefficients
+    keeps no multiplier busy, as computing both polynomials would.  Worth it for long ones."""
+    extra = len(one) - len(other)
+    r = b.select(cond, poly(b, x, one[:extra + 1]), other[0])
+    for c, d in zip(one[extra + 1:], other[1:], strict=True):
+        r = b.fma(r, x, b.select(cond, b.const(c, x.dtype), d))
+    return r
+
+
 def rarely(b: Builder, cond: Expr, rare: Expr, common: Expr) -> Expr:
     return b.make("rarely", (cond, rare, common), common.dtype)
 
