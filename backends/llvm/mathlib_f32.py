@@ -16,7 +16,7 @@ from flowc.backends.llvm.mathlib_parts import (
     bits,
     clamp,
     exponent_split,
-    log_special,
+    logarithm,
     nan_like,
     poly,
     poly_pairs,
@@ -131,35 +131,32 @@ def tanh(b: Builder, x: Expr) -> Expr:
 
 # ---- logarithms -----------------------------------------------------------------------------------------------------
 
-def log_split(b: Builder, x: Expr) -> tuple[Expr, Expr]:
-    """(e, f) with x = (1 + f) * 2**e for positive x, also subnormal; -1/3 <= f < 1/3, both f32."""
-    tiny = b.lt(x, 2.0**-126)
-    e, m = exponent_split(b, b.select(tiny, b.mul(x, 2.0**23), x), THIRDS)
-    return b.add(b.cast(e, f32), b.select(tiny, b.const(-23.0, f32), 0.0)), b.sub(m, 1.0)
-
-
 def log_near(b: Builder, f: Expr) -> Expr:
     """log(1 + f) for -1/3 <= f <= 1/3."""
     return b.fma(b.mul(f, f), b.fma(f, poly(b, f, LOG), -0.5), f)
 
 
 def log(b: Builder, x: Expr) -> Expr:
-    e, f = log_split(b, x)
-    return log_special(b, x, b.fma(e, LN2, log_near(b, f)))
+    return logarithm(b, x, THIRDS, log_near, lambda b, e, near: b.fma(e, LN2, near))
+
+
+def _log2_near(b: Builder, f: Expr) -> Expr:
+    tail = b.fma(b.mul(f, f), poly(b, f, LOG2), b.mul(f, LOG2_E_LOW))
+    return b.fma(f, LOG2_E, tail)
 
 
 def log2(b: Builder, x: Expr) -> Expr:
-    e, f = log_split(b, x)
-    tail = b.fma(b.mul(f, f), poly(b, f, LOG2), b.mul(f, LOG2_E_LOW))
-    return log_special(b, x, b.add(b.fma(f, LOG2_E, tail), e))
+    return logarithm(b, x, THIRDS, _log2_near, lambda b, e, near: b.add(near, e))
+
+
+def _log10_near(b: Builder, f: Expr) -> Expr:
+    tail = b.mul(b.fma(f, poly(b, f, LOG), -0.5), b.mul(f, f))  # log(1 + f) - f
+    return b.fma(f, 0.4342944920063019, b.fma(tail, 0.4342944920063019, b.mul(f, -1.0103049952192578e-08)))
 
 
 def log10(b: Builder, x: Expr) -> Expr:
-    e, f = log_split(b, x)
-    tail = b.mul(b.fma(f, poly(b, f, LOG), -0.5), b.mul(f, f))  # log(1 + f) - f
-    near = b.fma(f, 0.4342944920063019, b.fma(tail, 0.4342944920063019, b.mul(f, -1.0103049952192578e-08)))
-    value = b.fma(e, 0.3010300099849701, b.fma(e, -1.432098883924482e-08, near))
-    return log_special(b, x, value)
+    return logarithm(b, x, THIRDS, _log10_near, lambda b, e, near: b.fma(
+        e, 0.3010300099849701, b.fma(e, -1.432098883924482e-08, near)))
 
 
 def _log1p_value(b: Builder, x: Expr) -> Expr:

@@ -16,7 +16,7 @@ from flowc.backends.llvm.mathlib_parts import (
     bits,
     clamp,
     exponent_split,
-    log_special,
+    logarithm,
     nan_like,
     poly,
     poly_either,
@@ -152,13 +152,6 @@ def tanh(b: Builder, x: Expr) -> Expr:
 
 # ---- logarithms -----------------------------------------------------------------------------------------------------
 
-def log_split(b: Builder, x: Expr) -> tuple[Expr, Expr]:
-    """(e, f) with x = (1 + f) * 2**e for positive x, also subnormal; -1/3 <= f < 1/3."""
-    tiny = b.lt(x, 2.0**-1022)
-    e, m = exponent_split(b, b.select(tiny, b.mul(x, 2.0**54), x), THIRDS)
-    return b.add(b.cast(e, f64), b.select(tiny, b.const(-54.0, f64), 0.0)), b.sub(m, 1.0)
-
-
 def log_near(b: Builder, f: Expr) -> tuple[Expr, Expr]:
     """log(1 + f) as a pair: f - f*f/2 and the rest, about 60 bits together."""
     s = b.div(f, b.add(f, 2.0))
@@ -171,24 +164,27 @@ def log_near(b: Builder, f: Expr) -> tuple[Expr, Expr]:
 
 
 def log(b: Builder, x: Expr) -> Expr:
-    e, f = log_split(b, x)
-    high, low = log_near(b, f)
-    whole = b.mul(e, LN2)
-    s, rest = two_sum(b, whole, high)
-    rest = b.add(rest, b.add(b.fma(e, LN2_LOW, b.fma(e, LN2, b.neg(whole))), low))
-    return log_special(b, x, b.add(s, rest))
+    def finish(b: Builder, e: Expr, near: tuple[Expr, Expr]) -> Expr:
+        high, low = near
+        whole = b.mul(e, LN2)
+        s, rest = two_sum(b, whole, high)
+        return b.add(s, b.add(rest, b.add(b.fma(e, LN2_LOW, b.fma(e, LN2, b.neg(whole))), low)))
+    return logarithm(b, x, THIRDS, log_near, finish)
 
 
 def _log_base(b: Builder, x: Expr, unit: float, unit_low: float, two: float, two_low: float) -> Expr:
     """log(x) * (unit + unit_low), where two + two_low is the logarithm of 2."""
-    e, f = log_split(b, x)
-    high, low = log_near(b, f)
-    p, q = two_product(b, high, b.const(unit, f64))
-    q = b.fma(low, unit, b.fma(high, unit_low, q))
-    whole = b.mul(e, two)
-    s, rest = two_sum(b, whole, p)
-    rest = b.add(rest, b.add(b.fma(e, two_low, b.fma(e, two, b.neg(whole))), q))
-    return log_special(b, x, b.add(s, rest))
+    def near(b: Builder, f: Expr) -> tuple[Expr, Expr]:
+        high, low = log_near(b, f)
+        p, q = two_product(b, high, b.const(unit, f64))
+        return p, b.fma(low, unit, b.fma(high, unit_low, q))
+
+    def finish(b: Builder, e: Expr, near: tuple[Expr, Expr]) -> Expr:
+        p, q = near
+        whole = b.mul(e, two)
+        s, rest = two_sum(b, whole, p)
+        return b.add(s, b.add(rest, b.add(b.fma(e, two_low, b.fma(e, two, b.neg(whole))), q)))
+    return logarithm(b, x, THIRDS, near, finish)
 
 
 def log2(b: Builder, x: Expr) -> Expr:
@@ -421,6 +417,13 @@ def cbrt(b: Builder, x: Expr) -> Expr:
     t = b.add(t, b.div(rest, b.mul(square, 3.0)))
     t = b.copysign(b.select(tiny, b.mul(t, 2.0**-18), t), x)
     return b.select(b.and_(b.gt(a, 0.0), b.lt(a, INF)), t, x)
+
+
+def log_split(b: Builder, x: Expr) -> tuple[Expr, Expr]:
+    """(e, f) with x = (1 + f) * 2**e for positive x, also subnormal; -1/3 <= f < 1/3."""
+    tiny = b.lt(x, 2.0**-1022)
+    e, m = exponent_split(b, b.select(tiny, b.mul(x, 2.0**54), x), THIRDS)
+    return b.add(b.cast(e, f64), b.select(tiny, b.const(-54.0, f64), 0.0)), b.sub(m, 1.0)
 
 
 def _log2_pair(b: Builder, a: Expr) -> tuple[Expr, Expr]:
