@@ -479,3 +479,43 @@ print(h.hexdigest())
     found = {subprocess.run([sys.executable, "-c", code], env={**os.environ, "FLOWC_NUM_THREADS": t},
                             capture_output=True, text=True, check=True).stdout for t in ("1", "2", "3")}
     assert len(found) == 1
+
+
+# ---- one element of every row ---------------------------------------------------------------------------------------
+
+@few
+@given(st.integers(1, 3), st.integers(0, 2), st.booleans(), st.sampled_from(["float32", "float64", "float16", "int32"]),
+       st.integers(0, 99))
+def test_gradients_of_picked_elements(rank, axis, symbolic, dtype, seed):
+    rng = np.random.default_rng(seed)
+    axis %= rank
+    shape = tuple(int(n) for n in rng.choice([1, 2, 3, 5, 8], rank))
+    x = rng.integers(-9, 9, shape).astype(dtype)
+    rows = tuple(1 if a == axis else n for a, n in enumerate(shape))
+    at = rng.integers(-shape[axis], shape[axis], rows)
+    w = rng.integers(1, 9, rows).astype(dtype)
+
+    def adjoint(x, at, w):
+        y = fnp.zeros_like(x)
+        y[tuple(at if a == axis else fnp.reshape(fnp.arange(n), [n if b == a else 1 for b in range(rank)])
+                for a, n in enumerate(x.shape))] += w
+        return y
+    want = np.zeros_like(x)
+    np.put_along_axis(want, at, w, axis)
+    f = flowc.jit(adjoint)
+    kind = {"float32": "f32", "float64": "f64", "float16": "f16", "int32": "i32"}[dtype]
+    sizes = list("nml"[:rank]) if symbolic else [str(n) for n in shape]
+    there = ", ".join("1" if a == axis else n for a, n in enumerate(sizes))
+    exe = f.lower(flowc.spec(f"{kind}[{', '.join(sizes)}]"), flowc.spec(f"i64[{there}]"),
+                  flowc.spec(f"{kind}[{there}]")).compile()
+    assert np.array_equal(exe(x, at, w), want)
+    g = flowc.grad(lambda x: fnp.sum(fnp.take_along_axis(x, at, axis) * w))
+    if dtype.startswith("float"):
+        assert np.array_equal(flowc.jit(g)(x), want)
+
+
+def test_picked_elements_need_no_scatter():
+    step = flowc.value_and_grad(nn.cross_entropy)
+    for sizes in (("f32[n, m]", "i64[n]"), ("f32[8, n, 50]", "i64[8, n]"), ("f32[64, 10]", "i64[64]")):
+        exe = flowc.jit(step).lower(*map(flowc.spec, sizes)).compile()
+        assert "scatter" not in exe.as_text("graph")
