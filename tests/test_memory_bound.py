@@ -519,3 +519,20 @@ def test_picked_elements_need_no_scatter():
     for sizes in (("f32[n, m]", "i64[n]"), ("f32[8, n, 50]", "i64[8, n]"), ("f32[64, 10]", "i64[64]")):
         exe = flowc.jit(step).lower(*map(flowc.spec, sizes)).compile()
         assert "scatter" not in exe.as_text("graph")
+
+
+# ---- rows in order --------------------------------------------------------------------------------------------------
+
+@few
+@given(st.sampled_from([1, 7, 8, 9, 40, 1030]), st.sampled_from([65, 96, 300, 1024]),
+       st.sampled_from(["sum", "max", "argmax", "prod", "var"]),
+       st.sampled_from(["float32", "float64", "float16", "int32"]))
+def test_columns_of_any_number_of_rows_have_the_same_bits(m, n, op, dtype):
+    x = numbers((m, n), dtype)
+
+    def f(x):
+        return getattr(fnp, op)(x, axis=0)
+    kind = {"float32": "f32", "float64": "f64", "float16": "f16", "int32": "i32"}[dtype]
+    exe = flowc.jit(f).lower(flowc.spec(f"{kind}[m, {n}]")).compile()
+    small = flowc.jit(f).lower(flowc.spec(f"{kind}[{m}, {n}]")).compile()
+    assert np.asarray(exe(x)).tobytes() == np.asarray(small(x)).tobytes()
