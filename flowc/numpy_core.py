@@ -396,6 +396,13 @@ def _reshape_error(x: Tensor, shape: tuple[DimLike, ...], why: str, total: DimLi
 PUBLIC: dict[str, Callable[..., Any]] = {}  # name in flowc.numpy -> function of traced and of plain arrays
 
 
+def counts_to(node: Node, n: DimLike) -> bool:
+    """Are these positions 0..n-1 by construction?"""
+    while node.op.name in ("reshape", "broadcast"):
+        node = node.inputs[0]
+    return node.op.name == "iota" and node.attrs["shape"][node.attrs["axis"]] == n
+
+
 def has_tensor(args: Iterable[Any]) -> bool:
     for a in args:
         if isinstance(a, (Tensor, Dim)):

@@ -30,6 +30,7 @@ from flowc.numpy_core import (
     broadcast_shape,
     cast,
     common_dtype,
+    counts_to,
     dtype_error,
     emit,
     node_of,
@@ -323,15 +324,14 @@ def _index_tensor(k: Tensor) -> Tensor:
     return k
 
 
-_NOT_NEGATIVE = ("iota", "argmax", "argmin", "argsort", "size")
-
-
 def _index_node(k: Any, n: DimLike, several: bool, x: Tensor) -> Node:
     """An index array as positions 0..n-1 in i64."""
     if isinstance(k, np.ndarray):
         return _constant_index(k, n, x)
     node = read(k)
-    if node.type.dtype.kind == "i" and node.op.name not in _NOT_NEGATIVE:
+    if counts_to(node, n):
+        return cast(node, i64)
+    if node.type.dtype.kind == "i" and node.op.name not in ("iota", "argmax", "argmin", "argsort", "size"):
         node = cast(node, i64)
         zero, whole = [spread(size_node(d), node.type.shape) for d in (0, n)]
         node = emit("select", emit("lt", node, zero), emit("add", node, whole), node)

@@ -38,8 +38,9 @@ class Columns:
 
     Few columns (LANES at most) are kept in registers while the rows go by.  More of them are cut into strips: TURN
     rows are added in registers, strip after strip of lanes, and join the sums of the strip, which stay in the nearest
-    cache; so memory is read along whole rows.  Floating sums of SPLIT_ROWS rows are collected before they join the
-    totals.
+    cache; so memory is read along whole rows.  Where one strip is the whole row and the operand is too large for the
+    second-level cache, its rows are read one after the other: eight short ones at once are no streams that machines
+    recognise, and half as fast.  Floating sums of SPLIT_ROWS rows are collected before they join the totals.
 
     batches: reductions, each batch in a walk of its own that knows the results of the ones before.  o: indices of the
     kept axes before the columns.  wide: there is more to share between threads than strips.  piece: (first, count)
@@ -65,6 +66,9 @@ class Columns:
         while self.lanes % self.width:
             self.width //= 2
         self.exact = all(n.op.name in EXACT for n in nodes)
+        size = prod(nodes[0].inputs[0].shape) * nodes[0].inputs[0].dtype.bytes
+        self.in_order = (isinstance(self.columns, int) and self.columns <= STRIP
+                         and not (isinstance(size, int) and size <= ctx.machine.l2))
 
     def _strip_size(self, machine: Machine) -> int:
         """Columns of a strip: what is walked over again stays in a near cache."""
@@ -194,9 +198,7 @@ class Columns:
                 with k.loop(ceildiv(rows, SPLIT_ROWS), "seq", "c") as c:
                     part = self._sums(room, count)
                     self._turns(r0, SPLIT_ROWS * c, dmin(SPLIT_ROWS, rows - SPLIT_ROWS * c), first, count, part)
-                    with k.loop(count, "vector", "l", 2 * self.width) as lane:
-                        for n, total, p in zip(self.nodes, totals, part, strict=True):
-                            self._join(n, total, lane, self._read(n, p, lane))
+                    self._join_all(totals, part, count)
         with k.loop(count, "vector", "l", self.width) as lane:
             for n, total in zip(self.nodes, totals, strict=True):
                 self._known(n, first, lambda at, n=n, total=total: self._read(n, total, at))  # type: ignore[misc]
@@ -229,6 +231,9 @@ class Columns:
                sums: Sequence[Sequence[str]]) -> None:
         """Rows start .. start + rows - 1, TURN at a time."""
         k = self.k
+        if self.in_order and not (isinstance(rows, int) and rows <= TURN):
+            self._row_by_row(r0, start, rows, first, count, sums)
+            return
         turns = isinstance(rows, int) and rows <= TURN
         with (k.loop(1 if turns else ceildiv(rows, TURN), "seq", "t") as t,
               k.loop(count, "vector", "l", 2 * self.width) as lane):
@@ -239,6 +244,25 @@ class Columns:
                     a.feed(a.names, None, state, None)
             for n, a, names in zip(self.nodes, accs, sums, strict=True):
                 self._join(n, names, lane, [k.get(name) for name in a.names])
+
+    def _row_by_row(self, r0: Idx, start: DimLike, rows: DimLike, first: DimLike, count: DimLike,
+                    sums: Sequence[Sequence[str]]) -> None:
+        """The same bits with the sums of a turn in the nearest cache, so that memory is read as it lies."""
+        k = self.k
+        with k.loop(ceildiv(rows, TURN), "seq", "t") as t:
+            part = sums if self.exact else self._sums(count if isinstance(count, int) else STRIP, count)
+            with (k.loop(dmin(TURN, rows - TURN * t), "seq", "r") as r,
+                  k.loop(count, "vector", "l", 2 * self.width) as lane):
+                for n, names, state in zip(self.nodes, part, self._states(
+                        (*r0, start + TURN * t + r), first + lane, None), strict=True):
+                    self._join(n, names, lane, state)
+            if not self.exact:
+                self._join_all(sums, part, count)
+
+    def _join_all(self, totals: Sequence[Sequence[str]], parts: Sequence[Sequence[str]], count: DimLike) -> None:
+        with self.k.loop(count, "vector", "l", 2 * self.width) as lane:
+            for n, total, p in zip(self.nodes, totals, parts, strict=True):
+                self._join(n, total, lane, self._read(n, p, lane))
 
 
 def few_columns(n: Node) -> bool:

@@ -1,5 +1,5 @@
 """Forms that kernels are better at: products with a vector become reductions, reductions walk memory as it lies,
-counts become tallies, moments are taken from pieces.
+counts become tallies, scatters of one element per row comparisons, moments are taken from pieces.
 
 Here: rewrites that are no simplification but a choice of kernel family.  Not here: laws (rules_*.py), fusion (fuse.py).
 
@@ -16,6 +16,7 @@ from flowc.op import Reduction
 from flowc.passes.grain import along_the_grain, in_stages
 from flowc.passes.manager import PassContext, graph_pass
 from flowc.passes.moments import Moments
+from flowc.passes.one_each import one_each
 from flowc.passes.pairs import by_coordinate, reduced_again
 from flowc.passes.tally import counted
 from flowc.types import f32
@@ -51,6 +52,12 @@ def legalize(graph: Graph, ctx: PassContext) -> Graph:
             if parts is not n and ctx.allow("legalize", "by-coordinate", n):
                 changed = True
                 return parts
+            return n
+        if n.op.name == "scatter_add":
+            better = one_each(n)
+            if better is not n and ctx.allow("legalize", "one-of-each-row", n):
+                changed = True
+                return better
             return n
         if n.op.name != "dot" or n.dtype.kind in "bc":
             return n

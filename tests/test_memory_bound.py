@@ -7,6 +7,7 @@ interpreter; one thread and several give the same bits.
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from functools import cache
@@ -362,6 +363,8 @@ def test_unaligned_results_are_stored_as_usual(small_streams):
     native = compile_program(build(optimise(graph), BuildOptions()))
     (step,) = native.plan.steps
     assert "nontemporal" in native.as_text("llvm")
+    if platform.machine() == "x86_64":
+        assert "movnt" in native.as_text("asm")  # LLVM merges stores that look alike
     x, raw = numbers((524288,), "float32"), np.zeros(524288 * 4 + 128, np.uint8)
     for skip in (0, 4, 16, 36):
         start = -raw.ctypes.data % 64 + skip
@@ -476,3 +479,60 @@ print(h.hexdigest())
     found = {subprocess.run([sys.executable, "-c", code], env={**os.environ, "FLOWC_NUM_THREADS": t},
                             capture_output=True, text=True, check=True).stdout for t in ("1", "2", "3")}
     assert len(found) == 1
+
+
+# ---- one element of every row ---------------------------------------------------------------------------------------
+
+@few
+@given(st.integers(1, 3), st.integers(0, 2), st.booleans(), st.sampled_from(["float32", "float64", "float16", "int32"]),
+       st.integers(0, 99))
+def test_gradients_of_picked_elements(rank, axis, symbolic, dtype, seed):
+    rng = np.random.default_rng(seed)
+    axis %= rank
+    shape = tuple(int(n) for n in rng.choice([1, 2, 3, 5, 8], rank))
+    x = rng.integers(-9, 9, shape).astype(dtype)
+    rows = tuple(1 if a == axis else n for a, n in enumerate(shape))
+    at = rng.integers(-shape[axis], shape[axis], rows)
+    w = rng.integers(1, 9, rows).astype(dtype)
+
+    def adjoint(x, at, w):
+        y = fnp.zeros_like(x)
+        y[tuple(at if a == axis else fnp.reshape(fnp.arange(n), [n if b == a else 1 for b in range(rank)])
+                for a, n in enumerate(x.shape))] += w
+        return y
+    want = np.zeros_like(x)
+    np.put_along_axis(want, at, w, axis)
+    f = flowc.jit(adjoint)
+    kind = {"float32": "f32", "float64": "f64", "float16": "f16", "int32": "i32"}[dtype]
+    sizes = list("nml"[:rank]) if symbolic else [str(n) for n in shape]
+    there = ", ".join("1" if a == axis else n for a, n in enumerate(sizes))
+    exe = f.lower(flowc.spec(f"{kind}[{', '.join(sizes)}]"), flowc.spec(f"i64[{there}]"),
+                  flowc.spec(f"{kind}[{there}]")).compile()
+    assert np.array_equal(exe(x, at, w), want)
+    g = flowc.grad(lambda x: fnp.sum(fnp.take_along_axis(x, at, axis) * w))
+    if dtype.startswith("float"):
+        assert np.array_equal(flowc.jit(g)(x), want)
+
+
+def test_picked_elements_need_no_scatter():
+    step = flowc.value_and_grad(nn.cross_entropy)
+    for sizes in (("f32[n, m]", "i64[n]"), ("f32[8, n, 50]", "i64[8, n]"), ("f32[64, 10]", "i64[64]")):
+        exe = flowc.jit(step).lower(*map(flowc.spec, sizes)).compile()
+        assert "scatter" not in exe.as_text("graph")
+
+
+# ---- rows in order --------------------------------------------------------------------------------------------------
+
+@few
+@given(st.sampled_from([1, 7, 8, 9, 40, 1030]), st.sampled_from([65, 96, 300, 1024]),
+       st.sampled_from(["sum", "max", "argmax", "prod", "var"]),
+       st.sampled_from(["float32", "float64", "float16", "int32"]))
+def test_columns_of_any_number_of_rows_have_the_same_bits(m, n, op, dtype):
+    x = numbers((m, n), dtype)
+
+    def f(x):
+        return getattr(fnp, op)(x, axis=0)
+    kind = {"float32": "f32", "float64": "f64", "float16": "f16", "int32": "i32"}[dtype]
+    exe = flowc.jit(f).lower(flowc.spec(f"{kind}[m, {n}]")).compile()
+    small = flowc.jit(f).lower(flowc.spec(f"{kind}[{m}, {n}]")).compile()
+    assert np.asarray(exe(x)).tobytes() == np.asarray(small(x)).tobytes()

@@ -3,9 +3,10 @@
 Here: which stores do, and their code.  Not here: other stores (emit.py).  Read next: emit.py.
 
 An ordinary store of a line that is in no cache reads it first; a streaming one does not, which saves a third of the
-traffic of a copy.  But what it writes is in no cache afterwards, so only results larger than the caches are written so.
-It takes whole vectors at aligned addresses: the index must be a multiple of the vector, and the buffer aligned, which
-is asked when the kernel runs, like sizes that are symbolic; otherwise the store is an ordinary one.
+traffic of a copy.  But what it writes is in no cache afterwards, so only results that are larger than the caches
+together are written so.  It takes whole vectors at aligned addresses: the index must be a multiple of the vector, and
+the buffer aligned, which is asked when the kernel runs, like sizes that are symbolic; otherwise the store is an
+ordinary one.
 
 The rows of a table that is turned (emit_interleave.py) go to as many places: lines that are read first are then read
 one by one, with nothing fetched ahead, so these are streamed earlier, but whole lines only.  Such stores are put aside
@@ -25,8 +26,9 @@ from flowc.kernel import Kernel, Store, expressions, parts, walk
 if TYPE_CHECKING:
     from flowc.backends.llvm.emit import Emitter
 
-STREAM = 32 << 20   # bytes of a result that is not kept in caches
-TURNED = 12 << 20   # the same where its lines are written here and there
+STREAM = 32 << 20   # bytes of results that are not kept in caches
+LITTLE = 1 << 20    # bytes of one among them that is kept all the same
+TURNED = 12 << 20   # bytes of a result whose lines are written here and there and that is not kept
 LINE = 64
 TOGETHER = 1024     # bytes that are put aside, at most
 LEAST = 32          # bytes of a streaming store: smaller ones are slow
@@ -45,7 +47,8 @@ class Streams:
     """The buffers of one kernel that are large enough, and what was decided for them."""
 
     def __init__(self, kernel: Kernel, e: Emitter):
-        self.sizes: dict[str, DimLike] = {}
+        self.sizes: dict[str, DimLike] = {}  # bytes of results, by pointer
+        self.bytes: DimLike = 0              # of all of them
         self.questions: dict[str, tuple[Mem, DimLike, int, tuple[DimLike, ...], int]] = {}  # by flag
         self.dims = frozenset(kernel.dims)
         self.aside: dict[str, Aside] = {}
@@ -53,15 +56,15 @@ class Streams:
             return
         read = {x.attr[0] for s in walk(kernel.body) for x in parts(expressions(s)) if x.op == "load"}
         stored = {s.buffer for s in walk(kernel.body) if isinstance(s, Store)}
-        for p in kernel.params:
-            size = prod(p.shape) * p.dtype.bytes
-            small = isinstance(size, int) and size < min(STREAM, TURNED)
-            if p.role == "out" and p.name in stored - read and not small:
-                self.sizes[e.mems[p.name].pointer] = size
+        self.sizes = {e.mems[p.name].pointer: prod(p.shape) * p.dtype.bytes for p in kernel.params
+                      if p.role == "out" and p.name in stored - read}
+        self.bytes = sum(self.sizes.values(), 0)
 
     def store(self, e: Emitter, mem: Mem, index: DimLike, pointer: str, text: str) -> bool:
         """Write a vector to contiguous places, streaming if that is possible; False if it is not."""
         size, turned = self.sizes.get(mem.pointer), e.columns is not None
+        if size is not None and not turned:
+            size = 0 if isinstance(size, int) and size < LITTLE else self.bytes
         align, least = min(LINE, e.lanes * mem.dtype.bytes), TURNED if turned else STREAM
         if size is None or isinstance(size, int) and size < least or align < (LINE if turned else LEAST):
             return False
@@ -86,12 +89,14 @@ class Streams:
 
     def _write(self, e: Emitter, aside: Aside) -> None:
         self.aside.pop(aside.flag, None)
-        with e.branch(aside.flag):
+        past, usual, done = e.label("past"), e.label("usual"), e.label("join")
+        e.cond_br(aside.flag, past, usual)  # two ifs without else would be merged into one ordinary store
+        for block, which, more in ((past, 0, ", !nontemporal !{i32 1}"), (usual, 1, "")):
+            e.begin(block)
             for store, align in aside.stores:
-                e.raw(f"{store}{align.split()[0]}, !nontemporal !{{i32 1}}")
-        with e.branch(e.op(f"xor i1 {aside.flag}, true")):
-            for store, align in aside.stores:
-                e.raw(f"{store}{align.split()[1]}")
+                e.raw(f"{store}{align.split()[which]}{more}")
+            e.br(done)
+        e.begin(done)
 
     def _flag(self, e: Emitter, mem: Mem, size: DimLike, least: int, asked: Iterable[DimLike], align: int) -> str:
         """Is the buffer aligned and large, and are the sizes that were asked for multiples of ``align``?"""

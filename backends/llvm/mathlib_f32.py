@@ -16,9 +16,10 @@ from flowc.backends.llvm.mathlib_parts import (
     bits,
     clamp,
     exponent_split,
-    log_special,
+    logarithm,
     nan_like,
     poly,
+    poly_pairs,
     power_of_two,
     power_signs,
     quarter_turns_f32,
@@ -30,6 +31,7 @@ from flowc.kernel import Builder, Expr
 from flowc.types import f32, f64, i32, i64
 
 LN2, LN2_LOW = 0.6931471824645996, -1.9046542121259336e-09
+LN2_SHORT, LN2_REST = 0.693145751953125, 1.4286068203094173e-06  # a multiple of 2**-16
 LOG2_E, LOG2_E_LOW = 1.4426950216293335, 1.925963033500011e-08
 PI_2, PI_2_LOW, PI_2_LAST = 1.5707963705062866, -4.371138828673793e-08, -1.7151245100058819e-15
 PI, PI_LOW = 3.1415927410125732, -8.742277657347586e-08
@@ -53,8 +55,8 @@ SINH = (2.78221319e-06, 0.000198428956, 0.00833331048, 0.166666672)
 ERF = (-0.000595712918, 0.00498693297, -0.0267627407, 0.112817273, -0.376124889, 0.128379151)
 ERF_FAR = (-2.78636235e-05, 0.000266635383, 0.000175983048, -0.010487739, 0.0386089869, -0.0100073665, -0.0998952612,
            -0.290369123, 1.00150526)
-ERFC = (-0.681896806, 0.300274074, 0.434018761, -0.468929797, 0.211018786, 0.0753362849, -0.303264439, 0.30942443,
-        -0.0218018033, -0.39431810, 0.426652998, 0.883362949)
+ERFC = (0.00854108389, 0.0941135064, 0.391049504, 0.83603847, 0.871621072)
+ERFC_BELOW = (0.0665258691, 0.440893948, 1.39802611, 2.47903371, 2.40104818, 1.0)
 ATAN = (-0.0017875476, 0.0108873611, -0.0311270021, 0.0579065457, -0.0840047523, 0.109511748, -0.142640516,
         0.19998531, -0.333332986)
 ASIN = (0.0376968421, 0.0143148107, 0.0318390988, 0.0445133746, 0.0750052184, 0.166666597)
@@ -68,12 +70,10 @@ def to_integer(b: Builder, x: Expr, factor: float) -> tuple[Expr, Expr]:
 
 # ---- exponentials ---------------------------------------------------------------------------------------------------
 
-def exp_parts(b: Builder, x: Expr, low: Expr | None = None) -> tuple[Expr, Expr]:
-    """(p, n) with exp(x + low) = p * 2**n and p about 0.7 to 1.42; ``x`` within +-20000."""
+def exp_parts(b: Builder, x: Expr) -> tuple[Expr, Expr]:
+    """(p, n) with exp(x) = p * 2**n and p about 0.7 to 1.42; ``x`` within +-20000."""
     j, n = to_integer(b, x, 1.4426950408889634)
     r = b.fma(j, -LN2_LOW, b.fma(j, -LN2, x))
-    if low is not None:
-        r = b.add(r, low)
     return b.fma(r, b.fma(r, poly(b, r, EXP), 1.0), 1.0), n
 
 
@@ -131,35 +131,32 @@ def tanh(b: Builder, x: Expr) -> Expr:
 
 # ---- logarithms -----------------------------------------------------------------------------------------------------
 
-def log_split(b: Builder, x: Expr) -> tuple[Expr, Expr]:
-    """(e, f) with x = (1 + f) * 2**e for positive x, also subnormal; -1/3 <= f < 1/3, both f32."""
-    tiny = b.lt(x, 2.0**-126)
-    e, m = exponent_split(b, b.select(tiny, b.mul(x, 2.0**23), x), THIRDS)
-    return b.add(b.cast(e, f32), b.select(tiny, b.const(-23.0, f32), 0.0)), b.sub(m, 1.0)
-
-
 def log_near(b: Builder, f: Expr) -> Expr:
     """log(1 + f) for -1/3 <= f <= 1/3."""
     return b.fma(b.mul(f, f), b.fma(f, poly(b, f, LOG), -0.5), f)
 
 
 def log(b: Builder, x: Expr) -> Expr:
-    e, f = log_split(b, x)
-    return log_special(b, x, b.fma(e, LN2, log_near(b, f)))
+    return logarithm(b, x, THIRDS, log_near, lambda b, e, near: b.fma(e, LN2, near))
+
+
+def _log2_near(b: Builder, f: Expr) -> Expr:
+    tail = b.fma(b.mul(f, f), poly(b, f, LOG2), b.mul(f, LOG2_E_LOW))
+    return b.fma(f, LOG2_E, tail)
 
 
 def log2(b: Builder, x: Expr) -> Expr:
-    e, f = log_split(b, x)
-    tail = b.fma(b.mul(f, f), poly(b, f, LOG2), b.mul(f, LOG2_E_LOW))
-    return log_special(b, x, b.add(b.fma(f, LOG2_E, tail), e))
+    return logarithm(b, x, THIRDS, _log2_near, lambda b, e, near: b.add(near, e))
+
+
+def _log10_near(b: Builder, f: Expr) -> Expr:
+    tail = b.mul(b.fma(f, poly(b, f, LOG), -0.5), b.mul(f, f))  # log(1 + f) - f
+    return b.fma(f, 0.4342944920063019, b.fma(tail, 0.4342944920063019, b.mul(f, -1.0103049952192578e-08)))
 
 
 def log10(b: Builder, x: Expr) -> Expr:
-    e, f = log_split(b, x)
-    tail = b.mul(b.fma(f, poly(b, f, LOG), -0.5), b.mul(f, f))  # log(1 + f) - f
-    near = b.fma(f, 0.4342944920063019, b.fma(tail, 0.4342944920063019, b.mul(f, -1.0103049952192578e-08)))
-    value = b.fma(e, 0.3010300099849701, b.fma(e, -1.432098883924482e-08, near))
-    return log_special(b, x, value)
+    return logarithm(b, x, THIRDS, _log10_near, lambda b, e, near: b.fma(
+        e, 0.3010300099849701, b.fma(e, -1.432098883924482e-08, near)))
 
 
 def _log1p_value(b: Builder, x: Expr) -> Expr:
@@ -321,6 +318,20 @@ def acos(b: Builder, x: Expr) -> Expr:
 
 # ---- error functions ------------------------------------------------------------------------------------------------
 
+def _erfc_far(b: Builder, t: Expr) -> Expr:
+    """erfc(t) = exp(-t*t) * (1 + t * R(t) / S(t)) / (1 + 2 * t) for t >= 0 up to where it vanishes.
+
+    The fraction is small, and S is in numerator and denominator, so that few of the roundings count; no sum cancels.
+    In the exponent the square meets an exact multiple of LN2_SHORT before it is rounded."""
+    z = b.mul(t, t)
+    below = poly_pairs(b, t, z, ERFC_BELOW)
+    above = b.fma(t, poly_pairs(b, t, z, ERFC), below)
+    j, n = to_integer(b, z, -1.4426950408889634)
+    r = b.fma(j, -LN2_REST, b.fma(b.neg(t), t, b.mul(j, -LN2_SHORT)))
+    power = b.mul(r, b.fma(r, poly(b, r, EXP), 1.0))  # without the 1, which comes last
+    return scale(b, b.div(b.fma(above, power, above), b.fma(below, b.add(t, t), below)), n)
+
+
 def erf(b: Builder, x: Expr) -> Expr:
     """Odd polynomial near 0; beyond, the fourth root of erfc is nearly straight and a short polynomial."""
     a, z = b.abs(x), b.mul(x, x)
@@ -333,18 +344,8 @@ def erf(b: Builder, x: Expr) -> Expr:
 
 
 def erfc(b: Builder, x: Expr) -> Expr:
-    """erfc(a) = exp(-a*a) * r * p(r) with r = 1 / (1 + a), for all a = |x|.
-
-    r * p(r) grows in proportion to r, near enough, so the relative error of r is taken off the exponent."""
     a = b.abs(x)
-    t = b.select(b.gt(a, 10.3), 10.3, a)
-    r = b.div(1.0, b.add(t, 1.0))
-    lost = b.fma(b.neg(r), t, b.sub(1.0, r))  # 1 - r * (1 + t)
-    g = b.mul(r, poly(b, b.sub(r, 0.5625), ERFC))
-    square = b.mul(t, t)
-    low = b.fma(b.neg(t), t, square)
-    p, n = exp_parts(b, b.neg(square), b.add(low, lost))
-    far = scale(b, b.mul(p, g), n)
+    far = _erfc_far(b, b.select(b.gt(a, 10.3), 10.3, a))
     return b.select(b.lt(x, 0.0), b.sub(2.0, far), far)
 
 

@@ -16,9 +16,11 @@ from flowc.backends.llvm.mathlib_parts import (
     bits,
     clamp,
     exponent_split,
-    log_special,
+    logarithm,
     nan_like,
     poly,
+    poly_either,
+    poly_pairs,
     power_of_two,
     power_signs,
     quarter_turns_f64,
@@ -31,6 +33,7 @@ from flowc.kernel import Builder, Expr
 from flowc.types import f64, i32, i64
 
 LN2, LN2_LOW = 0.6931471805599453, 2.3190468138462996e-17
+LN2_SHORT, LN2_REST = 0.6931471805598903, 5.497923018708371e-14  # a multiple of 2**-42
 LOG2_E, LOG2_E_LOW = 1.4426950408889634, 2.0355273740931033e-17
 LOG10_E, LOG10_E_LOW = 0.4342944819032518, 1.098319650216765e-17
 LOG10_2, LOG10_2_LOW = 0.3010299956639812, -2.8037281277851704e-18
@@ -65,15 +68,19 @@ ATAN = (0.015192129742949558, -0.033470921279092278, 0.045033717059647989, -0.05
 ASIN = (0.032628768553225738, -0.020999236244758031, 0.021707532137188425, 0.0037063871762906416,
         0.010780255816095456, 0.011398911934728357, 0.013980820589787817, 0.017351612005895235, 0.02237221498850692,
         0.030381942707734335, 0.044642857174613117, 0.074999999999707995, 0.1666666666666676)
-ERF = (5.9451498010567372e-11, -1.1365597377212516e-09, 1.4657861441444799e-08, -1.6350022385089705e-07,
-       1.6460972539602005e-06, -1.4925593489007986e-05, 0.00012055331036134426, -0.00085483269787208882,
-       0.0052239776247804993, -0.026866170645072861, 0.11283791670954857, -0.37612638903183748, 0.12837916709551259)
-ERFC = (-1.4405735079564768e-08, 2.2008818832525272e-08, 1.0918921898659615e-07, -1.1935223156728831e-07,
-        -6.2705168659790994e-07, 3.4228086233572587e-07, 3.4799056900582213e-06, -7.2552829490916029e-07,
-        -2.0103769182469766e-05, 4.9478962267500157e-06, 0.00012510020443294803, -0.00010515952686361636,
-        -0.00077983241342563796, 0.0018886903294568021, 0.0025293918301281244, -0.023770514916692687,
-        0.068308027343209052, -0.11927366341537758, 0.12964515870277996, -0.047562294353449761, -0.13562110612458131,
-        1.2530080582697296)
+ERF = (5.296215985364876e-11, -7.765578446645039e-10, 9.392288631306447e-09, -1.042060314372694e-07,
+       1.0536437343795531e-06, -9.614808082907292e-06, 7.829649540142966e-05, -0.0005611894221840187,
+       0.003480274496657427, -0.01828388448914985, 0.07940998675593501, -0.2810721780454343, -0.03453126133013269)
+ERF_FAR = (-4.833108534450209e-14, 2.9314580566160573e-12, -8.134480369629611e-11, 1.3614612300078258e-09,
+           -1.5250567266060973e-08, 1.2004256170052204e-07, -6.814553824003852e-07, 2.86015284304431e-06,
+           -9.355791280310343e-06, 2.600663604210622e-05, -5.9966873362645145e-05, 7.517301461310315e-05,
+           -2.079296985985519e-06, 0.000640750623684237, -0.0035681568501608196, -0.0018068162435921976,
+           0.031164633023790543, 0.02608207295539177, -0.20077552382861194, -0.4744194488420368, 1.6817922800549348)
+ERFC = (1.596407548042345e-05, 0.0003668055067616279, 0.003955899093414869, 0.02655562126895057, 0.12254863795150876,
+        0.40399055104903253, 0.9549291973156157, 1.5715779868936053, 1.6546569390121773, 0.8716208329044814)
+ERFC_BELOW = (0.00012435098187555662, 0.002310717422110683, 0.02120572976337084, 0.12408813005235712,
+              0.5067026747037178, 1.4963271777164178, 3.2165505734850823, 4.946344367439637, 5.1876851055057225,
+              3.340231397982008, 1.0)
 
 
 def to_integer(b: Builder, x: Expr, factor: float) -> tuple[Expr, Expr]:
@@ -84,12 +91,10 @@ def to_integer(b: Builder, x: Expr, factor: float) -> tuple[Expr, Expr]:
 
 # ---- exponentials ---------------------------------------------------------------------------------------------------
 
-def exp_parts(b: Builder, x: Expr, low: Expr | None = None) -> tuple[Expr, Expr]:
-    """(p, n) with exp(x + low) = p * 2**n and p about 0.7 to 1.42."""
+def exp_parts(b: Builder, x: Expr) -> tuple[Expr, Expr]:
+    """(p, n) with exp(x) = p * 2**n and p about 0.7 to 1.42."""
     j, n = to_integer(b, x, LOG2_E)
     r = b.fma(j, -LN2_LOW, b.fma(j, -LN2, x))
-    if low is not None:
-        r = b.add(r, low)
     return b.fma(r, b.fma(r, poly(b, r, EXP), 1.0), 1.0), n
 
 
@@ -147,13 +152,6 @@ def tanh(b: Builder, x: Expr) -> Expr:
 
 # ---- logarithms -----------------------------------------------------------------------------------------------------
 
-def log_split(b: Builder, x: Expr) -> tuple[Expr, Expr]:
-    """(e, f) with x = (1 + f) * 2**e for positive x, also subnormal; -1/3 <= f < 1/3."""
-    tiny = b.lt(x, 2.0**-1022)
-    e, m = exponent_split(b, b.select(tiny, b.mul(x, 2.0**54), x), THIRDS)
-    return b.add(b.cast(e, f64), b.select(tiny, b.const(-54.0, f64), 0.0)), b.sub(m, 1.0)
-
-
 def log_near(b: Builder, f: Expr) -> tuple[Expr, Expr]:
     """log(1 + f) as a pair: f - f*f/2 and the rest, about 60 bits together."""
     s = b.div(f, b.add(f, 2.0))
@@ -166,24 +164,27 @@ def log_near(b: Builder, f: Expr) -> tuple[Expr, Expr]:
 
 
 def log(b: Builder, x: Expr) -> Expr:
-    e, f = log_split(b, x)
-    high, low = log_near(b, f)
-    whole = b.mul(e, LN2)
-    s, rest = two_sum(b, whole, high)
-    rest = b.add(rest, b.add(b.fma(e, LN2_LOW, b.fma(e, LN2, b.neg(whole))), low))
-    return log_special(b, x, b.add(s, rest))
+    def finish(b: Builder, e: Expr, near: tuple[Expr, Expr]) -> Expr:
+        high, low = near
+        whole = b.mul(e, LN2)
+        s, rest = two_sum(b, whole, high)
+        return b.add(s, b.add(rest, b.add(b.fma(e, LN2_LOW, b.fma(e, LN2, b.neg(whole))), low)))
+    return logarithm(b, x, THIRDS, log_near, finish)
 
 
 def _log_base(b: Builder, x: Expr, unit: float, unit_low: float, two: float, two_low: float) -> Expr:
     """log(x) * (unit + unit_low), where two + two_low is the logarithm of 2."""
-    e, f = log_split(b, x)
-    high, low = log_near(b, f)
-    p, q = two_product(b, high, b.const(unit, f64))
-    q = b.fma(low, unit, b.fma(high, unit_low, q))
-    whole = b.mul(e, two)
-    s, rest = two_sum(b, whole, p)
-    rest = b.add(rest, b.add(b.fma(e, two_low, b.fma(e, two, b.neg(whole))), q))
-    return log_special(b, x, b.add(s, rest))
+    def near(b: Builder, f: Expr) -> tuple[Expr, Expr]:
+        high, low = log_near(b, f)
+        p, q = two_product(b, high, b.const(unit, f64))
+        return p, b.fma(low, unit, b.fma(high, unit_low, q))
+
+    def finish(b: Builder, e: Expr, near: tuple[Expr, Expr]) -> Expr:
+        p, q = near
+        whole = b.mul(e, two)
+        s, rest = two_sum(b, whole, p)
+        return b.add(s, b.add(rest, b.add(b.fma(e, two_low, b.fma(e, two, b.neg(whole))), q)))
+    return logarithm(b, x, THIRDS, near, finish)
 
 
 def log2(b: Builder, x: Expr) -> Expr:
@@ -312,7 +313,7 @@ def _angle(b: Builder, top: Expr, bottom: Expr) -> Expr:
 
 def atan(b: Builder, x: Expr) -> Expr:
     a = b.abs(x)
-    far = b.gt(a, 1.0)
+    far = b.gt(a, 1.12)
     inverse = b.div(1.0, a)
     v = _angle(b, b.select(far, inverse, a), b.const(1.0, f64))
     return b.copysign(b.select(far, b.sub(PI_2, b.sub(v, PI_2_LOW)), v), x)
@@ -367,33 +368,35 @@ def acos(b: Builder, x: Expr) -> Expr:
 
 # ---- error functions ------------------------------------------------------------------------------------------------
 
-def _erfc_far(b: Builder, a: Expr) -> Expr:
-    """erfc(a) for a >= 1/2: exp(-a*a) times a polynomial in (a - 3) / (a + 3), over 1 + 2*a."""
-    t = clamp(b, a, 0.5, 28.0)
-    inverse = b.div(1.0, b.add(t, 3.0))
-    q = b.fma(inverse, -6.0, 1.0)
-    q = b.fma(inverse, b.fma(b.neg(t), q, b.fma(b.add(q, 1.0), -3.0, t)), q)
-    g = poly(b, q, ERFC)
-    inverse = b.div(1.0, b.fma(t, 2.0, 1.0))
-    h = b.mul(g, inverse)
-    g = b.fma(b.fma(b.mul(h, t), -2.0, b.sub(g, h)), inverse, h)
-    square, low = two_product(b, t, t)
-    p, n = exp_parts(b, b.neg(square), b.neg(low))
-    return scale(b, b.mul(p, g), n)
+def _erfc_far(b: Builder, t: Expr) -> Expr:
+    """erfc(t) = exp(-t*t) * (1 + t * R(t) / S(t)) / (1 + 2 * t) for t >= 0 up to where it vanishes.
+
+    The fraction is small, and S is in numerator and denominator, so that few of the roundings count; no sum cancels.
+    In the exponent the square meets an exact multiple of LN2_SHORT before it is rounded."""
+    z = b.mul(t, t)
+    below = poly_pairs(b, t, z, ERFC_BELOW)
+    above = b.fma(t, poly_pairs(b, t, z, ERFC), below)
+    j, n = to_integer(b, z, -LOG2_E)
+    r = b.fma(j, -LN2_REST, b.fma(b.neg(t), t, b.mul(j, -LN2_SHORT)))
+    power = b.mul(r, b.fma(r, poly(b, r, EXP), 1.0))  # without the 1, which comes last
+    return scale(b, b.div(b.fma(above, power, above), b.fma(below, b.add(t, t), below)), n)
 
 
 def erf(b: Builder, x: Expr) -> Expr:
-    a, z = b.abs(x), b.mul(x, x)
-    near = b.fma(x, poly(b, z, ERF), x)
-    return b.copysign(b.select(b.lt(a, 1.0), near, b.sub(1.0, _erfc_far(b, a))), x)
+    """Odd function near 0, in powers of x*x - 1/2; beyond, the fourth root of 8 * erfc: nearly straight, and just below
+    1, where roundings are smallest, as long as they count."""
+    a, z = b.abs(x), b.fma(x, x, -0.5)
+    far = b.gt(a, 1.12)
+    t = b.select(b.gt(a, 5.95), 5.95, a)
+    p = poly_either(b, far, b.select(far, t, z), ERF_FAR, ERF)
+    half = b.mul(p, p)
+    return b.copysign(b.select(far, b.fma(b.mul(half, -0.125), half, 1.0), b.fma(a, p, a)), x)
 
 
 def erfc(b: Builder, x: Expr) -> Expr:
-    a, z = b.abs(x), b.mul(x, x)
-    near = b.sub(1.0, b.fma(x, poly(b, z, ERF), x))
-    far = _erfc_far(b, a)
-    far = b.select(b.lt(x, 0.0), b.sub(2.0, far), far)
-    return b.select(b.or_(b.lt(a, 0.5), b.and_(b.lt(x, 0.0), b.lt(a, 1.0))), near, far)
+    a = b.abs(x)
+    far = _erfc_far(b, b.select(b.gt(a, 28.0), 28.0, a))
+    return b.select(b.lt(x, 0.0), b.sub(2.0, far), far)
 
 
 # ---- roots and powers -----------------------------------------------------------------------------------------------
@@ -414,6 +417,13 @@ def cbrt(b: Builder, x: Expr) -> Expr:
     t = b.add(t, b.div(rest, b.mul(square, 3.0)))
     t = b.copysign(b.select(tiny, b.mul(t, 2.0**-18), t), x)
     return b.select(b.and_(b.gt(a, 0.0), b.lt(a, INF)), t, x)
+
+
+def log_split(b: Builder, x: Expr) -> tuple[Expr, Expr]:
+    """(e, f) with x = (1 + f) * 2**e for positive x, also subnormal; -1/3 <= f < 1/3."""
+    tiny = b.lt(x, 2.0**-1022)
+    e, m = exponent_split(b, b.select(tiny, b.mul(x, 2.0**54), x), THIRDS)
+    return b.add(b.cast(e, f64), b.select(tiny, b.const(-54.0, f64), 0.0)), b.sub(m, 1.0)
 
 
 def _log2_pair(b: Builder, a: Expr) -> tuple[Expr, Expr]:

@@ -9,11 +9,14 @@ Here: helpers over the expression builder, and two operations that only the emit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 from flowc.kernel import Builder, Expr
 from flowc.types import DType, f32, f64, i32, i64, u32, u64
+
+T = TypeVar("T")
 
 # 2 / pi in words of 32 bits, after a word of its integer part: enough for the largest f64
 TWO_OVER_PI = (
@@ -56,6 +59,25 @@ def poly(b: Builder, x: Expr, coefficients: Sequence[float]) -> Expr:
     r = b.fma(b.const(coefficients[0], x.dtype), x, coefficients[1])
     for c in coefficients[2:]:
         r = b.fma(r, x, c)
+    return r
+
+
+def poly_pairs(b: Builder, x: Expr, square: Expr, coefficients: Sequence[float]) -> Expr:
+    """The same by pairs of terms and powers of the square: half as many roundings and half the time in a row."""
+    c = list(coefficients)
+    r = b.const(c.pop(0), x.dtype) if len(c) % 2 else b.fma(x, c.pop(0), c.pop(0))
+    for high, low in zip(c[::2], c[1::2], strict=True):
+        r = b.fma(r, square, b.fma(x, high, low))
+    return r
+
+
+def poly_either(b: Builder, cond: Expr, x: Expr, one: Sequence[float], other: Sequence[float]) -> Expr:
+    """The polynomial ``one`` where ``cond`` holds, else ``other``, which is shorter: choosing between two coefficients
+    keeps no multiplier busy, as computing both polynomials would.  Worth it for long ones."""
+    extra = len(one) - len(other)
+    r = b.select(cond, poly(b, x, one[:extra + 1]), other[0])
+    for c, d in zip(one[extra + 1:], other[1:], strict=True):
+        r = b.fma(r, x, b.select(cond, b.const(c, x.dtype), d))
     return r
 
 
@@ -137,11 +159,21 @@ def clamp(b: Builder, x: Expr, lo: float, hi: float) -> Expr:
     return b.select(b.lt(x, lo), lo, x)
 
 
-def log_special(b: Builder, x: Expr, value: Expr) -> Expr:
-    """The results of a logarithm where x is not positive and finite."""
+def logarithm(b: Builder, x: Expr, low: int, near: Callable[[Builder, Expr], T],
+              finish: Callable[[Builder, Expr, T], Expr]) -> Expr:
+    """A logarithm of any x: ``finish(e, near(f))`` where x = (1 + f) * 2**e with 1 + f at least the float with the bits
+    ``low`` and less than twice it.  Everything but positive normal numbers is rare: one comparison tells them."""
+    d = x.dtype
+    unsigned, m = {f32: u32, f64: u64}[d], MANTISSA[d]
+    odd = b.ge(b.sub(b.bitcast(x, unsigned), 1 << m), 2 * BIAS[d] << m)
+    tiny = b.lt(x, 2.0 ** (1 - BIAS[d]))
+    e, mantissa = exponent_split(b, rarely(b, odd, b.select(tiny, b.mul(x, 2.0**m), x), x), low)
+    e, rest = b.cast(e, d), near(b, b.sub(mantissa, 1.0))
+    value = finish(b, b.select(tiny, b.sub(e, float(m)), e), rest)
     value = b.select(b.lt(x, INF), value, x)
     value = b.select(b.eq(x, 0.0), -INF, value)
-    return b.select(b.ge(x, 0.0), value, nan_like(b, x))
+    value = b.select(b.ge(x, 0.0), value, nan_like(b, x))
+    return rarely(b, odd, value, finish(b, e, rest))
 
 
 def power_signs(b: Builder, x: Expr, y: Expr, value: Expr) -> Expr:
