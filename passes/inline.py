@@ -352,7 +352,7 @@ class DecidedOps(Ops):
     def emit(self, op: str, *args) -> Expr:
         b = self._k.b
         if op in _DECIDE:
-            x, y = map(_as_size, args)
+            x, y = map(as_size, args)
             if x is not None and y is not None:
                 gap = x - y
                 if (op, gap) not in self.known:
@@ -380,7 +380,7 @@ _DECIDE: dict[str, Callable[[DimLike, Mapping[str, Range]], bool | None]] = {
     "ne": lambda gap, ranges: None if (same := known_eq(gap, 0, ranges)) is None else not same}
 
 
-def _as_size(x) -> DimLike | None:
+def as_size(x) -> DimLike | None:
     if not isinstance(x, Expr):
         return x if type(x) is int else None
     return x.attr if x.dtype is i64 and x.op in ("index", "const") else None

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from flowc.dims import DimLike, ceildiv, dmin, prod
+from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
 from flowc.graph import Node
 from flowc.kernel import CHUNK, LANES, Expr, Fold
 from flowc.op import Pointwise, Reduction
@@ -25,6 +26,9 @@ from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unrav
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.schedule import Machine, collapse
 from flowc.types import DType
+
+if TYPE_CHECKING:
+    from flowc.passes.margins import RowMargins
 
 EXACT = frozenset({"reduce_max", "reduce_min", "reduce_and", "reduce_or", "argmax", "argmin"})
 
@@ -93,8 +97,10 @@ def lane_width(machine: Machine, accs: Sequence[Accumulators], lanes: int) -> in
 
 
 def accumulate(k: KernelBuilder, accs: Sequence[Accumulators], extent: DimLike, width: int,
-               element: Callable[[DimLike, Expr | None], Sequence[Sequence[Expr]]], blocked: bool) -> None:
-    """Deal elements 0 .. extent-1 to the lanes: ``element(j, where)`` gives the states of element j."""
+               element: Callable[[DimLike, Expr | None], Sequence[Sequence[Expr]]], blocked: bool,
+               among: tuple[DimLike, DimLike] | None = None) -> None:
+    """Deal elements 0 .. extent-1 to the lanes: ``element(j, where)`` gives the states of element j.  ``among``: the
+    first and the end of the blocks of one element per lane that are dealt, if not all of them have something to add."""
     lanes = accs[0].lanes
 
     def lanes_at(base: DimLike, left: DimLike | None, names: Sequence[Sequence[str]]) -> None:
@@ -105,17 +111,20 @@ def accumulate(k: KernelBuilder, accs: Sequence[Accumulators], extent: DimLike, 
 
     totals = [a.names for a in accs]
     blocks, left = extent // lanes, extent % lanes
+    start, end = among or (0, blocks)
     if isinstance(blocks, int) and blocks == 0:
         pass
     elif not blocked or (isinstance(extent, int) and extent <= CHUNK):
-        with k.loop(blocks, "seq", "j") as j:
-            lanes_at(lanes * j, None, totals)
+        with k.loop(end - start, "seq", "j") as j:
+            lanes_at(lanes * (start + j), None, totals)
     else:
         per = CHUNK // lanes
-        with k.loop(ceildiv(blocks, per), "seq", "c") as c:
+        with k.loop(ceildiv(end, per) - start // per, "seq", "c") as i:
+            c = start // per + i
+            here = per * c if among is None else dmax(start, per * c)
             part = [a.fresh() for a in accs]
-            with k.loop(dmin(per, blocks - per * c), "seq", "j") as j:
-                lanes_at(lanes * (per * c + j), None, part)
+            with k.loop(dmin(end - here, per * (c + 1) - here), "seq", "j") as j:
+                lanes_at(lanes * (here + j), None, part)
             with k.loop(lanes, "vector", "l", width) as lane:
                 for a, p in zip(accs, part, strict=True):
                     a.feed(a.names, lane, [k.get(n, lane) for n in p], None, states=True)
@@ -146,7 +155,8 @@ def single(extents: Sequence[DimLike]) -> bool:
 
 
 def reduce_batch(k: KernelBuilder, inl: Inliner, nodes: Sequence[Node], o: Idx, machine: Machine, flat: bool,
-                 also: Callable[[Idx, Expr | None], None] = lambda idx, where: None) -> list[tuple[Expr, ...]]:
+                 also: Callable[[Idx, Expr | None], None] = lambda idx, where: None,
+                 margins: RowMargins | None = None) -> list[tuple[Expr, ...]]:
     """Reduce over the same axes for every node; returns folded states.  ``also(r, where)`` runs per element."""
     extents = reduced_extents(nodes[0])
     flat = flat or single(extents)
@@ -162,8 +172,10 @@ def reduce_batch(k: KernelBuilder, inl: Inliner, nodes: Sequence[Node], o: Idx, 
                    for a, n in zip(accs, nodes, strict=True)]
             also(r, where)
             return out
-        accumulate(k, accs, walked[-1], width, element, blocked=any(n.op.name not in EXACT for n in nodes))
-    return [a.fold() for a in accs]
+        accumulate(k, accs, walked[-1], width, element, any(n.op.name not in EXACT for n in nodes),
+                   None if margins is None else margins.walked(nodes, lanes))
+    states = [a.fold() for a in accs]
+    return states if margins is None else [margins.complete(n, s) for n, s in zip(nodes, states, strict=True)]
 
 
 def lower_rows(g: Group, ctx: Context) -> Lowered:
@@ -180,7 +192,7 @@ def lower_rows(g: Group, ctx: Context) -> Lowered:
 
 
 def walk_row(k: KernelBuilder, inl: Inliner, g: Group, o: Idx, ctx: Context,
-             write: Callable[[Node, Idx, Expr], None]) -> None:
+             write: Callable[[Node, Idx, Expr], None], margins: RowMargins | None = None) -> None:
     """One row of a row kernel; ``write(node, idx, value)`` takes the elements of the group's outputs."""
     inside = g.space[g.outer:]
     flat = flat_ok(g)
@@ -194,10 +206,12 @@ def walk_row(k: KernelBuilder, inl: Inliner, g: Group, o: Idx, ctx: Context,
             for n in now:
                 at = linear_index(r, n.shape[g.outer:])
                 k.write(where_cached[n], at, inl.value(n, (*o, *r), where), where)
-        states = reduce_batch(k, inl, batch, o, ctx.machine, flat, also)
+        states = reduce_batch(k, inl, batch, o, ctx.machine, flat, also, margins)
         for n, s in zip(batch, states, strict=True):
             v = k.let(result(k, n, s))
             inl.bound[n] = _row_value(n, o, v)
+            if margins is not None:
+                margins.bind(n, v)
         for n in now:
             filled.add(n)
             inl.bound[n] = _cached(k, n, where_cached[n], o, g.outer)
@@ -205,11 +219,16 @@ def walk_row(k: KernelBuilder, inl: Inliner, g: Group, o: Idx, ctx: Context,
         if n.rank == g.outer:
             write(n, o, inl.value(n, o))
     full = [n for n in g.outputs if n.rank > g.outer]
-    if full:
-        with (nest(k, inside[:-1], "seq", "q") as q,
-              k.loop(inside[-1], "vector", "j", ctx.machine.lanes(full[0].dtype)) as j):
-            for n in full:
-                write(n, (*o, *q, j), inl.value(n, (*o, *q, j)))
+    if not full:
+        return
+    lanes = ctx.machine.lanes(full[0].dtype)
+    start, end = (0, inside[-1]) if margins is None else margins.written(lane_count(inside[-1]))
+    with nest(k, inside[:-1], "seq", "q") as q, k.loop(end - start, "vector", "j", lanes) as j:
+        for n in full:
+            write(n, (*o, *q, start + j), inl.value(n, (*o, *q, start + j)))
+    if margins is not None:
+        for n in full:
+            margins.fill(n, lanes, start, end, write)
 
 
 def _row_value(node: Node, o: Idx, v: Expr):

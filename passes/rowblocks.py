@@ -3,15 +3,16 @@ scores, nearest neighbours without the matrix of distances.
 
 Here: recognising a contraction and a row kernel, or these and one more contraction, that hand each other whole rows;
 the one kernel that does it all for a block of rows whose values in between stay in the second-level cache.
-Not here: the kernels on their own (contract.py, reductions.py).
+Not here: the kernels on their own (contract.py, reductions.py), what a mask leaves out (margins.py).
 
     for outer, row block in parallel:
         S[block][N] = rows of the first product, its epilogue applied
         for each row of S: the row kernel, in place if a product follows
         rows of the second product, read from S, epilogue, store
 
-Every number is computed as by the separate kernels, in the same order: the bits are theirs.  (The tiling is that of
-Dao et al., "FlashAttention", 2022; without its running rescaling, as a block of whole rows fits the cache.)
+Every number is computed as by the separate kernels, in the same order: the bits are theirs, but for the sign of a zero
+that is the sum of products too small for a float, where products with the zeros of a mask were left out.  (The tiling
+is that of Dao et al., "FlashAttention", 2022; without its running rescaling, as a block of whole rows fits the cache.)
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ from dataclasses import replace
 
 from flowc.dims import DimLike, ceildiv, dmin, prod
 from flowc.graph import Node
-from flowc.kernel import Expr
+from flowc.kernel import Expr, Fold
 from flowc.passes.contract import Packed
 from flowc.passes.contract_direct import finish_tile
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
-from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
+from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, named, nest
+from flowc.passes.margins import Margins, find_cuts
 from flowc.passes.problem import Problem
 from flowc.passes.reductions import walk_row
 from flowc.passes.register_tile import add_products, lanes_exist, store
 from flowc.passes.schedule import ContractSchedule, Machine
 from flowc.passes.tiles import register_tile
 from flowc.proofs import known_eq
+from flowc.types import DType, i64
 
 BLOCKS = (48, 32, 24, 16, 8)  # rows of a block, the first that fits
 
@@ -187,6 +190,8 @@ class _RowBlock:
         self.sa = self._tile(self.pa)
         self.packed = None if self.pa.col_reach.plain and self.pa.col_reach.own == 1 else Packed(
             self.pa, self.sa, f"{ctx.name}.packed")
+        self.cuts = find_cuts(self.row, self.a, self.pa, named)
+        self.margins: Margins | None = None
 
     def _tile(self, p: Problem) -> ContractSchedule:
         mr, nr, width = register_tile(self.ctx.machine, p.acc, self.rows, p.n)
@@ -194,8 +199,11 @@ class _RowBlock:
 
     def lower(self) -> Lowered:
         k = self.ctx.builder("b")
-        with (nest(k, self.pa.outer_extents, "parallel", "o") as outer,
-              k.loop(ceildiv(self.pa.m, self.rows), "parallel", "rb") as block):
+        blocks = ceildiv(self.pa.m, self.rows)
+        with nest(k, self.pa.outer_extents, "parallel", "o") as outer, k.loop(blocks, "parallel", "rb") as block:
+            if self.cuts is not None and self.cuts.high is not None and self.cuts.high.grows:
+                block = blocks - 1 - block  # those with most to do come first, so that all threads end together
+            self.margins = self._margins(k, outer, block)
             table = k.alloc(self.pa.acc, self.rows * self.n)
             self.scores(k, table, outer, block)
             self.normalise(k, table, outer, block)
@@ -210,6 +218,12 @@ class _RowBlock:
         return Lowered([self.packed.pack_columns(), kernel], {self.packed.temp: self.packed.packed},
                        [prod(self.packed.packed.shape) * 2, work])
 
+    def _margins(self, k: KernelBuilder, outer: Idx, block: DimLike) -> Margins | None:
+        if self.cuts is None:
+            return None
+        first, last = self.rows * block, dmin(self.rows * block + self.rows, self.pa.m) - 1
+        return Margins(k, self.cuts, self.n, *(self.pa.out_index(outer, i, 0)[:-1] for i in (first, last)))
+
     def local(self, s: ContractSchedule, ip: DimLike, i: DimLike) -> DimLike:
         """Row of the block; rows beyond the last repeat it."""
         return s.mr * ip + i if self.rows % s.mr == 0 else dmin(s.mr * ip + i, self.rows - 1)
@@ -222,7 +236,11 @@ class _RowBlock:
     def scores(self, k: KernelBuilder, table: str, outer: Idx, block: DimLike) -> None:
         p, s = self.pa, self.sa
         inl = inliner(k, self.first, self.ctx)
-        with k.loop(ceildiv(p.n, s.nr), "seq", "jp") as jp, k.loop(ceildiv(self.rows, s.mr), "seq", "ip") as ip:
+        low, high = (0, p.n) if self.margins is None else (self.margins.low, self.margins.high)
+        start, panels = low // s.nr, ceildiv(high, s.nr) - low // s.nr
+        with k.loop(panels, "seq", "jp") as jp, k.loop(ceildiv(self.rows, s.mr), "seq", "ip") as ip:
+            jp = start + jp
+
             def col(kk: DimLike, j: DimLike) -> Expr:
                 if self.packed is not None:
                     return self.packed.column(k, outer, jp, kk, j)
@@ -239,7 +257,10 @@ class _RowBlock:
     def normalise(self, k: KernelBuilder, table: str, outer: Idx, block: DimLike) -> None:
         inl = inliner(k, self.row, self.ctx)
         with k.loop(self.rows, "seq", "r") as i:
-            o = tuple(map(k.tidy, self.pa.out_index(outer, self.whole(block, i), 0)[:-1]))
+            at = self.whole(block, i)
+            if self.margins is not None:  # the cuts are linear in an index of the row
+                at = 0 if isinstance(self.pa.m, int) and self.pa.m == 1 else named(k, at, self.pa.m - 1)
+            o = tuple(map(k.tidy, self.pa.out_index(outer, at, 0)[:-1]))
             self._walk(k, inl, table, o, i)
 
     def _walk(self, k: KernelBuilder, inl: Inliner, table: str, o: Idx, i: DimLike) -> None:
@@ -253,18 +274,54 @@ class _RowBlock:
                 k.write(table, self.n * i + idx[-1], v)
             else:
                 k.write(self.ctx.name_of(n), linear_index(idx, n.shape), v)
-        walk_row(k, inl, self.row, o, self.ctx, write)
+        walk_row(k, inl, self.row, o, self.ctx, write,
+                 None if self.margins is None else self.margins.row(self.row, self.a, o, self.ctx))
 
     def product(self, k: KernelBuilder, p: Problem, table: str, outer: Idx, block: DimLike) -> None:
         s = self._tile(p)
         inl = inliner(k, p.group, self.ctx)
-        with k.loop(ceildiv(p.n, s.nr), "seq", "jq") as jp, k.loop(ceildiv(self.rows, s.mr), "seq", "iq") as ip:
-            acc = k.acc(p.acc, k.b.const(0, p.acc), (s.mr, s.nr))
-            with k.loop(p.k, "seq", "k") as kk:
-                add_products(k, p, s, acc, lambda i: k.b.load(table, self.n * self.local(s, ip, i) + kk, p.acc),
-                             lambda j: p.col_element(k, inl, outer, s.nr * jp + j, kk,
-                                                     lanes_exist(k, p, s, s.nr * jp + j)))
-            finish_tile(k, inl, p, s, acc, outer, lambda i: self.whole(block, self.local(s, ip, i)), s.nr * jp)
+        with k.loop(ceildiv(p.n, s.nr), "seq", "jq") as jp:
+            def col(kk: DimLike, j: DimLike) -> Expr:
+                return p.col_element(k, inl, outer, s.nr * jp + j, kk, lanes_exist(k, p, s, s.nr * jp + j))
+            start, count = (0, p.k) if self.margins is None else self._needed(k, p, s, col)
+            with k.loop(ceildiv(self.rows, s.mr), "seq", "iq") as ip:
+                acc = k.acc(p.acc, k.b.const(0, p.acc), (s.mr, s.nr))
+                with k.loop(count, "seq", "k") as kk:
+                    add_products(k, p, s, acc, lambda i: k.b.load(
+                        table, self.n * self.local(s, ip, i) + start + kk, p.acc), lambda j: col(start + kk, j))
+                finish_tile(k, inl, p, s, acc, outer, lambda i: self.whole(block, self.local(s, ip, i)), s.nr * jp)
+
+    def _needed(self, k: KernelBuilder, p: Problem, s: ContractSchedule, col: Callable[[DimLike, DimLike], Expr]
+                ) -> tuple[DimLike, DimLike]:
+        """First and number of the summed indices that make a difference: all but the margins, if these are zero in the
+        block, and in this panel of the column operand hold nothing that zero times it would not be zero."""
+        m, b = self.margins, k.b
+        assert m is not None
+        idle = b.eq(k.get(m.idle), b.const(1, i64))
+        if p.acc.floating:
+            acc = k.acc(p.acc, b.const(0, p.acc), (s.width,))
+            for first, count in ((0, m.low), (m.high, self.n - m.high)):
+                if isinstance(count, int) and count == 0:
+                    continue
+                with (k.loop(count, "seq", "k") as kk, k.loop(s.nr // s.width, "seq", "jv") as jv,
+                      k.loop(s.width, "vector", "j", s.width) as j):
+                    v = col(first + kk, s.width * jv + j)
+                    k.set(acc, b.add(k.get(acc, j), b.mul(v, b.const(0, p.acc))), j)
+            idle = b.and_(idle, b.eq(_sum(k, acc, s.width, p.acc), b.const(0, p.acc)))
+        idle = k.let(idle)
+        start = 0 if m.cuts.low is None else k.as_index(
+            b.select(idle, b.index(m.low), b.const(0, i64)), 0, self.n)
+        end = self.n if m.cuts.high is None else k.as_index(
+            b.select(idle, b.index(m.high), b.const(self.n, i64)), start, self.n)
+        return start, end - start
+
+
+def _sum(k: KernelBuilder, acc: str, lanes: int, dtype: DType) -> Expr:
+    """The lanes of an accumulator, added."""
+    name, x, y = k.fresh("r"), k.fresh("x"), k.fresh("y")
+    k.add(Fold((name,), (acc,), lanes, (x,), (y,), (k.b.add(k.b.ref(x, dtype), k.b.ref(y, dtype)),)))
+    k.scopes[-1].names.add(name)
+    return k.b.ref(name, dtype)
 
 
 def ceil_half(m: int) -> int:
