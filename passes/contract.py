@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
 from flowc.kernel import Expr, Kernel
@@ -98,6 +98,8 @@ _IN_PLACE = {"direct": (direct_tasks, direct_task), "thin": (thin_tasks, thin_ta
 
 class Packed:
     """The packed form; ``temp`` names the buffer of the packed columns."""
+
+    beyond = 0  # elements behind a block of columns that bringing them may write
 
     def __init__(self, p: Problem, s: ContractSchedule, temp: str):
         self.p, self.s, self.temp = p, s, temp
@@ -184,7 +186,7 @@ class Packed:
                 else:
                     k.write(tile, at, k.get(acc, i, j))
 
-        here = k.alloc(p.word, (p.k if self.one_block else s.kc) * s.nr) if s.on_way else ""
+        here = k.alloc(p.word, (p.k if self.one_block else s.kc) * s.nr + self.beyond) if s.on_way else ""
         with k.loop(blocks, "seq", "kb") as kb:
             start, count = (0, p.k) if self.one_block else (s.kc * kb, dmin(s.kc, p.k - s.kc * kb))
             if here:
@@ -199,7 +201,7 @@ class Packed:
                     with k.if_(b.gt(b.index(kb), 0)):
                         keep(ip, True, acc)
                 for cond, product in ways:
-                    with nullcontext() if cond is None else k.if_(cond), k.loop(count, "seq", "k") as kk:
+                    with nullcontext() if cond is None else k.if_(cond), self.walk(k, count) as kk:
                         add_products(k, p, s, acc, lambda i: element(ip, i, start + kk), lambda j: b.load(
                             here, s.nr * kk + j, p.word) if here else self.column(k, outer, panel, start + kk, j),
                             product)
@@ -207,6 +209,10 @@ class Packed:
                     keep(ip, False, acc)
                 else:
                     finish(k, inl, p, s, acc, outer, lambda i: dmin(first + s.mr * ip + i, p.m - 1), s.nr * panel)
+
+    def walk(self, k: KernelBuilder, count: DimLike) -> AbstractContextManager[DimLike]:
+        """The summed indices of a block, in order."""
+        return k.loop(count, "seq", "k")
 
     def copy_columns(self, k: KernelBuilder, inl: Inliner, outer: Idx, panel: DimLike, here: str, start: DimLike,
                      count: DimLike) -> None:

@@ -26,7 +26,18 @@ from math import prod as int_prod
 from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, prod
 from flowc.kernel import Expr, Kernel
 from flowc.passes.contract import lower_contraction
-from flowc.passes.convolve_copy import LARGE, Axis, Convolution, Copy, bound, guess, plain
+from flowc.passes.convolve_copy import (
+    LARGE,
+    Axis,
+    Convolution,
+    Copy,
+    bound,
+    guess,
+    packed_kernel,
+    packed_shape,
+    plain,
+    rows_lie_well,
+)
 from flowc.passes.convolve_dot import Taps
 from flowc.passes.convolve_panels import Panels
 from flowc.passes.fuse import Group
@@ -35,14 +46,13 @@ from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, descr
 from flowc.passes.problem import exists
 from flowc.passes.schedule import Machine
 from flowc.passes.tiles import ceil_div
-from flowc.types import DType, Type
+from flowc.types import DType
 
 LOCAL = 96 << 10     # bytes of one image that a task copies for itself, at most
 TASKS = 16           # images that make enough tasks
 LANES = 16           # lanes in comparisons of forms: part of the meaning, not of the machine
 PANEL = 48           # positions that are gathered together, in the same comparisons
-GATHER = 30.0        # steps of a sum that gathering one vector takes
-ROWS = 48.0          # and copying one vector of the kernel, in columns
+PIECE = 4.0          # steps of a sum that one piece of gathered positions takes, a row or a vector of it
 FOLDS = 1.2          # what taps as lanes cost beside positions as lanes
 
 
@@ -87,10 +97,8 @@ class Positions:
         self.lead: list[DimLike] = [p.images] if self.copy.joined else []
         self.extent = reach([*self.lead, *p.outs], [*self.lead, *self.spans])  # positions up to the last result
         self.tile = choose_tile(c.machine, p.acc, p.rows, self.extent)
-        panel = prod((p.channels, *p.taps)) * self.tile.mr * p.acc.bytes
-        small = isinstance(panel, int) and panel <= c.machine.l1 // 2
-        even = isinstance(p.rows, int) and p.rows % self.tile.mr == 0
-        self.weights_in_place = small and even and plain(p, p.w)
+        self.even = isinstance(p.rows, int) and p.rows % self.tile.mr == 0
+        self.weights_in_place = rows_lie_well(p, self.tile.mr, p.images * self.extent, self.tile.nr)
         self.slack = self.tile.nr + self.copy.shared
         image = self.copy.size(1, p.channels, self.slack)
         tasks = guess(p.images) * p.groups
@@ -120,31 +128,13 @@ class Positions:
             out.work.append(work * 2)
             out.temps[name] = kind
         if not self.weights_in_place:
-            kernel, kind, work = self._pack_weights(f"{c.name}.weights")
+            kernel, kind, work = packed_kernel(p, self.tile.mr, f"{c.name}.weights")
             out.kernels.append(kernel)
             out.work.append(work * 2)
             out.temps[f"{c.name}.weights"] = kind
         out.kernels.append(self._main())
         out.work.append(p.images * p.groups * p.rows * self.extent * (prod((p.channels, *p.taps)) + cost(p.group)) // 8)
         return out
-
-    # -- the kernel's weights: [group][panel][channel, taps][mr]
-
-    def _packed_weights(self) -> tuple[DimLike, ...]:
-        p = self.p
-        return p.groups, ceildiv(p.rows, self.tile.mr), prod((p.channels, *p.taps)), self.tile.mr
-
-    def _pack_weights(self, name: str) -> tuple[Kernel, Type, DimLike]:
-        p, mr, shape = self.p, self.tile.mr, self._packed_weights()
-        k = p.ctx.builder("w")
-        inl = inliner(k, p.group, p.ctx)
-        with (nest(k, shape[:2], "parallel", "p") as (g, panel), k.loop(mr, "seq", "i") as i,
-              k.loop(shape[2], "vector", "k", p.width) as kk):
-            row = g * p.rows + dmin(mr * panel + i, p.rows - 1)  # rows beyond the last are never stored
-            v = inl.value(p.w, (row, *map(k.tidy, unravel(kk, (p.channels, *p.taps)))))
-            k.write(name, linear_index((g, panel, kk, i), shape), k.b.cast(v, p.acc))
-        k.buffer(name, p.acc, shape, "out")
-        return (k.finish(p.ctx.dims, [f"pack the kernel of {p.node.op.name}"]), Type(p.acc, shape), prod(shape))
 
     # -- multiplying
 
@@ -204,13 +194,14 @@ class Positions:
                   panel: DimLike, first: DimLike) -> None:
         p, t = self.p, self.tile
         acc = k.acc(p.acc, k.b.const(0, p.acc), (t.mr, t.nr))
-        shape, name = self._packed_weights(), f"{p.ctx.name}.weights"
+        shape, name = packed_shape(p, t.mr), f"{p.ctx.name}.weights"
         if not self.weights_in_place:
             k.buffer(name, p.acc, shape)
         with (nest(k, (p.channels, *p.taps), "seq", "k") as r, k.loop(t.mr, "unroll", "i") as i,
               k.loop(t.nr, "vector", "j", p.width) as j):
             if self.weights_in_place:
-                w = inl.value(p.w, (g * p.rows + t.mr * panel + i, *r))
+                row = t.mr * panel + i
+                w = inl.value(p.w, (g * p.rows + (row if self.even else dmin(row, p.rows - 1)), *r))
             else:
                 kk = linear_index(r, (p.channels, *p.taps))
                 w = k.b.load(name, linear_index((g, panel, kk, i), shape), p.acc)
@@ -287,8 +278,9 @@ def packs(p: Convolution, axes: Sequence[Axis]) -> bool:
     if not gatherable(p):
         return False
     columns, last = guess(p.images) * int_prod(map(guess, p.outs)), guess(p.taps[-1])
-    exact = ceil_div(columns, PANEL) * PANEL / columns + GATHER / guess(p.rows) + ROWS / columns
-    return 1.1 * exact < 1 / max(*density(p, axes), last / (ceil_div(last, LANES) * LANES) / FOLDS)
+    gather = PIECE * LANES / min(LANES, guess(p.outs[-1])) + PIECE / 2
+    exact = ceil_div(columns, PANEL) * PANEL / columns + gather / guess(p.rows)
+    return 1.04 * exact < 1 / max(*density(p, axes), last / (ceil_div(last, LANES) * LANES) / FOLDS)
 
 
 def lower_convolution(g: Group, ctx: Context) -> Lowered:

@@ -16,12 +16,15 @@ from flowc.kernel import Expr, Kernel
 from flowc.op import Access
 from flowc.op import Contraction as ContractionRule
 from flowc.passes.fuse import Group
-from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
+from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, inliner, nest
 from flowc.passes.problem import accumulator, exists
 from flowc.types import Type
 
 LARGE = 512          # what an unknown size is taken for
+PAGE = 4096          # bytes between rows all of which meet in one set of the first-level cache
+FEW = 4              # rows that find room there
+OFTEN = 4            # times that a kernel is read before it is worth being packed
 
 
 def guess(d: DimLike) -> int:
@@ -148,16 +151,69 @@ def bound(k: KernelBuilder, d: DimLike) -> DimLike:
     return sym(name)
 
 
-def plain(p: Convolution, node: Node) -> bool:
-    """Is the operand a tensor in memory of the accumulator's dtype, perhaps moved, so that an index is an address?"""
+def steps(p: Convolution, node: Node) -> list[int] | None:
+    """By how much the address of an operand's element grows with each index, if it is a tensor in memory of the
+    accumulator's dtype, perhaps moved."""
     k = p.ctx.builder("probe")
     inl = inliner(k, p.group, p.ctx)
     with nest(k, node.shape, "seq") as idx:
         v = inl.value(node, idx)
         if v.op != "load" or v.args or v.dtype is not p.acc or any(s.stmts for s in k.scopes):
-            return False
-        terms = [linear(v.attr[1], str(i)) for i in idx if not isinstance(i, int)]
-        return all(t is not None and isinstance(t[0], int) for t in terms)
+            return None
+        terms = [(0, 0) if isinstance(i, int) else linear(v.attr[1], str(i)) for i in idx]
+    out = [t[0] for t in terms if t is not None and isinstance(t[0], int)]
+    return out if len(out) == node.rank else None
+
+
+def plain(p: Convolution, node: Node) -> bool:
+    """Is an index of the operand an address?"""
+    return steps(p, node) is not None
+
+
+def rows_lie_well(p: Convolution, rows: int, positions: DimLike, together: int) -> bool:
+    """May so many rows of the kernel be read at once where they lie, for each ``together`` of all ``positions``?  Not
+    if they meet in one set of the cache, and not often if every channel lies far from the one before."""
+    step = steps(p, p.w)
+    often = not isinstance(positions, int) or positions > OFTEN * together
+    return step is not None and (rows <= FEW or step[0] * p.acc.bytes % PAGE != 0) and not (often and turned(step))
+
+
+def turned(step: Sequence[int]) -> bool:
+    """Do the rows of a kernel lie nearer to each other than its channels do?"""
+    return abs(step[0]) < abs(step[1])
+
+
+def packed_shape(p: Convolution, mr: int) -> tuple[DimLike, ...]:
+    """Of the kernel: [group][panel][channel, taps][mr]."""
+    return p.groups, ceildiv(p.rows, mr), prod((p.channels, *p.taps)), mr
+
+
+def packed_kernel(p: Convolution, mr: int, name: str) -> tuple[Kernel, Type, DimLike]:
+    """Rows side by side, ``mr`` at a time: the kernel that packs them, their type, the work."""
+    shape, taps, step = packed_shape(p, mr), (p.channels, *p.taps), steps(p, p.w)
+    k = p.ctx.builder("w")
+    inl = inliner(k, p.group, p.ctx)
+
+    def put(g: DimLike, panel: DimLike, i: DimLike, r: Idx, kk: DimLike) -> None:
+        row = g * p.rows + dmin(mr * panel + i, p.rows - 1)  # rows beyond the last are never stored
+        v = inl.value(p.w, (row, *map(k.tidy, r)))
+        k.write(name, linear_index((g, panel, kk, i), shape), k.b.cast(v, p.acc))
+    if step is not None and turned(step):
+        with (nest(k, (p.groups, p.channels), "parallel", "c") as (g, c), k.loop(shape[1], "seq", "p") as panel,
+              nest(k, p.taps, "seq", "k") as r, k.loop(mr, "unroll", "i") as i):
+            put(g, panel, i, (c, *r), linear_index((c, *r), taps))
+    else:
+        with (nest(k, shape[:2], "parallel", "p") as (g, panel), k.loop(mr, "seq", "i") as i,
+              k.loop(shape[2], "vector", "k", p.width) as kk):
+            put(g, panel, i, unravel(kk, taps), kk)
+    k.buffer(name, p.acc, shape, "out")
+    return k.finish(p.ctx.dims, [f"pack the kernel of {p.node.op.name}"]), Type(p.acc, shape), prod(shape)
+
+
+def taps_follow(p: Convolution) -> bool:
+    """Does the place of a tap grow, or fall, evenly with its number?"""
+    step = (steps(p, p.w) or [])[2:]
+    return bool(step) and all(a == b * n for a, b, n in zip(step, step[1:], p.taps[1:]))
 
 
 class Copy:

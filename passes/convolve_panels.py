@@ -4,13 +4,14 @@ Here: that form.  Not here: when it is taken (convolve.py), how tiles are multip
 
 Positions as lanes of whole rows waste those between the rows and the images, which are most of them where images are
 small.  Here the columns are exactly the positions with results, image after image; what every tap reads of them is
-gathered into panels, once for many output channels:
+gathered into panels, for all output channels at once, or by a kernel before if several tasks want the same panel:
 
-    copy the input with its padding; pack the kernel:  rows[panel][channel, taps][mr]
+    copy the input with its padding; pack the kernel, unless its rows lie well:  rows[panel][channel, taps][mr]
     for group, panel of positions, block of channels in parallel:
-        where each position begins in the copy
-        for channel, taps:                            panel[channel, taps][nr] = copy[begin + offset]
-        multiply as in any contraction
+        where each row of positions begins in the copy
+        for block of channels and taps:
+            for channel, taps, rows of positions:     panel[channel, taps][nr] = copy[begin + offset]
+            multiply as in any contraction
         for image in the panel, channel:              epilogue, store
 
 Results are chains over channels and taps in order as in the other form, so both give the same bits.
@@ -18,19 +19,32 @@ Results are chains over channels and taps in order as in the other form, so both
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from math import prod as int_prod
 
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
 from flowc.kernel import Expr, Kernel
 from flowc.passes.contract import Packed
-from flowc.passes.convolve_copy import Convolution, Copy, guess
+from flowc.passes.convolve_copy import (
+    Convolution,
+    Copy,
+    bound,
+    guess,
+    packed_kernel,
+    packed_shape,
+    rows_lie_well,
+    taps_follow,
+)
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
-from flowc.passes.lowering import Lowered, declare_outputs, describe, inliner, nest
+from flowc.passes.lowering import Lowered, declare_outputs, describe, inliner, named, nest
 from flowc.passes.problem import Problem, Roles
 from flowc.passes.schedule import ContractSchedule
 from flowc.passes.tiles import ceil_div, packed_schedule
 from flowc.types import Type, i64
 
+TOGETHER = 16  # times the second-level cache: all gathered panels together, at most
 ROWS = 1024   # output channels that a task multiplies by its panel, at most
 LEAST = 64    # and at least: gathering costs as much as a few dozen rows
 TASKS = 16    # tasks wanted
@@ -49,7 +63,9 @@ def row_blocks(s: ContractSchedule, p: Problem) -> ContractSchedule:
     if isinstance(p.n, int):
         blocks = max(blocks, min(ceil_div(TASKS, ceil_div(p.n, s.nr)), guess(p.m) // LEAST))
     mc = ceil_div(ceil_div(guess(p.m), max(1, blocks)), s.mr) * s.mr
-    return replace(s, mc=mc, nc=s.nr, kc=4 * s.kc, copy_rows=True)  # rows come from far: in long pieces
+    # rows come from far, in long pieces: as long as the columns leave room for them in the second-level cache
+    kc = max(s.kc, 3 * p.ctx.machine.l2 // (8 * s.nr * p.acc.bytes))
+    return replace(s, mc=mc, nc=s.nr, kc=kc, copy_rows=True)
 
 
 class Panels(Packed):
@@ -62,65 +78,134 @@ class Panels(Packed):
         super().__init__(p, row_blocks(packed_schedule(c.ctx.machine, p), p), f"{c.ctx.name}.rows")
         self.copy = Copy(c, self.axes)
         self.copied = f"{c.ctx.name}.copy"
-        self.packed = Type(p.acc, (*p.outer_extents, ceildiv(p.m, self.s.mr), p.k, self.s.mr))
+        self.slack = self.copy.shared + self.s.width
+        self.packed = Type(p.acc, packed_shape(c, self.s.mr))
+        # an address that is linear in channels and in taps, but not in both together
+        self.by_taps = not p.row_reach.plain and taps_follow(c) and int_prod(map(guess, c.taps)) <= self.s.kc
+        self.in_place = rows_lie_well(c, self.s.mr, p.n, self.s.nr) and (p.row_reach.plain or self.by_taps)
+        self.by_taps = self.by_taps and self.in_place
+        # a panel and what its last piece brings beyond it; by a kernel of its own where many tasks want it
+        self.beyond = self.s.width
+        self.room = p.k * self.s.nr + self.beyond
+        whole = prod((*p.outer_extents, self.panels)) * self.room * p.acc.bytes
+        self.apart = guess(p.m) > self.s.mc and isinstance(whole, int) and whole <= TOGETHER * c.ctx.machine.l2
+        # summed indices come in blocks of whole ranges of the innermost of them
+        self.unit, self.lead = 1, len(c.taps) + 1
+        for n in reversed((c.channels, *c.taps)):
+            if self.unit * guess(n) > self.s.kc:
+                break
+            self.unit, self.lead = self.unit * guess(n), self.lead - 1
+        self.s = replace(self.s, kc=self.s.kc // self.unit * self.unit, on_way=not self.apart)
+        self.one_block = guess(p.k) <= self.s.kc
         self.gathered = ""
+        self.pieces: tuple[DimLike, str, str] = 0, "", ""
+        self.first: DimLike = 0  # place of a panel in there
 
     def lower(self, work: DimLike) -> Lowered:
-        kernel, kind, size = self.copy.kernel(self.copied, self.copy.shared)
-        return Lowered([kernel, self.pack_rows(), self.multiply()], {self.copied: kind, self.temp: self.packed},
-                       [size * 2, self.packed.size * 2, work])
-
-    def pack_rows(self) -> Kernel:
-        """Rows side by side, so that one place of the kernel is read for all of them however it was moved."""
-        p, mr = self.p, self.s.mr
-        k = p.ctx.builder("w")
-        inl = inliner(k, p.group, p.ctx)
-        with (nest(k, self.packed.shape[:-2], "parallel", "o") as (*outer, ip),
-              nest(k, p.access.reduce, "seq", "k") as r, k.loop(mr, "unroll", "i") as i):
-            kk, row = linear_index(r, p.access.reduce), dmin(mr * ip + i, p.m - 1)  # beyond the last: never stored
-            v = p.row_element(k, inl, tuple(outer), row, kk)
-            k.write(self.temp, linear_index((*outer, ip, kk, i), self.packed.shape), v)
-        k.buffer(self.temp, p.acc, self.packed.shape, "out")
-        return k.finish(p.ctx.dims, [f"pack the kernel of {p.node.op.name}"])
+        kernel, kind, size = self.copy.kernel(self.copied, self.slack)
+        out = Lowered([kernel], {self.copied: kind}, [size * 2])
+        if not self.in_place:
+            rows, self.packed, size = packed_kernel(self.c, self.s.mr, self.temp)
+            out.temps[self.temp] = self.packed
+            out.kernels.append(rows)
+            out.work.append(size * 2)
+        if self.apart:
+            name, size = f"{self.p.ctx.name}.panels", prod((*self.p.outer_extents, self.panels)) * self.room
+            out.temps[name] = Type(self.p.acc, (size,))
+            out.kernels.append(self.gather_all(name, size))
+            out.work.append(size * 2)
+        out.kernels.append(self.multiply())
+        out.work.append(work)
+        return out
 
     def multiply(self) -> Kernel:
         p, s = self.p, self.s
         k = p.ctx.builder("m")
         inl = inliner(k, p.group, p.ctx)
-        k.buffer(self.temp, p.acc, self.packed.shape)
+        if not self.in_place:
+            k.buffer(self.temp, p.acc, self.packed.shape)
         with (nest(k, p.outer_extents, "parallel", "o") as outer, k.loop(self.panels, "parallel", "p") as panel,
               k.loop(ceildiv(p.m, s.mc), "parallel", "mb") as mb):
-            self.gather(k, outer, panel)
+            if self.apart:
+                self.first = linear_index((*outer, panel), (*p.outer_extents, self.panels)) * self.room
+                k.buffer(self.gathered, p.acc, (prod((*p.outer_extents, self.panels)) * self.room,))
+            else:
+                self.pieces = self.find_pieces(k, outer, panel)
             tile, rows = k.alloc(p.acc, s.mc * s.nr), dmin(s.mc, p.m - s.mc * mb)
 
             def element(ip: DimLike, i: DimLike, kk: DimLike) -> Expr:
-                at = linear_index((*outer, s.mc // s.mr * mb + ip, kk, i), self.packed.shape)
+                if self.in_place:
+                    return p.row_element(k, inl, outer, dmin(s.mc * mb + s.mr * ip + i, p.m - 1), kk)
+                at = linear_index((self._group(outer), s.mc // s.mr * mb + ip, kk, i), self.packed.shape)
                 return k.b.load(self.temp, at, p.acc)
             self.panel(k, inl, element, tile, outer, panel, s.mc * mb, rows)
             self.epilogue(k, inl, tile, outer, s.mc * mb, rows, panel)
         declare_outputs(k, p.group, p.ctx)
         return k.finish(p.ctx.dims, [*describe(p.group), f"convolution: gathered positions of all images, {s}"])
 
-    def gather(self, k: KernelBuilder, outer: Idx, panel: DimLike) -> None:
-        """What the taps read at the positions of a panel: [channel, taps][nr]."""
+    def gather_all(self, name: str, size: DimLike) -> Kernel:
+        k = self.p.ctx.builder("g")
+        self.gathered = k.buffer(name, self.p.acc, (size,), "out")
+        with nest(k, self.p.outer_extents, "parallel", "o") as outer, k.loop(self.panels, "parallel", "p") as panel:
+            self.first = linear_index((*outer, panel), (*self.p.outer_extents, self.panels)) * self.room
+            self.pieces = self.find_pieces(k, outer, panel)
+            self.gather(k, self.gathered, self.first, 0, self.p.k)
+        return k.finish(self.p.ctx.dims, [f"the positions of {self.p.node.op.name} in panels"])
+
+    def find_pieces(self, k: KernelBuilder, outer: Idx, panel: DimLike) -> tuple[DimLike, str, str]:
+        """Positions of one row of an image lie side by side in the copy, too, so a panel comes in pieces of a vector:
+        how many, where each begins in the copy, and in the panel.  What a piece brings beyond its end is written over
+        by the next."""
         c, p, s, copy = self.c, self.p, self.s, self.copy
-        zero = [0] * len(self.axes)
-        source = k.buffer(self.copied, p.acc, (copy.size(c.images, copy.all_channels, copy.shared),))
-        begins = k.alloc(i64, s.nr)
-        with k.loop(s.nr, "vector", "j", s.width) as j:
-            n, *at = unravel(dmin(s.nr * panel + j, p.n - 1), (c.images, *c.outs))  # beyond the last: never stored
-            begin = copy.start(n, copy.all_channels, self._group(outer) * c.channels, zero)
-            k.write(begins, j, k.b.index(k.tidy(begin + linear_index(at, copy.spans))))
-        self.gathered = k.alloc(p.acc, p.k * s.nr)
-        with nest(k, (c.channels, *c.taps), "seq", "k") as r, k.loop(s.nr, "vector", "j", s.width) as j:
-            phases, offset = copy.at(zero, r[1:])
-            offset = offset + copy.start(0, copy.all_channels, r[0], phases)
-            begin = k.as_index(k.b.load(begins, j, i64), 0, self._last())
-            v = k.b.load(source, k.tidy(begin + offset), p.acc)
-            k.write(self.gathered, linear_index(r, (c.channels, *c.taps)) * s.nr + j, v)
+        row, start = c.outs[-1], s.nr * panel
+        pieces, top = ceildiv(row, s.width), start // row
+        most = ((s.nr - 1) // row + 2) * pieces
+        count = named(k, ((dmin(start + s.nr, p.n) - 1) // row - top + 1) * pieces, most)
+        begins, ends = k.alloc(i64, most), k.alloc(i64, most)
+        with k.loop(count, "seq", "q") as q:
+            first = (top + q // pieces) * row + q % pieces * s.width
+            skipped = dmax(0, start - first)  # the first piece of a panel may begin before it
+            n, *at = unravel(first + skipped, (c.images, *c.outs))
+            begin = copy.start(n, copy.all_channels, self._group(outer) * c.channels, [0] * len(self.axes))
+            k.write(begins, q, k.b.index(k.tidy(begin + linear_index(at, copy.spans))))
+            k.write(ends, q, k.b.index(dmin(first + skipped - start, s.nr)))
+        return count, begins, ends
+
+    def gather(self, k: KernelBuilder, target: str, first: DimLike, start: DimLike, count: DimLike) -> None:
+        """What the taps read at the positions of the panel: [channel, taps][nr], ``count`` indices from ``start``."""
+        c, p, s, copy = self.c, self.p, self.s, self.copy
+        source = k.buffer(self.copied, p.acc, (copy.size(c.images, copy.all_channels, self.slack),))
+        extents = (c.channels, *c.taps)
+        pieces, begins, ends = self.pieces
+        with k.loop(count // self.unit, "seq", "u") as u:
+            lead = tuple(bound(k, d) for d in unravel(start // self.unit + u, extents[:self.lead]))
+            inside = extents[self.lead:]
+            with nest(k, inside, "seq", "k") as r, k.loop(pieces, "seq", "q") as q:
+                channel, *taps = (*lead, *r)
+                phases, offset = copy.at([0] * len(self.axes), taps)
+                offset = offset + copy.start(0, copy.all_channels, channel, phases)
+                begin = k.as_index(k.b.load(begins, q, i64), 0, self._last())
+                to = first + (self.unit * u + linear_index(r, inside)) * s.nr
+                to = to + k.as_index(k.b.load(ends, q, i64), 0, s.nr)
+                with k.loop(s.width, "vector", "j", s.width) as j:
+                    k.write(target, to + j, k.b.load(source, k.tidy(begin + offset) + j, p.acc))
+
+    def copy_columns(self, k: KernelBuilder, inl: Inliner, outer: Idx, panel: DimLike, here: str, start: DimLike,
+                     count: DimLike) -> None:
+        self.gather(k, here, 0, start, count)
+
+    @contextmanager
+    def walk(self, k: KernelBuilder, count: DimLike) -> Iterator[DimLike]:
+        if not self.by_taps:
+            with k.loop(count, "seq", "k") as kk:
+                yield kk
+            return
+        taps = prod(self.c.taps)
+        with k.loop(count // taps, "seq", "c") as c, k.loop(taps, "seq", "t") as t:
+            yield taps * c + t
 
     def column(self, k: KernelBuilder, outer: Idx, panel: DimLike, kk: DimLike, j: DimLike) -> Expr:
-        return k.b.load(self.gathered, kk * self.s.nr + j, self.p.acc)
+        return k.b.load(self.gathered, self.first + kk * self.s.nr + j, self.p.acc)
 
     def _group(self, outer: Idx) -> DimLike:
         return outer[0] if outer else 0

@@ -321,3 +321,67 @@ def test_small_rows_have_the_bits_of_any_row():
     few = flowc.jit(lambda x: fnp.sum(x, axis=(1, 2)))(x)
     one = np.array([flowc.jit(lambda x: fnp.sum(x, axis=(0, 1)))(r) for r in x])
     np.testing.assert_array_equal(few, one)
+
+
+# ---- small images with many channels ---------------------------------------------------------------------------------
+
+@st.composite
+def small_images(draw):
+    """(x, w, attributes) of convolutions for which positions are gathered, most of them."""
+    rank, groups = draw(st.sampled_from([1, 2, 2, 3])), draw(st.sampled_from([1, 1, 2]))
+    taps = [draw(st.integers(1, 3)) for _ in range(rank)]
+    attrs = {"stride": tuple(draw(st.integers(1, 2)) for _ in taps), "groups": groups,
+             "padding": tuple((draw(st.integers(0, 2)), draw(st.integers(0, 2))) for _ in taps)}
+    size = [draw(st.integers(t, 18 if rank == 1 else 6)) for t in taps]
+    x = (draw(st.integers(3, 30)), groups * draw(st.integers(1, 3)), *size)
+    return array(x, np.float32), array((groups * draw(st.integers(40, 150)), x[1] // groups, *taps), np.float32), attrs
+
+
+@settings(max_examples=12)
+@given(small_images())
+def test_positions_of_small_images(case):
+    x, w, attrs = case
+
+    def f(x, w):
+        return nn.relu(nn.conv(x, w, **attrs))
+    report = flowc.verify(f, x, w)
+    assert report, report
+    g = array(flowc.interpret(f, x, w).shape, np.float32, 1)
+    report = flowc.verify(flowc.grad(lambda x, w: fnp.sum(nn.conv(x, w, **attrs) * g), argnums=(0, 1)), x, w)
+    assert report, report
+
+
+@pytest.mark.parametrize("moved", ["as it is", "input gradient", "turned", "rows in one set"])
+def test_kernels_that_are_read_where_they_lie(moved):
+    """And those that cannot be: taps in another order, rows that would push each other out of the cache."""
+    channels = {"rows in one set": 1024}.get(moved, 24)
+    x = array((2 if moved == "input gradient" else 8, channels, 4, 4), np.float32)
+    w = array((32, channels, 1, 1) if channels == 1024 else (32, channels, 3, 3), np.float32)
+    pads = 0 if channels == 1024 else 1
+
+    def f(x, w):
+        w = np.swapaxes(w, 2, 3) if moved == "turned" else w
+        return nn.conv(x, w, padding=pads)
+
+    def gradient(x, w):
+        return flowc.grad(lambda x: fnp.sum(f(x, w) ** 2))(x)
+    fn = gradient if moved == "input gradient" else f
+    plan = flowc.jit(fn).lower(x, w).as_text("plan")
+    assert ("pack the kernel" in plan) == (moved in ("turned", "rows in one set")), plan
+    report = flowc.verify(fn, x, w)
+    assert report, report
+
+
+@pytest.mark.parametrize("case", ["positions", "images", "channels"])
+def test_long_sums(case):
+    """In blocks, of kernels that are moved."""
+    if case == "channels":
+        x, w = array((9, 160, 3, 3), np.float32), array((320, 48, 3, 3), np.float32)
+        x = np.tile(x, (1, 2, 1, 1))
+        report = flowc.verify(lambda x, w: nn.conv(x, np.swapaxes(w, 0, 1)[:, :, ::-1, ::-1], padding=1), x, w)
+    else:
+        images, size = (2, 40) if case == "positions" else (12, 14)
+        x, g = array((images, 4, size, size), np.float32), array((images, 70, size, size), np.float32, 1)
+        w = array((70, 4, 3, 3), np.float32)
+        report = flowc.verify(flowc.grad(lambda w: fnp.sum(nn.conv(x, w, padding=1) * g)), w)
+    assert report, report
