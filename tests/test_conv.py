@@ -385,3 +385,17 @@ def test_long_sums(case):
         w = array((70, 4, 3, 3), np.float32)
         report = flowc.verify(flowc.grad(lambda w: fnp.sum(nn.conv(x, w, padding=1) * g)), w)
     assert report, report
+
+
+@pytest.mark.parametrize(("shape", "size", "image"), [((2, 50, 61), 1, (260, 17)), ((1, 23, 29), 2, (200, 34))])
+def test_tiles_that_take_turns(shape, size, image):
+    """The gradient of a small kernel by large images."""
+    images, inputs, outputs = shape
+    x, w = array((images, inputs, *image), np.float32), array((outputs, inputs, size, size), np.float32)
+    g = array((images, outputs, *(n - size + 1 for n in image)), np.float32, 1)
+
+    def fn(x, w, g):
+        return flowc.grad(lambda w: fnp.sum(nn.conv(x, w) * g))(w)
+    assert "take turns" in flowc.jit(fn).lower(x, w, g).as_text("kernel")
+    report = flowc.verify(fn, x, w, g)
+    assert report, report
