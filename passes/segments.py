@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, substitute, sym, symbols
+from flowc.dims import Call, DimLike, Range, ceildiv, dim_of, dmax, dmin, linear, substitute, sym, symbols
 from flowc.kernel import Expr, If, Kernel, Let, Loop, Stmt, Store, expressions
 from flowc.passes.rewriting import map_dims
 from flowc.passes.schedule import MapSchedule, collapse
@@ -22,6 +22,8 @@ from flowc.proofs import simplify
 from flowc.types import bool_, i64
 
 PIECES = 12        # that a loop is cut into, at most
+STRANDS = 8        # of a loop that is cut into them
+LEAST = 4          # places of a strand
 LONG = 256         # places of a loop that is worth cutting
 # comparison -> its meaning as ``gap < 0`` for gap = a - b + shift, and whether that is the opposite
 _ORDERS = {"lt": (0, False), "ge": (0, True), "le": (-1, False), "gt": (-1, True)}
@@ -49,6 +51,9 @@ def _tile(loop: Loop, bound: tuple[Let, ...], sched: MapSchedule, ranges: dict, 
     n, tile, width = loop.extent, sched.tile, sched.width
     known = conditions(bound, {})
     if isinstance(n, int) and n <= tile:
+        strands = woven(replace(loop, kind="vector", width=min(width, pow2(n))), ranges, dims)
+        if strands is not None:
+            return [*bound, strands]
         return [*bound, *cut(replace(loop, kind="vector", width=min(width, pow2(n))), known, ranges, dims)]
     var, outer = loop.var, loop.var + "b"
     while outer in dims:
@@ -65,6 +70,45 @@ def _tile(loop: Loop, bound: tuple[Let, ...], sched: MapSchedule, ranges: dict, 
 
 def pow2(n: int) -> int:
     return 1 << max(0, (n - 1).bit_length())
+
+
+# ---- strands --------------------------------------------------------------------------------------------------------
+
+def woven(loop: Loop, ranges: Mapping[str, Range], dims: set[str]) -> Loop | None:
+    """A loop whose variable is read as ``i // c`` and ``i % c``, turned into one over the quotients with one over the
+    remainders inside: lanes that were gathered from c places are vectors of neighbours, stored side by side."""
+    n, var = loop.extent, loop.var
+    assert isinstance(n, int)
+    seen: set[DimLike] = set()
+
+    def look(d: DimLike) -> DimLike:
+        seen.update(_divisors(d, var))
+        return d
+    map_dims(loop.body, look)
+    if len(seen) != 1 or not _plain(loop.body):
+        return None
+    (c,) = seen
+    if not isinstance(c, int) or not 2 <= c <= STRANDS or n % c or n // c < LEAST:
+        return None
+    at, strand = var + "q", var + "r"
+    while {at, strand} & dims:
+        at, strand = at + "q", strand + "r"
+    inside = {**ranges, at: (0, n // c - 1), strand: (0, c - 1)}
+    body = map_dims(loop.body, lambda d: simplify(substitute(d, {var: c * sym(at) + sym(strand)}), inside))
+    width = min(loop.width, n // c & -(n // c))  # no rest, if vectors need not be very short for that
+    return replace(loop, var=at, extent=n // c, width=width if width >= LEAST else min(loop.width, pow2(n // c)),
+                   body=(Loop(strand, c, "unroll", body),))
+
+
+def _divisors(d: DimLike, var: str) -> Iterator[DimLike]:
+    """What a variable is divided by in a size; itself where that is something else."""
+    if isinstance(d, int):
+        return
+    for mono, _ in d.terms:
+        for atom, _ in mono:
+            if isinstance(atom, Call) and var in symbols(dim_of(atom)):
+                whole = atom.fn in ("floordiv", "mod") and atom.args[0] == sym(var)
+                yield atom.args[1] if whole else sym(var)
 
 
 # ---- pieces ---------------------------------------------------------------------------------------------------------

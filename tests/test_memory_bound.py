@@ -418,6 +418,31 @@ def test_rows_read_by_position_are_lanes(n, count):
     assert " vector " in kernels(lambda x, at: x[at] * 2, f"f32[50, {n}]", "i64[c]")
 
 
+@few
+@given(parts=st.integers(2, 9), n=EDGE, rows=st.integers(1, 3), dtype=st.sampled_from([*NUMBERS, "bool"]),
+       kind=st.sampled_from(["stack", "repeat", "shuffle", "two sums"]))
+def test_interleaved_operands(parts, n, rows, dtype, kind):
+    """Neighbours that come from different places: every operand is read in whole vectors."""
+    r = np.random.default_rng(n)
+    xs = [(r.standard_normal((rows, n)) * 9).astype(dtype) for _ in range(parts)]
+
+    def fn(*xs):
+        if kind == "repeat":
+            return fnp.repeat(xs[0], parts, axis=1) + xs[1][:, :1]
+        mixed = fnp.reshape(fnp.stack(xs, axis=-1), (rows, n * parts))
+        if kind == "shuffle":
+            return fnp.reshape(fnp.swapaxes(fnp.stack([mixed, mixed + xs[1][:, :1]]), 0, 1), (2 * rows, n * parts))
+        return (mixed, mixed + xs[0][:, -1:]) if kind == "two sums" else mixed
+    report = flowc.verify(fn, *xs)
+    assert report, report
+
+
+def test_strands_are_read_in_order():
+    x = np.ones((50, 96), np.float32)
+    kernel = flowc.jit(lambda x, y: fnp.reshape(fnp.stack([x, y], axis=-1), (50, 192))).lower(x, x).as_text("kernel")
+    assert "in 2 unroll" in kernel and "// 2)]" not in kernel, kernel
+
+
 # ---- writes at positions --------------------------------------------------------------------------------------------
 
 @few
