@@ -218,10 +218,15 @@ class Panels(Packed):
 
     def epilogue(self, k: KernelBuilder, inl: Inliner, tile: str, outer: Idx, first: DimLike, rows: DimLike,
                  panel: DimLike) -> None:
-        """Image by image: there, columns lie behind each other in memory."""
+        """Image by image: there, columns lie behind each other in memory.  Images of one position: rows do."""
         c, p, s = self.c, self.p, self.s
         positions, start = prod(c.outs), s.nr * panel
         end = dmin(start + s.nr, p.n)
+        if positions == 1:
+            with k.loop(end - start, "seq", "q") as q, k.loop(rows, "vector", "i", s.width) as i:
+                v = k.b.load(tile, s.nr * i + q, p.acc)
+                c.finish(k, inl, c.output(start + q, self._group(outer), first + i, [0] * len(c.outs)), v)
+            return
         top = start // positions
         with k.loop((end - 1) // positions - top + 1, "seq", "q") as q:
             n = top + q

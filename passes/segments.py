@@ -23,7 +23,7 @@ from flowc.types import bool_, i64
 
 PIECES = 12        # that a loop is cut into, at most
 STRANDS = 8        # of a loop that is cut into them
-LEAST = 4          # places of a strand
+LEAST = 4          # lanes that are worth it
 LONG = 256         # places of a loop that is worth cutting
 # comparison -> its meaning as ``gap < 0`` for gap = a - b + shift, and whether that is the opposite
 _ORDERS = {"lt": (0, False), "ge": (0, True), "le": (-1, False), "gt": (-1, True)}
@@ -88,15 +88,17 @@ def woven(loop: Loop, ranges: Mapping[str, Range], dims: set[str]) -> Loop | Non
     if len(seen) != 1 or not _plain(loop.body):
         return None
     (c,) = seen
-    if not isinstance(c, int) or not 2 <= c <= STRANDS or n % c or n // c < LEAST:
+    if not isinstance(c, int) or not 2 <= c <= STRANDS or n % c:
+        return None
+    even = n // c & -(n // c)  # lanes that leave no rest: a rest is scattered
+    if even < LEAST and n // c < LONG:
         return None
     at, strand = var + "q", var + "r"
     while {at, strand} & dims:
         at, strand = at + "q", strand + "r"
     inside = {**ranges, at: (0, n // c - 1), strand: (0, c - 1)}
     body = map_dims(loop.body, lambda d: simplify(substitute(d, {var: c * sym(at) + sym(strand)}), inside))
-    width = min(loop.width, n // c & -(n // c))  # no rest, if vectors need not be very short for that
-    return replace(loop, var=at, extent=n // c, width=width if width >= LEAST else min(loop.width, pow2(n // c)),
+    return replace(loop, var=at, extent=n // c, width=min(loop.width, even) if even >= LEAST else loop.width,
                    body=(Loop(strand, c, "unroll", body),))
 
 
