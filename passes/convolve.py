@@ -105,6 +105,15 @@ class Positions:
         self.local = (not self.in_place and not self.copy.joined and isinstance(image, int)
                       and image * p.acc.bytes <= LOCAL and tasks >= TASKS)
 
+    @property
+    def stays(self) -> bool:
+        """Does what a tile reads of the input stay in the nearest cache, while the kernel, if that is less than the
+        image, passes by?  Taps that are neighbours do so in any case."""
+        p = self.p
+        if any(n != 1 for n in p.taps) or not isinstance(p.channels, int) or not isinstance(p.rows, int):
+            return False
+        return 2 * p.channels * self.tile.nr * p.acc.bytes <= p.ctx.machine.l1 and p.rows < guess(self.extent)
+
     def _pitched(self) -> bool:
         """Do rows follow each other as positions do?"""
         p = self.p
@@ -147,8 +156,9 @@ class Positions:
         kind = "seq" if self.local else "parallel"
         with k.loop(images, "parallel", "n") as n, k.loop(p.groups, "parallel", "g") as g:
             read = self._reader(k, inl, copy, n, g)
-            with (k.loop(ceildiv(p.rows, t.mr), kind, "p") as panel,
-                  k.loop(ceildiv(self.extent, t.nr), kind, "t") as tile):
+            panels, tiles = (ceildiv(p.rows, t.mr), kind, "p"), (ceildiv(self.extent, t.nr), kind, "t")
+            with k.loop(*(tiles if self.stays else panels)) as i, k.loop(*(panels if self.stays else tiles)) as j:
+                panel, tile = (j, i) if self.stays else (i, j)
                 results = k.alloc(p.acc, t.mr * t.nr)
                 self._multiply(k, inl, read, results, g, panel, t.nr * tile)
                 self._epilogue(k, inl, copy, results, (n, g, panel), t.nr * tile)

@@ -299,15 +299,15 @@ class _RowBlock:
         assert m is not None
         idle = b.eq(k.get(m.idle), b.const(1, i64))
         if p.acc.floating:
-            acc = k.acc(p.acc, b.const(0, p.acc), (s.width,))
+            acc, lanes = k.acc(p.acc, b.const(0, p.acc), (s.nr,)), k.acc(p.acc, b.const(0, p.acc), (s.width,))
             for first, count in ((0, m.low), (m.high, self.n - m.high)):
                 if isinstance(count, int) and count == 0:
                     continue
-                with (k.loop(count, "seq", "k") as kk, k.loop(s.nr // s.width, "seq", "jv") as jv,
-                      k.loop(s.width, "vector", "j", s.width) as j):
-                    v = col(first + kk, s.width * jv + j)
-                    k.set(acc, b.add(k.get(acc, j), b.mul(v, b.const(0, p.acc))), j)
-            idle = b.and_(idle, b.eq(_sum(k, acc, s.width, p.acc), b.const(0, p.acc)))
+                with k.loop(count, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
+                    k.set(acc, b.add(k.get(acc, j), b.mul(col(first + kk, j), b.const(0, p.acc))), j)
+            with k.loop(s.nr // s.width, "unroll", "i") as i, k.loop(s.width, "vector", "j", s.width) as j:
+                k.set(lanes, b.add(k.get(lanes, j), k.get(acc, s.width * i + j)), j)
+            idle = b.and_(idle, b.eq(_sum(k, lanes, s.width, p.acc), b.const(0, p.acc)))
         idle = k.let(idle)
         start = 0 if m.cuts.low is None else k.as_index(
             b.select(idle, b.index(m.low), b.const(0, i64)), 0, self.n)
