@@ -21,6 +21,7 @@ from flowc.graph import CONSTANT, PARAM, Graph, Literal, Node, make
 from flowc.op import Op
 from flowc.passes.manager import PassContext, graph_pass
 from flowc.rewrite import rebuilt, rewired, splat
+from flowc.types import bool_, i64
 
 LIMIT = 4096   # elements that folding may materialise
 SMALL = 16     # results of generated tensors up to this size fold too
@@ -105,11 +106,15 @@ class _Folder:
         return value if value.dtype == node.dtype.numpy and value.shape == node.shape else None
 
     def constant(self, node: Node) -> Node:
-        """A dense constant of one value becomes a broadcast scalar."""
+        """A dense constant of one value becomes a broadcast scalar, a large triangle a comparison of positions."""
         value = node.attrs["value"].array
         if value.ndim and _uniform(value) and self.ctx.allow("fold", "constant", node):
             self.ctx.hits["fold"] += 1
             return self.made(value, node)
+        diagonal = _triangle(value) if value.ndim >= 2 and value.size > LIMIT else None
+        if diagonal is not None and self.ctx.allow("fold", "triangle", node):
+            self.ctx.hits["fold"] += 1
+            return _compared(node, value, diagonal)
         self.known[node] = value
         return node
 
@@ -130,6 +135,36 @@ def _uniform(a: np.ndarray) -> bool:
     flat = np.ascontiguousarray(a).reshape(-1)
     raw = flat.view(np.uint8).reshape(flat.size, a.dtype.itemsize)
     return bool((raw[-1] == raw[0]).all() and (raw == raw[0]).all())
+
+
+def _triangle(a: np.ndarray) -> int | None:
+    """k, if the matrix ``a`` holds one value where column - row <= k and another one elsewhere, as masks do."""
+    *lead, m, n = a.shape
+    if any(x != 1 for x in lead) or a.dtype.kind == "c":
+        return None
+    bits = np.ascontiguousarray(a).reshape(m, n).view(f"u{a.dtype.itemsize}")
+    edge = np.concatenate([bits[0], bits[:, 0]])  # soon told from what is no mask
+    if not ((edge == bits[-1, 0]) | (edge == bits[0, -1])).all():
+        return None
+    lower = bits == bits[-1, 0]
+    k = int(np.count_nonzero(lower[0])) - 1
+    if k < 0:
+        k = -int(np.argmax(lower[:, 0]))
+    two = np.array_equal(lower, np.tri(m, n, k, dtype=np.bool_)) and (bits[~lower] == bits[0, -1]).all()
+    return k if two else None
+
+
+def _compared(node: Node, value: np.ndarray, diagonal: int) -> Node:
+    """The triangle as a comparison: nothing to read, and what it leaves out can be told from it."""
+    t, loc, rank = node.type, node.loc, value.ndim
+    row, column = (make("iota", (), {"shape": t.shape, "axis": axis, "dtype": i64}, loc)
+                   for axis in (rank - 2, rank - 1))
+    last = row if not diagonal else make("add", (row, splat(diagonal, row.type, loc)), {}, loc)
+    inside = make("le", (column, last), {}, loc)
+    low, high = value.reshape(-1, value.shape[-1])[[-1, 0], [0, -1]]
+    if t.dtype is bool_:
+        return inside if low else make("not", (inside,), {}, loc)
+    return make("select", (inside, splat(low, t, loc), splat(high, t, loc)), {}, loc)
 
 
 @graph_pass("fold")

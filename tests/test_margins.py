@@ -69,6 +69,40 @@ def test_every_kind_of_mask_is_seen(mask):
     assert is_cut(lambda q, k, v: attend(fnp, mask, -np.inf, q, k, v), q, k, v)
 
 
+@settings(max_examples=15)
+@given(rows=st.integers(20, 90), columns=st.integers(210, 250), diagonal=st.integers(-40, 300), lead=st.booleans(),
+       values=st.sampled_from([(1, 0), (0.0, np.nan), (-np.inf, 2.5), (False, True), (True, False), (-0.0, 0.0)]))
+def test_triangles_of_numbers_are_comparisons(rows, columns, diagonal, lead, values):
+    a = np.where(np.tri(rows, columns, diagonal, dtype=bool), *map(np.array, values))
+    a = a[None] if lead else a
+    x = np.random.default_rng(0).random(a.shape) < 0.5
+
+    def fn(x):
+        return np.where(x, a, a[..., :1])
+    report = flowc.verify(fn, x)
+    assert report and np.array_equal(flowc.jit(fn)(x), fn(x), equal_nan=a.dtype != bool), report
+    graph = flowc.jit(fn).lower(x).compile().as_text("graph")
+    uniform = diagonal <= -rows or diagonal >= columns - 1
+    assert uniform or "iota" in graph, graph
+
+
+def test_a_mask_made_by_numpy_is_seen():
+    q, k, v = operands(5, (2,), 70, 80, 6, 9)
+    seen = np.tri(70, 80, dtype=bool)
+
+    def fn(q, k, v):
+        s = np.where(seen, q @ np.swapaxes(k, -1, -2), -np.inf)
+        e = np.exp(s - np.max(s, axis=-1, keepdims=True))
+        return e @ v
+    assert is_cut(fn, q, k, v)
+    report = flowc.verify(fn, q, k, v)
+    assert report, report
+    other = seen.copy()
+    other[30, 5] = False
+    report = flowc.verify(lambda q, k: np.where(other, q @ np.swapaxes(k, -1, -2), 0), q, k)
+    assert report, report
+
+
 def test_long_rows_whose_sums_are_collected_in_chunks():
     q, k, v = operands(1, (), 9000, 5000, 2, 3)
     window = [x[:200] for x in (q,)] + [k, v]
