@@ -10,6 +10,9 @@ the rows are long, it stays a contraction, which streams whole rows (contract_di
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from flowc.dims import prod
 from flowc.graph import Graph, Node, make
 from flowc.op import Reduction
@@ -24,50 +27,57 @@ from flowc.types import f32
 LONG = 128  # elements of a row: enough to fill registers
 
 
+@dataclass
+class Facts:
+    """What forms depend on besides the node: of the graph before the pass."""
+
+    again: set[Node]
+    moments: Moments
+
+
+Form = Callable[[Node, Node, Facts], Node]  # (node, the node before its operands changed, facts) -> node or its twin
+
+# by kind of node the forms to try, in this order; the first that differs is taken
+REDUCTIONS: tuple[tuple[str, Form], ...] = (
+    ("along-the-grain", lambda n, before, facts: along_the_grain(counted(n))),
+    ("moments", lambda n, before, facts: facts.moments.rewritten(before, n) if facts.moments.concerns(before) else n),
+    ("in-stages", lambda n, before, facts: in_stages(n)),
+    ("by-coordinate", lambda n, before, facts: by_coordinate(n, before in facts.again)),
+)
+OTHERS: dict[str, tuple[tuple[str, Form], ...]] = {
+    "scatter_add": (("one-of-each-row", lambda n, before, facts: one_each(n)),),
+    "dot": (("dot-vector", lambda n, before, facts: without_free_axes(n)),),
+}
+
+
 @graph_pass("legalize")
 def legalize(graph: Graph, ctx: PassContext) -> Graph:
-    """Turn matrix-vector products into reductions, reductions along the grain of their operands or coordinate by
-    coordinate, counts of every value into tallies, and take sums of squares about means from pieces."""
+    """Every node in the first form that is better, if there is one."""
     changed = False
-    again, moments = reduced_again(graph), Moments(graph)
+    facts = Facts(reduced_again(graph), Moments(graph))
     originals = iter(graph.nodes)
 
     def visit(n: Node) -> Node:
         nonlocal changed
         ctx.visits += 1
-        original = next(originals)
-        if isinstance(n.op.lower, Reduction):
-            better = along_the_grain(counted(n))
-            if better is not n and ctx.allow("legalize", "along-the-grain", n):
+        before = next(originals)
+        for name, form in REDUCTIONS if isinstance(n.op.lower, Reduction) else OTHERS.get(n.op.name, ()):
+            better = form(n, before, facts)
+            if better is not n and ctx.allow("legalize", name, n):
                 changed = True
                 return better
-            if moments.concerns(original) and ctx.allow("legalize", "moments", n):
-                changed = True
-                return moments.rewritten(original, n)
-            better = in_stages(n)
-            if better is not n and ctx.allow("legalize", "in-stages", n):
-                changed = True
-                return better
-            parts = by_coordinate(n, original in again)
-            if parts is not n and ctx.allow("legalize", "by-coordinate", n):
-                changed = True
-                return parts
-            return n
-        if n.op.name == "scatter_add":
-            better = one_each(n)
-            if better is not n and ctx.allow("legalize", "one-of-each-row", n):
-                changed = True
-                return better
-            return n
-        if n.op.name != "dot" or n.dtype.kind in "bc":
-            return n
-        for vector in (1, 0):
-            if _free_size(n, vector) == 1 and not _long_rows(n, 1 - vector) and ctx.allow("legalize", "dot-vector", n):
-                changed = True
-                return dot_as_reduction(n, vector)
         return n
     out = graph.map(visit)
     return out if changed else graph
+
+
+def without_free_axes(n: Node) -> Node:
+    """``dot``; as a reduction if an operand has no axes of its own and the other one's rows are not long."""
+    if n.dtype.kind not in "bc":
+        for vector in (1, 0):
+            if _free_size(n, vector) == 1 and not _long_rows(n, 1 - vector):
+                return dot_as_reduction(n, vector)
+    return n
 
 
 def _axes(n: Node, side: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from flowc.backends.llvm.emit_code import Mem, memory_type
 from flowc.dims import Call, Dim, DimLike, dim_of, prod, symbols
@@ -34,12 +34,20 @@ TOGETHER = 1024     # bytes that are put aside, at most
 LEAST = 32          # bytes of a streaming store: smaller ones are slow
 
 
+class Line(NamedTuple):
+    """A store without its alignment, which is that of a streaming store or the usual one."""
+
+    text: str
+    aligned: int
+    usual: int
+
+
 @dataclass
 class Aside:
     """Lines that wait to be written."""
 
     flag: str
-    stores: list[tuple[str, str]] = field(default_factory=list)  # value and place, alignment
+    lines: list[Line] = field(default_factory=list)
     bytes: int = 0
 
 
@@ -75,8 +83,8 @@ class Streams:
         flag = self._flag(e, *question)
         self.questions[flag] = question
         aside = self.aside.setdefault(flag, Aside(flag)) if turned else Aside(flag)
-        aside.stores.append((f"store {e.vec(memory_type(mem.dtype))} {text}, {mem.type} {pointer}, align ",
-                             f"{align} {mem.align}"))
+        what = f"store {e.vec(memory_type(mem.dtype))} {text}, {mem.type} {pointer}"
+        aside.lines.append(Line(what, align, mem.align))
         aside.bytes += e.lanes * mem.dtype.bytes
         if not turned or aside.bytes >= TOGETHER:
             self._write(e, aside)
@@ -91,11 +99,14 @@ class Streams:
         self.aside.pop(aside.flag, None)
         past, usual, done = e.label("past"), e.label("usual"), e.label("join")
         e.cond_br(aside.flag, past, usual)  # two ifs without else would be merged into one ordinary store
-        for block, which, more in ((past, 0, ", !nontemporal !{i32 1}"), (usual, 1, "")):
-            e.begin(block)
-            for store, align in aside.stores:
-                e.raw(f"{store}{align.split()[which]}{more}")
-            e.br(done)
+        e.begin(past)
+        for line in aside.lines:
+            e.raw(f"{line.text}, align {line.aligned}, !nontemporal !{{i32 1}}")
+        e.br(done)
+        e.begin(usual)
+        for line in aside.lines:
+            e.raw(f"{line.text}, align {line.usual}")
+        e.br(done)
         e.begin(done)
 
     def _flag(self, e: Emitter, mem: Mem, size: DimLike, least: int, asked: Iterable[DimLike], align: int) -> str:
