@@ -30,6 +30,10 @@ from flowc.types import DType
 if TYPE_CHECKING:
     from flowc.passes.margins import RowMargins
 
+SIDE_BY_SIDE = 4      # rows walked together
+LARGE = 8 << 20       # bytes of an operand that lies in memory
+LONG = 4 << 10        # bytes of a row that memory delivers at its best
+REGISTERS = 1 << 10   # bytes of sums that stay in registers
 EXACT = frozenset({"reduce_max", "reduce_min", "reduce_and", "reduce_or", "argmax", "argmin"})
 
 
@@ -182,13 +186,63 @@ def lower_rows(g: Group, ctx: Context) -> Lowered:
     """Rows in parallel; per row, reductions level by level, then what needs all of the row."""
     k = ctx.builder()
     inl = inliner(k, g, ctx)
-    with nest(k, g.space[:g.outer], "parallel") as o:
-        walk_row(k, inl, g, o, ctx, lambda n, idx, v: k.write(ctx.name_of(n), linear_index(idx, n.shape), v))
+    together = rows_together(g) if ctx.machine.name == "cpu" else 1
+    if together > 1:
+        walk_rows(k, inl, g, ctx, together)
+    else:
+        with nest(k, g.space[:g.outer], "parallel") as o:
+            walk_row(k, inl, g, o, ctx, lambda n, idx, v: k.write(ctx.name_of(n), linear_index(idx, n.shape), v))
     declare_outputs(k, g, ctx)
     kernel = k.finish(ctx.dims, describe(g))
     kernel = replace(kernel, body=collapse(kernel.body, ("parallel", "seq")))
     work = max((n.inputs[0].type.size for n in g.reductions), key=lambda d: (not isinstance(d, int), str(d)))
     return Lowered([kernel], {}, [work * cost(g)])
+
+
+def rows_together(g: Group) -> int:
+    """How many rows are walked at a time.  Memory is faster where it is read in several places, so long rows of large
+    operands of which only the results are wanted come SIDE_BY_SIDE, as far as their lanes find room in registers."""
+    batches = phases(g)
+    x = batches[0][0].inputs[0]
+    if g.outer == 0 or len(batches) > 1 or any(n.rank > g.outer for n in g.outputs) or not single(
+            reduced_extents(batches[0][0])) or any(n.op.name in EXPENSIVE for n in g.members):
+        return 1
+    size, row = x.type.size, prod(reduced_extents(batches[0][0]))
+    if not (isinstance(size, int) and isinstance(row, int)) or size * x.dtype.bytes < LARGE or (
+            row * x.dtype.bytes < LONG) or g.space[g.outer - 1] % SIDE_BY_SIDE != 0:
+        return 1
+    state = sum(d.bytes for n in batches[0] for d in n.op.lower.state(x.dtype))  # type: ignore[union-attr]
+    return SIDE_BY_SIDE if SIDE_BY_SIDE * state * LANES <= REGISTERS else 1
+
+
+def walk_rows(k: KernelBuilder, inl: Inliner, g: Group, ctx: Context, together: int) -> None:
+    """Some rows at a time, of each of which the reductions are all that is wanted."""
+    (batch,) = phases(g)
+    *others, rows = g.space[:g.outer]
+    with nest(k, others, "parallel") as before, k.loop(rows // together, "parallel", "i") as i:
+        group = [(*before, together * i + r) for r in range(together)]
+        for o, states in zip(group, reduce_rows(k, inl, batch, group, ctx.machine), strict=True):
+            for n, s in zip(batch, states, strict=True):
+                inl.bound[n] = _row_value(n, o, k.let(result(k, n, s)))
+            for n in g.outputs:
+                k.write(ctx.name_of(n), linear_index(o, n.shape), inl.value(n, o))
+
+
+def reduce_rows(k: KernelBuilder, inl: Inliner, nodes: Sequence[Node], group: Sequence[Idx], machine: Machine
+                ) -> list[list[tuple[Expr, ...]]]:
+    """Reduce several rows in one walk; returns the folded states of every row."""
+    extents = reduced_extents(nodes[0])
+    accs = [Accumulators(k, n, lane_count(prod(extents))) for _ in group for n in nodes]
+
+    def element(j: DimLike, where: Expr | None) -> list[Sequence[Expr]]:
+        places = [(n, o) for o in group for n in nodes]
+        r = unravel(j, extents)
+        return [a.lower.enter(k.b, inl.value(n.inputs[0], reduced_index(n, o, r), where), k.b.index(j))
+                for a, (n, o) in zip(accs, places, strict=True)]
+    accumulate(k, accs, prod(extents), lane_width(machine, accs, accs[0].lanes), element,
+               any(n.op.name not in EXACT for n in nodes))
+    states = [a.fold() for a in accs]
+    return [states[i:i + len(nodes)] for i in range(0, len(states), len(nodes))]
 
 
 def walk_row(k: KernelBuilder, inl: Inliner, g: Group, o: Idx, ctx: Context,

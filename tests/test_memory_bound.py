@@ -24,7 +24,7 @@ import flowc.ops
 from flowc.backends.llvm import emit_stream
 from flowc.numpy_core import op_call
 from flowc.op import get
-from flowc.passes import moments
+from flowc.passes import moments, reductions
 
 NUMBERS = ("float32", "float64", "float16", "int32", "int64", "uint8")
 SHORT = {"float32": "f32", "float64": "f64", "float16": "f16", "int16": "i16", "int32": "i32", "int64": "i64",
@@ -149,6 +149,26 @@ def test_reductions_of_scattered_axes(shape, axes, dtype, name, symbolic):
     fn = flowc.jit(lambda x: getattr(fnp, name)(x * 2 - 1, axis=tuple(axes)), dynamic=symbolic)
     want = getattr(np, name)(x * 2 - 1, axis=tuple(axes), **({} if name == "max" else {"dtype": fn(x).dtype}))
     assert np.array_equal(fn(x), want)
+
+
+@few
+@given(st.sampled_from([(4, 64), (8, 130), (2, 12, 5000), (6, 70)]), st.sampled_from(NUMBERS),
+       st.sampled_from(["sum", "max", "dot"]))
+def test_rows_walked_together(shape, dtype, name):
+    """The bits of rows walked one by one."""
+    x, w = numbers(shape, dtype) - numbers(shape, dtype, 1), numbers(shape[-1:], dtype)
+    fns = {"sum": lambda x, w: fnp.sum(x * 2, axis=-1), "max": lambda x, w: fnp.max(x + w, axis=-1),
+           "dot": lambda x, w: (fnp.sum(x * w, axis=-1), fnp.sum(x, axis=-1))}
+    with pytest.MonkeyPatch.context() as m:
+        alone = flowc.jit(fns[name])(x, w)
+        for limit in ("LARGE", "LONG"):
+            m.setattr(reductions, limit, 0)
+        together = flowc.jit(fns[name])
+        for a, b in zip(np.atleast_2d(alone), np.atleast_2d(together(x, w)), strict=True):
+            assert a.tobytes() == b.tobytes()
+        if shape[-2] % reductions.SIDE_BY_SIDE == 0 and dtype == "float32" and name != "dot":  # two sums: too many
+            text = together.lower(flowc.spec(f"f32{list(shape)}"), flowc.spec(f"f32[{shape[-1]}]")).compile()
+            assert text.as_text("kernel").count("fold") >= reductions.SIDE_BY_SIDE
 
 
 def test_16_bit_sums_of_scattered_axes_are_rounded_once():
