@@ -30,10 +30,10 @@ from flowc.types import DType
 if TYPE_CHECKING:
     from flowc.passes.margins import RowMargins
 
-SIDE_BY_SIDE = 4      # rows walked together
-LARGE = 8 << 20       # bytes of an operand that lies in memory
-LONG = 4 << 10        # bytes of a row that memory delivers at its best
-REGISTERS = 1 << 10   # bytes of sums that stay in registers
+SIDE_BY_SIDE = (8, 4)  # rows walked together
+LARGE = 8 << 20        # bytes of an operand that lies in memory
+LONG = 4 << 10         # bytes of a row that memory delivers at its best
+REGISTERS = 2 << 10    # bytes of sums that stay in registers
 EXACT = frozenset({"reduce_max", "reduce_min", "reduce_and", "reduce_or", "argmax", "argmin"})
 
 
@@ -201,7 +201,8 @@ def lower_rows(g: Group, ctx: Context) -> Lowered:
 
 def rows_together(g: Group) -> int:
     """How many rows are walked at a time.  Memory is faster where it is read in several places, so long rows of large
-    operands of which only the results are wanted come SIDE_BY_SIDE, as far as their lanes find room in registers."""
+    operands of which only the results are wanted come SIDE_BY_SIDE, as many as have room for their lanes in
+    registers."""
     batches = phases(g)
     x = batches[0][0].inputs[0]
     if g.outer == 0 or len(batches) > 1 or any(n.rank > g.outer for n in g.outputs) or not single(
@@ -209,10 +210,11 @@ def rows_together(g: Group) -> int:
         return 1
     size, row = x.type.size, prod(reduced_extents(batches[0][0]))
     if not (isinstance(size, int) and isinstance(row, int)) or size * x.dtype.bytes < LARGE or (
-            row * x.dtype.bytes < LONG) or g.space[g.outer - 1] % SIDE_BY_SIDE != 0:
+            row * x.dtype.bytes < LONG):
         return 1
     state = sum(d.bytes for n in batches[0] for d in n.op.lower.state(x.dtype))  # type: ignore[union-attr]
-    return SIDE_BY_SIDE if SIDE_BY_SIDE * state * LANES <= REGISTERS else 1
+    fit = (n for n in SIDE_BY_SIDE if g.space[g.outer - 1] % n == 0 and n * state * LANES <= REGISTERS)
+    return next(fit, 1)
 
 
 def walk_rows(k: KernelBuilder, inl: Inliner, g: Group, ctx: Context, together: int) -> None:
