@@ -241,7 +241,8 @@ def known_eq(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> bool | Non
 
 
 def simplify(d: DimLike, ranges: Ranges) -> DimLike:
-    """``d`` with calls resolved that the ranges decide: ``(4*i + j) // 4`` is ``i`` for ``0 <= j < 4``."""
+    """``d`` with calls resolved that the ranges decide: for ``0 <= j < 4`` is ``(4*i + j) // 4`` ``i``, and
+    ``(4*i + j) // 12`` is ``i // 3``."""
     if isinstance(d, int):
         return d
     total: DimLike = 0
@@ -255,6 +256,18 @@ def simplify(d: DimLike, ranges: Ranges) -> DimLike:
     return total
 
 
+def _in_units(r: DimLike, b: DimLike, ranges: Ranges) -> tuple[int, DimLike, DimLike] | None:
+    """(unit, u, v) with ``r == unit*u + v``, v in 0 .. unit - 1 and a unit that divides ``b``; None if none is found.
+    Then ``r // b == u // (b // unit)`` and ``r % b == unit * (u % (b // unit)) + v``."""
+    if isinstance(b, int) and isinstance(r, Dim):
+        for unit in sorted({abs(c) for m, c in r.terms if m}, reverse=True):
+            if 1 < unit < b and b % unit == 0:
+                u, v = quotient_and_rest(r, unit)
+                if proved_le(0, v, ranges) and proved_le(v + 1, unit, ranges):
+                    return unit, u, v
+    return None
+
+
 def _simplify_call(call: Call, ranges: Ranges) -> DimLike:
     args = [simplify(a, ranges) for a in call.args]
     if call.fn in ("floordiv", "mod"):
@@ -262,7 +275,12 @@ def _simplify_call(call: Call, ranges: Ranges) -> DimLike:
         q, r = quotient_and_rest(a, b)
         if proved_le(0, r, ranges) and proved_le(r + 1, b, ranges):
             return q if call.fn == "floordiv" else r
-        return apply(call.fn, args)
+        parts = _in_units(r, b, ranges)
+        if parts is None:
+            return apply(call.fn, args)
+        unit, u, v = parts
+        inner = apply(call.fn, (u, b // unit))
+        return q + inner if call.fn == "floordiv" else unit * inner + v
     kept: list[DimLike] = []
     for x in args:
         better = proved_le if call.fn == "max" else lambda p, q, r: proved_le(q, p, r)

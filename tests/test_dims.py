@@ -287,3 +287,24 @@ def test_questions_share_the_budget_of_their_proofs():
         with question(100):
             assert not inside()
     assert inside()
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.integers(0, 5), st.integers(-9, 9),
+       st.data())
+def test_quotients_in_units(rows, columns, count, other, constant, data):
+    """A divisor that is a multiple of a unit of which the rest stays below."""
+    unit = rows * columns
+    i, j, k = map(sym, "ijk")
+    ranges = {"i": (-20, 20), "j": (0, rows - 1), "k": (0, columns - 1)}
+    d = unit * i + columns * j + k + unit * constant + other
+    at = {n: data.draw(st.integers(lo, hi)) for n, (lo, hi) in ranges.items()}
+    for expression in (d // (unit * count), d % (unit * count)):
+        better = simplify(expression, ranges)
+        assert evaluate(better, at) == evaluate(expression, at)
+
+
+def test_quotients_in_units_are_found():
+    i, j, k = map(sym, "ijk")
+    ranges = {"i": (0, 63), "j": (0, 27), "k": (0, 27)}
+    assert simplify((784 * i + 28 * j + k) // 6272, ranges) == i // 8
+    assert simplify((784 * i + 28 * j + k) % 6272, ranges) == 784 * (i % 8) + 28 * j + k
