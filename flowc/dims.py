@@ -387,18 +387,25 @@ def symbols(d: DimLike) -> frozenset[str]:
     return d._symbols
 
 
-def _rebuild(d: DimLike, leaf) -> DimLike:
+def map_atoms(d: DimLike, fn: Callable[[Atom], DimLike]) -> DimLike:
+    """``d`` with ``fn(atom)`` in place of the atoms of its terms."""
     if isinstance(d, int):
         return d
     total: DimLike = 0
     for mono, c in d.terms:
         term: DimLike = c
         for atom, p in mono:
-            v = leaf(atom) if isinstance(atom, str) else apply(atom.fn, [_rebuild(a, leaf) for a in atom.args])
+            v = fn(atom)
             for _ in range(p):
                 term = term * v
         total = total + term
     return total
+
+
+def _rebuild(d: DimLike, leaf: Callable[[str], DimLike]) -> DimLike:
+    def at(atom: Atom) -> DimLike:
+        return leaf(atom) if isinstance(atom, str) else apply(atom.fn, [map_atoms(a, at) for a in atom.args])
+    return map_atoms(d, at)
 
 
 def substitute(d: DimLike, env: Mapping[str, DimLike]) -> DimLike:

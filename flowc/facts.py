@@ -22,11 +22,13 @@ from flowc.dims import (
     DimLike,
     Range,
     ceildiv,
+    dim_of,
     dmax,
     dmin,
     evaluate,
     floordiv,
     linear,
+    map_atoms,
     substitute,
     sym,
     symbols,
@@ -103,7 +105,7 @@ class Facts:
             call = mono[0][0] if len(mono) == 1 and mono[0][1] == 1 else None
             if isinstance(call, Call) and call.fn == ("min" if k > 0 else "max"):  # it holds for every argument
                 for a in call.args:
-                    self.add(fact + (a - sym_of(call)) * k)
+                    self.add(fact + (a - dim_of(call)) * k)
                 return
         self._factors(fact)
         self.known.append(fact)
@@ -134,7 +136,7 @@ class Facts:
             if mono[0][0].fn == "floordiv" and isinstance(b, int):
                 self.add(a - b * -(-k // c))
         elif len(mono) > 1 or mono[0][1] > 1:
-            atoms = [sym(x) if isinstance(x, str) else sym_of(x) for x, _ in mono]
+            atoms = [dim_of(x) for x, _ in mono]
             if all(proved_le(0, x, self.ranges) for x in atoms):
                 for x in atoms:
                     self.add(x - 1)
@@ -265,11 +267,6 @@ class Facts:
         for f in self.known:
             reached &= np.asarray(evaluate(f, env)) >= 0
         return env, reached
-
-
-def sym_of(call: Call) -> Dim:
-    """A call as a size."""
-    return Dim(((((call, 1),), 1),))
 
 
 def _size(e: Expr) -> DimLike | None:
@@ -431,14 +428,4 @@ def _divisions(d: DimLike) -> list[Call]:
 
 def _replace(d: DimLike, old: Call, new: DimLike) -> DimLike:
     """``d`` with an atom of its terms replaced."""
-    if isinstance(d, int):
-        return d
-    total: DimLike = 0
-    for mono, c in d.terms:
-        term: DimLike = c
-        for atom, p in mono:
-            factor = new if atom == old else sym(atom) if isinstance(atom, str) else sym_of(atom)
-            for _ in range(p):
-                term = term * factor
-        total = total + term
-    return total
+    return map_atoms(d, lambda atom: new if atom == old else dim_of(atom))

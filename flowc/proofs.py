@@ -21,6 +21,7 @@ from flowc.dims import (
     dim_of,
     extreme,
     linear,
+    map_atoms,
     polynomial,
     quotient_and_rest,
     symbols,
@@ -241,19 +242,9 @@ def known_eq(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> bool | Non
 
 
 def simplify(d: DimLike, ranges: Ranges) -> DimLike:
-    """``d`` with calls resolved that the ranges decide: for ``0 <= j < 4`` is ``(4*i + j) // 4`` ``i``, and
+    """``d`` with calls resolved that the ranges decide: with ``0 <= j < 4``, ``(4*i + j) // 4`` is ``i``, and
     ``(4*i + j) // 12`` is ``i // 3``."""
-    if isinstance(d, int):
-        return d
-    total: DimLike = 0
-    for mono, c in d.terms:
-        term: DimLike = c
-        for atom, p in mono:
-            v: DimLike = dim_of(atom) if isinstance(atom, str) else _simplify_call(atom, ranges)
-            for _ in range(p):
-                term = term * v
-        total = total + term
-    return total
+    return map_atoms(d, lambda atom: dim_of(atom) if isinstance(atom, str) else _simplify_call(atom, ranges))
 
 
 def _in_units(r: DimLike, b: DimLike, ranges: Ranges) -> tuple[int, DimLike, DimLike] | None:

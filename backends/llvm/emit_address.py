@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.emit_code import Code, Mem, Place, Val, memory_type
 from flowc.backends.llvm.target import Target
-from flowc.dims import Call, Dim, DimLike, Range, apply, evaluate, floordiv, substitute, sym, symbols
+from flowc.dims import Call, Dim, DimLike, Range, apply, evaluate, floordiv, map_atoms, substitute, sym, symbols
 from flowc.proofs import bounds, simplify
 
 
@@ -307,17 +307,7 @@ class _Symbols(Mapping[str, "str | int"]):
 
 def _by_lanes(d: DimLike, lanes: int, lane: str, ranges: Mapping[str, Range]) -> DimLike:
     """Quotients by a multiple of ``lanes`` taken in two steps, the first of which removes the lane."""
-    if isinstance(d, int):
-        return d
-    total: DimLike = 0
-    for mono, c in d.terms:
-        term: DimLike = c
-        for atom, p in mono:
-            v: DimLike = sym(atom) if isinstance(atom, str) else _call_by_lanes(atom, lanes, lane, ranges)
-            for _ in range(p):
-                term = term * v
-        total = total + term
-    return total
+    return map_atoms(d, lambda atom: sym(atom) if isinstance(atom, str) else _call_by_lanes(atom, lanes, lane, ranges))
 
 
 def _call_by_lanes(call: Call, lanes: int, lane: str, ranges: Mapping[str, Range]) -> DimLike:
