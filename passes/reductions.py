@@ -158,28 +158,32 @@ def single(extents: Sequence[DimLike]) -> bool:
     return sum(not (isinstance(e, int) and e == 1) for e in extents) <= 1
 
 
-def reduce_batch(k: KernelBuilder, inl: Inliner, nodes: Sequence[Node], o: Idx, machine: Machine, flat: bool,
-                 also: Callable[[Idx, Expr | None], None] = lambda idx, where: None,
-                 margins: RowMargins | None = None) -> list[tuple[Expr, ...]]:
-    """Reduce over the same axes for every node; returns folded states.  ``also(r, where)`` runs per element."""
+def reduce_batch(k: KernelBuilder, inl: Inliner, nodes: Sequence[Node], rows: Sequence[Idx], machine: Machine,
+                 flat: bool, also: Callable[[Idx, Expr | None], None] = lambda idx, where: None,
+                 margins: RowMargins | None = None) -> list[list[tuple[Expr, ...]]]:
+    """Reduce over the same axes for every node, in one walk over some rows; returns the folded states of every row.
+    ``also(r, where)`` runs per element.  margins: of the row, if it is one."""
     extents = reduced_extents(nodes[0])
     flat = flat or single(extents)
     walked: tuple[DimLike, ...] = (prod(extents),) if flat else extents
     lanes = lane_count(walked[-1])
-    accs = [Accumulators(k, n, lanes) for n in nodes]
+    places = [(n, o) for o in rows for n in nodes]
+    accs = [Accumulators(k, n, lanes) for n, _ in places]
     width = lane_width(machine, accs, lanes)
     with nest(k, walked[:-1], "seq", "q") as outer:
         def element(j: DimLike, where: Expr | None):
             r = unravel(j, extents) if flat else (*outer, j)
             pos = k.b.index(linear_index((*outer, j), walked))
             out = [a.lower.enter(k.b, inl.value(n.inputs[0], reduced_index(n, o, r), where), pos)
-                   for a, n in zip(accs, nodes, strict=True)]
+                   for a, (n, o) in zip(accs, places, strict=True)]
             also(r, where)
             return out
         accumulate(k, accs, walked[-1], width, element, any(n.op.name not in EXACT for n in nodes),
                    None if margins is None else margins.walked(nodes, lanes))
     states = [a.fold() for a in accs]
-    return states if margins is None else [margins.complete(n, s) for n, s in zip(nodes, states, strict=True)]
+    if margins is not None:
+        states = [margins.complete(n, s) for n, s in zip(nodes, states, strict=True)]
+    return [states[i:i + len(nodes)] for i in range(0, len(states), len(nodes))]
 
 
 def lower_rows(g: Group, ctx: Context) -> Lowered:
@@ -223,28 +227,11 @@ def walk_rows(k: KernelBuilder, inl: Inliner, g: Group, ctx: Context, together: 
     *others, rows = g.space[:g.outer]
     with nest(k, others, "parallel") as before, k.loop(rows // together, "parallel", "i") as i:
         group = [(*before, together * i + r) for r in range(together)]
-        for o, states in zip(group, reduce_rows(k, inl, batch, group, ctx.machine), strict=True):
+        for o, states in zip(group, reduce_batch(k, inl, batch, group, ctx.machine, flat_ok(g)), strict=True):
             for n, s in zip(batch, states, strict=True):
                 inl.bound[n] = _row_value(n, o, k.let(result(k, n, s)))
             for n in g.outputs:
                 k.write(ctx.name_of(n), linear_index(o, n.shape), inl.value(n, o))
-
-
-def reduce_rows(k: KernelBuilder, inl: Inliner, nodes: Sequence[Node], group: Sequence[Idx], machine: Machine
-                ) -> list[list[tuple[Expr, ...]]]:
-    """Reduce several rows in one walk; returns the folded states of every row."""
-    extents = reduced_extents(nodes[0])
-    accs = [Accumulators(k, n, lane_count(prod(extents))) for _ in group for n in nodes]
-
-    def element(j: DimLike, where: Expr | None) -> list[Sequence[Expr]]:
-        places = [(n, o) for o in group for n in nodes]
-        r = unravel(j, extents)
-        return [a.lower.enter(k.b, inl.value(n.inputs[0], reduced_index(n, o, r), where), k.b.index(j))
-                for a, (n, o) in zip(accs, places, strict=True)]
-    accumulate(k, accs, prod(extents), lane_width(machine, accs, accs[0].lanes), element,
-               any(n.op.name not in EXACT for n in nodes))
-    states = [a.fold() for a in accs]
-    return [states[i:i + len(nodes)] for i in range(0, len(states), len(nodes))]
 
 
 def walk_row(k: KernelBuilder, inl: Inliner, g: Group, o: Idx, ctx: Context,
@@ -262,7 +249,7 @@ def walk_row(k: KernelBuilder, inl: Inliner, g: Group, o: Idx, ctx: Context,
             for n in now:
                 at = linear_index(r, n.shape[g.outer:])
                 k.write(where_cached[n], at, inl.value(n, (*o, *r), where), where)
-        states = reduce_batch(k, inl, batch, o, ctx.machine, flat, also, margins)
+        (states,) = reduce_batch(k, inl, batch, [o], ctx.machine, flat, also, margins)
         for n, s in zip(batch, states, strict=True):
             v = k.let(result(k, n, s))
             inl.bound[n] = _row_value(n, o, v)
