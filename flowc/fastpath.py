@@ -9,14 +9,15 @@ general path of function.py.  While settings are overridden (``flowc.options``) 
 
 from __future__ import annotations
 
+import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from flowc import config
 from flowc.function import Argument, Function, Variant
 from flowc.trace import Traced
-from flowc.tree import flatten
+from flowc.tree import Kind, Tree, kind_of
 
 CHAIN = 8  # native callables tried one after the other before the chain starts anew
 
@@ -57,35 +58,16 @@ class FastFunction(Function):
     def _call_spec(self, variant: Variant, args: Sequence[Any], found: Sequence[Argument]) -> Any:
         """How the native callable is called; None if it cannot serve this call."""
         from flowc.backends.llvm.callpath import CallSpec, Same
-        kinds: list[Any] = []
         leaves = iter(found)
-        for i, a in enumerate(args):
-            name = self.names[i] if i < len(self.names) else ""
-            if i in self.static_argnums or name in self.static_argnames:
-                kinds.append(Same(a))
-                continue
-            parts, _ = flatten(a)
-            if a is None:
-                kinds.append(Same(a))
-                continue
-            if len(parts) != 1 or parts[0] is not a:
-                return None  # a container, also an empty one, which may be filled before the next call
-            leaf = next(leaves)
-            kinds.append("array" if not leaf.weak else {"f64": "float", "i64": "int", "bool": "bool"}.get(
-                leaf.type.dtype.name))
-        if None in kinds:
+        kinds = [Same(a) if self._is_static(i) else _argument(a, leaves) for i, a in enumerate(args)]
+        if None in kinds or not variant.traced.graph.outputs:
             return None
-        traced = variant.traced
-        plain = not traced.static and len(traced.graph.outputs) > 0
-        sample = traced.out_tree.unflatten(list(range(traced.out_tree.leaves))) if plain else None
-        if plain and sample == 0:
-            result: Any = "array"
-        elif plain and type(sample) is tuple and sample == tuple(range(len(traced.graph.outputs))):
-            result = "tuple"
-        else:
-            result = _pack(traced)
-        return CallSpec(tuple(kinds), result, self.__name__ if hasattr(self, "__name__") else "compiled",
-                        self.__doc__ or "")
+        name = self.__name__ if hasattr(self, "__name__") else "compiled"
+        return CallSpec(tuple(kinds), _result(variant.traced), name, self.__doc__ or "")
+
+    def _is_static(self, position: int) -> bool:
+        name = self.names[position] if position < len(self.names) else ""
+        return position in self.static_argnums or name in self.static_argnames
 
     def _connect(self) -> None:
         """Let calls go to the newest native callable, or the general path while settings are overridden."""
@@ -93,8 +75,47 @@ class FastFunction(Function):
         type(self).__call__ = staticmethod(head)  # type: ignore[method-assign, assignment]
 
 
-def _pack(traced: Traced) -> Callable[..., Any]:
-    return lambda *outputs: traced.assemble(outputs)
+_SCALARS = {"f64": "float", "i64": "int", "bool": "bool"}
+
+
+def _argument(a: Any, leaves: Iterator[Argument]) -> Any:
+    """One argument as in ``CallSpec.args``; None if only Python can take it apart."""
+    from flowc.backends.llvm.callpath import Container, Same
+    kind = kind_of(a)
+    if kind is None:
+        leaf = next(leaves)
+        return "array" if not leaf.weak else _SCALARS.get(leaf.type.dtype.name)
+    children, meta = kind.split(a)
+    items = tuple(_argument(c, leaves) for c in children)
+    if kind.layout == "none":
+        return Same(None)
+    keys = _keys(kind, meta)
+    if not kind.layout or None in items or any(type(k) is not str for k in keys):
+        return None
+    return Container(kind.layout, items, keys, type(a))
+
+
+def _keys(kind: Kind, meta: Any) -> tuple[Any, ...]:
+    return meta if kind.layout == "dict" else ()
+
+
+def _result(traced: Traced) -> Any:
+    """The result of a traced function as in ``CallSpec.result``."""
+    from flowc.backends.llvm.callpath import Container, Same
+    places, outputs = itertools.count(), itertools.count()
+
+    def part(tree: Tree) -> Any:
+        if tree.kind is None:
+            place = next(places)
+            return Same(traced.static[place]) if place in traced.static else next(outputs)
+        kind, meta = tree.kind, tree.meta
+        items = tuple(map(part, tree.children))
+        if kind.layout == "none":
+            return Same(None)
+        if kind.layout in ("tuple", "list", "dict"):
+            return Container(kind.layout, items, _keys(kind, meta))
+        return Container("call", items, cls=lambda *xs: kind.join(meta, xs))
+    return part(traced.out_tree)
 
 
 def _general(ref: weakref.ref[FastFunction]) -> Callable[..., Any]:

@@ -25,12 +25,15 @@ class Kind(NamedTuple):
 
     split: container -> (children, meta), meta hashable.  join: (meta, children) -> container.
     labels: (meta, number of children) -> how each child is written behind the container's name: ``[0]``, ``.bias``.
+    layout: how the children lie in the object itself, for those who read it without Python: ``none``, ``tuple``,
+      ``namedtuple``, ``list``, ``dict`` (``meta`` are its keys), or "".
     """
 
     name: str
     split: Callable[[Any], tuple[Sequence[Any], Hashable]]
     join: Callable[[Any, Sequence[Any]], Any]
     labels: Callable[[Any, int], list[str]]
+    layout: str = ""
 
 
 def exact(value: Any) -> Hashable:
@@ -126,10 +129,10 @@ def _split_dict(d: dict) -> tuple[Sequence[Any], Hashable]:
 
 
 _KINDS: dict[type, Kind] = {
-    type(None): Kind("None", lambda x: ((), None), lambda meta, xs: None, _positions),
-    list: Kind("list", lambda x: (x, None), lambda meta, xs: list(xs), _positions),
-    tuple: Kind("tuple", lambda x: (x, None), lambda meta, xs: tuple(xs), _positions),
-    dict: Kind("dict", _split_dict, lambda meta, xs: dict(zip(meta, xs)), _keys),
+    type(None): Kind("None", lambda x: ((), None), lambda meta, xs: None, _positions, "none"),
+    list: Kind("list", lambda x: (x, None), lambda meta, xs: list(xs), _positions, "list"),
+    tuple: Kind("tuple", lambda x: (x, None), lambda meta, xs: tuple(xs), _positions, "tuple"),
+    dict: Kind("dict", _split_dict, lambda meta, xs: dict(zip(meta, xs)), _keys, "dict"),
     OrderedDict: Kind("OrderedDict", lambda d: (list(d.values()), tuple(d)),
                       lambda meta, xs: OrderedDict(zip(meta, xs)), _keys),
 }
@@ -138,7 +141,7 @@ _KINDS: dict[type, Kind] = {
 def _namedtuple_kind(cls: type) -> Kind:
     fields: tuple[str, ...] = cls._fields  # type: ignore[attr-defined]
     return Kind(cls.__name__, lambda x: (x, None), lambda meta, xs: cls(*xs),
-                lambda meta, count: [f".{f}" for f in fields])
+                lambda meta, count: [f".{f}" for f in fields], "namedtuple")
 
 
 def _dataclass_kind(cls: type) -> Kind:
@@ -170,7 +173,8 @@ def register_pytree(cls: type, split: Callable[[Any], tuple[Sequence[Any], Hasha
     return cls
 
 
-def _kind(x: Any) -> Kind | None:
+def kind_of(x: Any) -> Kind | None:
+    """How ``x`` is taken apart; None for a leaf."""
     cls = type(x)
     kind = _KINDS.get(cls)
     if kind is None:
@@ -197,7 +201,7 @@ def flatten(obj: Any) -> tuple[list[Any], Tree]:
 
 
 def _flatten(obj: Any, leaves: list[Any]) -> Tree:
-    kind = _kind(obj)
+    kind = kind_of(obj)
     if kind is None:
         leaves.append(obj)
         return LEAF

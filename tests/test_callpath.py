@@ -14,7 +14,7 @@ import pytest
 
 from flowc.backends import buffers, runtime
 from flowc.backends.llvm import callpath, cpu, engine, pool
-from flowc.backends.llvm.callpath import CallSpec, Same
+from flowc.backends.llvm.callpath import CallSpec, Container, Same
 from flowc.dims import ceildiv, sym
 from flowc.graph import Literal
 from flowc.kernel import Buffer, Builder, Kernel, Loop, Store
@@ -58,7 +58,7 @@ def is_slow(r):
     return isinstance(r, tuple) and len(r) == 3 and r[0] == "slow"
 
 
-def native(program, args=("array", "array"), result="array", fallback=slow):
+def native(program, args=("array", "array"), result=0, fallback=slow):
     f = runtime.compile_program(program).native_callable(CallSpec(tuple(args), result, "e", "what it does"), fallback)
     assert type(f).__name__ == "builtin_function_or_method"
     return f
@@ -241,7 +241,7 @@ class TestResults:
 
     @pytest.mark.parametrize("n", [0, 4, 1 << 19])
     def test_tuple_of_fresh_arrays(self, n):
-        f = native(self.several(), ("array",), "tuple")
+        f = native(self.several(), ("array",), Container("tuple", (0, 1, 2, 3)))
         a = vec(n)
         for _ in range(3):
             r = f(a)
@@ -254,7 +254,7 @@ class TestResults:
         assert np.array_equal(a, vec(n))
 
     def test_packed(self):
-        f = native(self.several(), ("array",), lambda *arrays: {"all": arrays})
+        f = native(self.several(), ("array",), Container("call", (0, 1, 2, 3), cls=lambda *arrays: {"all": arrays}))
         r = f(vec(3))
         assert [list(x) for x in r["all"]] == [[0, 2, 4], [0, 1, 2], [3, 4], [0, 2, 4]]
         first = r.pop("all")[0]
@@ -264,13 +264,13 @@ class TestResults:
         def broken(*arrays):
             raise RuntimeError("pack")
 
-        f = native(self.several(), ("array",), broken)
+        f = native(self.several(), ("array",), Container("call", (0, 1, 2, 3), cls=broken))
         with pytest.raises(RuntimeError, match="pack"):
             f(vec(3))
 
     def test_one_array_needs_one_output(self):
         exe = runtime.compile_program(self.several())
-        assert exe.native_callable(CallSpec(("array",), "array"), slow) is slow
+        assert exe.native_callable(CallSpec(("array",), 0), slow) is slow
 
     def test_large_results_come_from_warm_memory(self, add):
         n = 1 << 19
@@ -289,7 +289,7 @@ class TestResults:
         outs = [f"o{i}" for i in range(3)]
         bufs = [PlanBuffer("a", t, Place("param", 0)), *(PlanBuffer(o, t, Place("output", i)) for i, o in
                                                          enumerate(outs))]
-        f = native(plan(("a",), outs, bufs), ("array",), "tuple")
+        f = native(plan(("a",), outs, bufs), ("array",), Container("tuple", (0, 1, 2)))
         real = buffers.empty
         a = vec(1 << 19)
         for fail_at in range(3):
@@ -371,7 +371,8 @@ class TestLifetime:
     def test_reference_counts_stay(self, add):
         a, b = vec(4), vec(4)
         d = np.dtype(np.float32)
-        for f in (add, native(add_program(), result="tuple"), native(add_program(), result=lambda x: x)):
+        for f in (add, native(add_program(), result=Container("tuple", (0,))),
+                  native(add_program(), result=Container("call", (0,), cls=lambda x: x))):
             f(a, b)
             before = [sys.getrefcount(x) for x in (a, b, d, None, slow, f)]
             for _ in range(1000):

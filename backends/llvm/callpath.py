@@ -22,13 +22,15 @@ import numpy as np
 
 from flowc.backends import buffers
 from flowc.backends.llvm import engine, pool
-from flowc.backends.llvm.callpath_ir import (
+from flowc.backends.llvm.callpath_ir import call_ir
+from flowc.backends.llvm.callpath_tables import (
     API,
     ARRAY,
     ARRAY_FLAGS,
     BIND_DIM,
     BOOL,
     CONSTANT_DIM,
+    CONTAINER,
     DATA,
     DESCR,
     DIMS,
@@ -36,20 +38,29 @@ from flowc.backends.llvm.callpath_ir import (
     FLOAT32,
     FLOAT64,
     HEADER,
+    IN_ARGS,
+    IN_DICT,
+    IN_LIST,
+    IN_TUPLE,
     INT_FLOAT32,
     INT_FLOAT64,
     INTEGER,
+    LIST_ITEMS,
+    MAKE_CALL,
+    MAKE_DICT,
+    MAKE_LIST,
+    MAKE_OUTPUT,
+    MAKE_SAME,
+    MAKE_TUPLE,
     ND,
     NUMPY_SLOTS,
     OB_TYPE,
-    PACK,
     RECORD,
     SAME,
     SAME_DIM,
     SELF_DATA,
-    SINGLE,
-    TUPLE,
-    call_ir,
+    SIZE,
+    TUPLE_ITEMS,
 )
 from flowc.backends.llvm.entry import buffer_slots, hidden_symbols
 from flowc.dims import Dim
@@ -59,9 +70,24 @@ from flowc.types import DType, Type
 
 @dataclass(frozen=True)
 class Same:
-    """An argument that must be this very object and is not passed on: None, True, a string, a bound self."""
+    """An argument that must be this very object and is not passed on, or a part of the result: None, a string."""
 
     value: Any
+
+
+@dataclass(frozen=True)
+class Container:
+    """An argument that is taken apart, or a part of the result that is built.
+
+    layout: ``tuple``, ``list`` or ``dict``; also ``namedtuple`` for arguments, ``call`` for results.  items: of an
+      argument as in ``CallSpec.args``, of a result as in ``CallSpec.result``.  keys: of a dict, strings.
+    cls: the class that an argument has, or what is called with the items to build the result.
+    """
+
+    layout: str
+    items: tuple[Any, ...]
+    keys: tuple[Any, ...] = ()
+    cls: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,12 +95,13 @@ class CallSpec:
     """How a callable is called.
 
     args: per positional argument ``array``, ``float``, ``int``, ``bool`` (a Python scalar of exactly that type for a
-      rank-0 param) or :class:`Same`; all but ``Same`` stand for the params of the plan in order.
-    result: ``array`` (the only output), ``tuple``, or a function of all outputs that makes the result.
+      rank-0 param), :class:`Same` or a :class:`Container` of these; all but ``Same`` stand for the params of the plan
+      in order.
+    result: the number of an output, :class:`Same` or a :class:`Container` of these, in which every output occurs once.
     """
 
-    args: tuple[str | Same, ...]
-    result: str | Callable[..., Any] = "array"
+    args: tuple[str | Same | Container, ...]
+    result: int | Same | Container = 0
     name: str = "compiled"
     doc: str = ""
 
@@ -191,7 +218,8 @@ def _layout_holds() -> bool:
         return ty.from_address(id(obj) + offset).value
 
     sample, number, text = np.zeros((3, 5), np.float32), 2.5, b"flowc reads this"
-    turned = sample.T
+    turned, pair = sample.T, (number, text)
+    items, mapping = [number, text], {"a": number, "b": text}
     shape = (ctypes.c_int64 * 2).from_address(word(sample, DIMS))
     table = _numpy_table()
     return (word(sample, OB_TYPE) == id(np.ndarray) and word(sample, DATA) == sample.ctypes.data
@@ -200,6 +228,9 @@ def _layout_holds() -> bool:
             and word(sample, FLAGS, ctypes.c_int32) & ARRAY_FLAGS == ARRAY_FLAGS
             and word(turned, FLAGS, ctypes.c_int32) & ARRAY_FLAGS == 0x100
             and word(text, SELF_DATA) == int.from_bytes(text[:8], "little")
+            and [word(c, SIZE) for c in (pair, items, mapping)] == [2, 2, 2]
+            and word(pair, TUPLE_ITEMS + 8) == id(text)
+            and ctypes.c_int64.from_address(word(items, LIST_ITEMS) + 8).value == id(text)
             and table[NUMPY_SLOTS["ndarray"]] == id(np.ndarray) and np.dtype(np.float32) is sample.dtype)
 
 
@@ -265,34 +296,94 @@ def _scalar_kind(arg: str, dtype: DType) -> int | None:
     return None
 
 
-def _input_rows(plan: Plan, spec: CallSpec, record: _Record) -> list[list[int]] | None:
-    """One row per argument, None if an argument cannot be taken natively or a size stays unknown."""
-    table = plan.table()
-    hidden = hidden_symbols(plan)
-    order = {s: i for i, s in enumerate([*plan.symbols, *hidden.values()])}
-    bound: set[int] = set()
-    rows: list[list[int]] = []
-    params = iter(enumerate(table[p].type for p in plan.params))
-    for arg in spec.args:
+class _Inputs:
+    """The rows that say what arguments look like: containers before their items."""
+
+    def __init__(self, plan: Plan, record: _Record):
+        table = plan.table()
+        self.record = record
+        self.hidden = hidden_symbols(plan)
+        self.order = {s: i for i, s in enumerate([*plan.symbols, *self.hidden.values()])}
+        self.bound: set[int] = set()
+        self.params = iter(enumerate(table[p].type for p in plan.params))
+        self.rows: list[list[int]] = []
+        self.held: list[int] = []  # rows of arrays that lie in containers
+
+    def table(self, args: Sequence[str | Same | Container]) -> list[list[int]] | None:
+        """One row per object, None if one cannot be taken natively or a size stays unknown."""
+        for i, arg in enumerate(args):
+            if not self.add(arg, IN_ARGS, 0, i):
+                return None
+        if next(self.params, None) is not None or len(self.bound) != len(self.order):
+            return None
+        rest = [i for i in range(len(self.rows)) if i not in set(self.held)]
+        note = {row: n for n, row in enumerate([*self.held, *rest])}
+        return [[*found, whence, note[holder], index, note[i]]
+                for i, (*found, whence, holder, index) in enumerate(self.rows)]
+
+    def add(self, arg: str | Same | Container, whence: int, holder: int, index: int) -> bool:
+        """The rows of an argument found in ``whence`` of row ``holder`` at ``index``."""
+        here = [whence, holder, index]
         if isinstance(arg, Same):
-            record.keep.append(arg.value)
-            rows.append([SAME, id(arg.value), 0, 0, 0])
-            continue
-        slot, type_ = next(params)
+            self.record.keep.append(arg.value)
+            self.rows.append([SAME, id(arg.value), 0, 0, 0, *here])
+            return True
+        if isinstance(arg, Container):
+            at = len(self.rows)
+            self.record.keep.append((arg.cls, arg.keys))
+            self.rows.append([CONTAINER, id(arg.cls), len(arg.items), 0, 0, *here])
+            found = [id(k) for k in arg.keys] if arg.layout == "dict" else range(len(arg.items))
+            return all(self.add(x, _WHENCE[arg.layout], at, i) for x, i in zip(arg.items, found, strict=True))
+        slot, type_ = next(self.params)
         if arg == "array":
-            dims = [_dim_row(d, order, hidden, bound) for d in type_.shape]
-            record.keep.append(type_.dtype.numpy)
-            rows.append([ARRAY, id(type_.dtype.numpy), type_.rank, record.table(dims), slot])
-            continue
+            dims = [_dim_row(d, self.order, self.hidden, self.bound) for d in type_.shape]
+            self.record.keep.append(type_.dtype.numpy)
+            if whence != IN_ARGS:
+                self.held.append(len(self.rows))
+            self.rows.append([ARRAY, id(type_.dtype.numpy), type_.rank, self.record.table(dims), slot, *here])
+            return True
         kind = _scalar_kind(arg, type_.dtype)
         if kind is None or type_.rank:
-            return None
+            return False
         limits = [0, 0]
         if kind == INTEGER:
             info = np.iinfo(type_.dtype.numpy)
             limits = [int(info.min), min(int(info.max), 2**63 - 1)]
-        rows.append([kind, 0, 0, record.table([limits]), slot])
-    return rows if next(params, None) is None and len(bound) == len(order) else None
+        self.rows.append([kind, 0, 0, self.record.table([limits]), slot, *here])
+        return True
+
+
+_WHENCE = {"tuple": IN_TUPLE, "namedtuple": IN_TUPLE, "list": IN_LIST, "dict": IN_DICT}
+_MAKE = {"tuple": MAKE_TUPLE, "list": MAKE_LIST, "dict": MAKE_DICT, "call": MAKE_CALL}
+
+
+def _result_rows(part: int | Same | Container, record: _Record) -> list[list[int]]:
+    """How the result is built on a stack: items before what they are in."""
+    if isinstance(part, Same):
+        record.keep.append(part.value)
+        return [[MAKE_SAME, id(part.value), 0, 0]]
+    if not isinstance(part, Container):
+        return [[MAKE_OUTPUT, part, 0, 0]]
+    record.keep.append((part.cls, part.keys))
+    keys = record.table([[id(k) for k in part.keys]])
+    rows = [row for x in part.items for row in _result_rows(x, record)]
+    return [*rows, [_MAKE[part.layout], id(part.cls), len(part.items), keys]]
+
+
+def _outputs_of(part: int | Same | Container) -> list[int]:
+    """The numbers of the outputs in a result, sorted."""
+    if isinstance(part, Container):
+        return sorted(i for x in part.items for i in _outputs_of(x))
+    return [] if isinstance(part, Same) else [part]
+
+
+def _depth(rows: Sequence[Sequence[int]]) -> int:
+    """The most objects that lie on the stack at a time."""
+    most = now = 0
+    for _, _, count, _ in rows:
+        now += 1 - count
+        most = max(most, now)
+    return most
 
 
 def _dim_row(d: Any, order: Mapping[str, int], hidden: Mapping[Any, str], bound: set[int]) -> tuple[int, int]:
@@ -330,39 +421,40 @@ def _allocator(types: Sequence[Type]) -> Callable[[int, int], np.ndarray]:
     return alloc
 
 
-_RESULTS = {"array": SINGLE, "tuple": TUPLE}
-
-
 def make_callable(plan: Plan, spec: CallSpec, entry: engine.Code, fallback: Callable[..., Any],
                   constants: Mapping[str, np.ndarray], store: engine.Store | None = None) -> Callable[..., Any]:
     """A builtin that runs the compiled ``entry`` (its ``@run`` and ``@sizes``) for arguments that fit ``spec`` and
     calls ``fallback(*args, **kwargs)`` for all others.
 
     It keeps everything it needs alive and frees it with itself.  Returns ``fallback`` itself where a native call is
-    not possible: another Python than CPython with the GIL, a size that no argument tells, a 16-bit float scalar.
+    not possible: another Python than CPython with the GIL, a size that no argument tells, a 16-bit float scalar, a
+    result in which not every output occurs once.
     """
     native = _native(store)
     table = plan.table()
-    if native is None or spec.result == "array" and len(plan.outputs) != 1:
+    if native is None or _outputs_of(spec.result) != list(range(len(plan.outputs))):
         return fallback
-    types = [table[o].type for o in plan.outputs]
-    alloc = _allocator(types)
+    alloc = _allocator([table[o].type for o in plan.outputs])
     held = list(constants.values())
     record = _Record([native, entry, fallback, spec, alloc, held])
-    inputs, outputs = _input_rows(plan, spec, record), _output_rows(plan, constants, record)
+    taken = _Inputs(plan, record)
+    inputs, outputs = taken.table(spec.args), _output_rows(plan, constants, record)
     if inputs is None or outputs is None:
         return fallback
-    nparams, nout, nconst = len(plan.params), len(outputs), len(held)
-    buffers_, nflat = nparams + nout + nconst, sum(t.rank for t in types)
-    dims = len(plan.symbols) + len(hidden_symbols(plan))
+    result = [] if spec.result == 0 and len(outputs) == 1 else _result_rows(spec.result, record)
+    nparams, nout = len(plan.params), len(outputs)
+    frame: dict[str, int] = {}
+    end = nparams + nout + len(held)  # pointers to all buffers, then ...
+    for region, size in (("scalars", nparams), ("results", nout), ("dims", len(taken.order)),
+                         ("flat", sum(table[o].type.rank for o in plan.outputs) + 2), ("objects", len(inputs)),
+                         ("stack", _depth(result))):
+        frame[f"at_{region}"], end = end, end + size
     record.set(
-        fallback=id(fallback), nargs=len(inputs), nparams=nparams, noutputs=nout, nconstants=nconst, nflat=nflat,
-        run=entry.address("run"), sizes=entry.address("sizes"), alloc=id(alloc),
-        result=_RESULTS[spec.result] if isinstance(spec.result, str) else PACK,
-        pack=0 if isinstance(spec.result, str) else id(spec.result), inputs=record.table(inputs),
-        outputs=record.table(outputs), constants=record.table([[a.ctypes.data for a in held]]),
-        at_scalars=buffers_, at_results=buffers_ + nparams, at_dims=buffers_ + nparams + nout,
-        at_flat=buffers_ + nparams + nout + dims, frame=buffers_ + nparams + nout + dims + nflat + 2)
+        fallback=id(fallback), nargs=len(spec.args), ninputs=len(inputs), nheld=len(taken.held), nparams=nparams,
+        noutputs=nout, nconstants=len(held), nflat=sum(table[o].type.rank for o in plan.outputs),
+        run=entry.address("run"), sizes=entry.address("sizes"), nresult=len(result), alloc=id(alloc),
+        inputs=record.table(inputs), outputs=record.table(outputs), result=record.table(result),
+        constants=record.table([[a.ctypes.data for a in held]]), **frame, frame=end)
     name, doc = spec.name.encode(), spec.doc.encode()
     record.keep += [name, doc]
     record.method = _MethodDef(name, native.address, METH_FASTCALL_KEYWORDS, doc)

@@ -1,11 +1,13 @@
 """The native call in LLVM text: one function that serves every program, driven by a table.
 
-Here: the offsets it relies on, the layout of its tables, the function ``@call`` and its helpers.
-Not here: who fills the tables and checks the offsets (callpath.py), what is called (entry.py).  Read next: callpath.py.
+Here: the function ``@call``.
+Not here: the layout of its tables (callpath_tables.py), its helpers (callpath_helpers.py), who fills the tables and
+checks the offsets (callpath.py), what is called (entry.py).  Read next: callpath.py.
 
 ``@call`` has the signature of a METH_FASTCALL|METH_KEYWORDS function.  It reads ``PyArrayObject`` fields, which are a
-public C struct, compares them with a table, and on the first surprise (keyword, subclass, list, other dtype or shape,
-strided or unaligned memory, a broken constraint) hands the whole call to the fallback.  Because it is driven by a
+public C struct, compares them with a table, and on the first surprise (keyword, subclass, other dtype or shape, strided
+or unaligned memory, a container with other keys, a broken constraint) hands the whole call to the fallback.  Tuples,
+lists and dicts are taken apart, and built for results, without a Python frame.  Because it is driven by a
 table it is compiled once, not once per program, and its object code is the same in every process: all run-time
 addresses are in the record of the program or in the ``@api`` table, which is filled after loading.
 """
@@ -17,40 +19,41 @@ from collections.abc import Mapping
 
 from flowc.backends import buffers
 from flowc.backends.llvm.builder import Function, Module
-from flowc.backends.llvm.share import WORK_PER_US, costs
+from flowc.backends.llvm.callpath_helpers import helpers
+from flowc.backends.llvm.callpath_tables import (
+    API,
+    ARRAY,
+    ARRAY_FLAGS,
+    BIND_DIM,
+    BOOL,
+    CONSTANT_DIM,
+    CONTAINER,
+    DATA,
+    DESCR,
+    DIMS,
+    FLAGS,
+    FLOAT32,
+    FLOAT64,
+    HEADER,
+    IN_ARGS,
+    INPUT,
+    INT_FLOAT32,
+    INTEGER,
+    KINDS,
+    ND,
+    OB_TYPE,
+    OUTPUT,
+    RECORD,
+    SAME,
+    SELF_DATA,
+    SIZE,
+)
+from flowc.backends.llvm.share import WORK_PER_US
 
 GIL_WORK = 10 * WORK_PER_US         # below this, letting other Python threads run costs more than it gives
 SLOW_WORK = 500_000 * WORK_PER_US   # from here on the fallback runs it, which looks for Ctrl-C now and then
 STACK_ARENA = 64 << 10              # bytes of working memory taken from the stack
 WEIGHTS = '!0 = !{!"branch_weights", i32 1000, i32 1}'
-
-HEADER = object.__basicsize__       # of every Python object; its type stands in the last word
-OB_TYPE = HEADER - 8
-DATA, ND, DIMS, DESCR, FLAGS = HEADER, HEADER + 8, HEADER + 16, HEADER + 40, HEADER + 48
-ARRAY_FLAGS = 0x1 | 0x100           # C order, aligned
-SELF_DATA = bytes.__basicsize__ - 1  # where the contents of a bytes object begin
-
-# Run-time addresses: name -> index in @api
-API = {name: i for i, name in enumerate((
-    "ndarray", "PyArray_Empty", "PyObject_Vectorcall", "Py_IncRef", "Py_DecRef", "PyEval_SaveThread",
-    "PyEval_RestoreThread", "PyTuple_New", "PyTuple_SetItem", "PyErr_NoMemory", "PyMem_RawMalloc", "PyMem_RawFree",
-    "PyLong_AsLongLongAndOverflow", "PyLong_FromLongLong", "float", "int", "true", "false", "find_pool", "pool",
-    "pool_known"))}
-NUMPY_SLOTS = {"ndarray": 2, "PyArray_Empty": 184}  # of NumPy's C table, the same in every version since 1.7
-
-# The record of one program: name -> index of its 8-byte field
-RECORD = {name: i for i, name in enumerate((
-    "fallback", "nargs", "nparams", "noutputs", "nconstants", "nflat", "run", "sizes", "result", "pack", "alloc",
-    "inputs", "outputs", "constants", "at_scalars", "at_results", "at_dims", "at_flat", "frame", "arena_lock",
-    "arena", "arena_size"))}
-INPUT = {name: i for i, name in enumerate(("kind", "object", "rank", "dims", "slot"))}
-OUTPUT = {name: i for i, name in enumerate(("descr", "rank", "at", "itemsize", "source"))}
-CONSTANT_DIM, BIND_DIM, SAME_DIM = 0, 1, 2
-ARRAY, SAME, FLOAT64, FLOAT32, INTEGER, INT_FLOAT64, INT_FLOAT32, BOOL = range(8)
-SINGLE, TUPLE, PACK = range(3)
-
-
-# ---- the code -------------------------------------------------------------------------------------------------------
 
 class _Call:
     """Emits ``@call``: one method per part, in running order."""
@@ -89,17 +92,18 @@ class _Call:
         frame = f.op(f"alloca i64, i64 {self.field('frame')}, align 16")
         scalars, results = self.at(frame, self.field("at_scalars")), self.at(frame, self.field("at_results"))
         dims, flat = self.at(frame, self.field("at_dims")), self.at(frame, self.field("at_flat"))
-        self._arguments(frame, scalars, dims)
+        objects = self.at(frame, self.field("at_objects"))
+        self._arguments(frame, scalars, dims, objects)
         fine = f.op(f"call i32 {self.field('sizes', 'ptr')}(ptr {dims}, ptr {flat})")
         self.same(fine, 1, "i32")
         nflat = self.field("nflat")
         need = self.load(self.at(flat, nflat), 0, "i64")
         work = self.load(self.at(flat, nflat), 8, "i64")
         self.need(f.op(f"icmp slt i64 {work}, {SLOW_WORK}"))
-        self._outputs(frame, results, flat)
+        self._outputs(frame, results, flat, objects)
         self._constants(frame)
-        self._run(frame, dims, need, work, flat)
-        self._result(results)
+        self._run(frame, dims, need, work, flat, objects)
+        self._result(frame, results, objects)
         f.begin("slow")
         fallback = self.field("fallback", "ptr")
         r = f.op(f"call ptr {self.api('PyObject_Vectorcall')}(ptr {fallback}, ptr %args, i64 %nargs, ptr %kwnames)")
@@ -108,17 +112,17 @@ class _Call:
 
     # -- arguments
 
-    def _arguments(self, frame: str, scalars: str, dims: str) -> None:
+    def _arguments(self, frame: str, scalars: str, dims: str, objects: str) -> None:
         f = self.f
         inputs = self.field("inputs", "ptr")
         types = {n: self.api(n) for n in ("ndarray", "float", "int", "true", "false")}
-        with f.loop(0, "%nargs", stem="arg") as i:
-            arg = self.load(self.at("%args", i), 0)
+        with f.loop(0, self.field("ninputs"), stem="arg") as i:
             row = self.at(inputs, i, 8 * len(INPUT))
+            arg = self._find(row, objects)
             kind = self.load(row, 8 * INPUT["kind"], "i64")
             slot = self.load(row, 8 * INPUT["slot"], "i64")
             place, scalar = self.at(frame, slot), self.at(scalars, slot)
-            cases = {k: f.label("kind") for k in range(8)}
+            cases = {k: f.label("kind") for k in KINDS}
             joined = f.label("joined")
             f.raw(f"switch i64 {kind}, label %slow [ "
                   + " ".join(f"i64 {k}, label %{b}" for k, b in cases.items()) + " ]")
@@ -128,11 +132,33 @@ class _Call:
                     self._array(arg, row, types["ndarray"], dims, place)
                 elif k == SAME:
                     self.same(arg, self.load(row, 8 * INPUT["object"]), "ptr")
+                elif k == CONTAINER:
+                    self.same(self.load(arg, OB_TYPE), self.load(row, 8 * INPUT["object"]), "ptr")
+                    self.same(self.load(arg, SIZE, "i64"), self.load(row, 8 * INPUT["rank"], "i64"))
                 else:
                     self._scalar(k, arg, row, types, scalar)
                     f.raw(f"store ptr {scalar}, ptr {place}")
                 f.br(joined)
             f.begin(joined)
+
+    def _find(self, row: str, objects: str) -> str:
+        """The object of an input row, noted under its number."""
+        f = self.f
+        outside, inside, there, joined = f.label("args"), f.label("item"), f.label("there"), f.label("found")
+        index = self.load(row, 8 * INPUT["index"], "i64")
+        f.cond_br(f.op(f"icmp eq i64 {self.load(row, 8 * INPUT['whence'], 'i64')}, {IN_ARGS}"), outside, inside)
+        f.begin(outside)
+        arg = self.load(self.at("%args", index), 0)
+        f.br(joined)
+        f.begin(inside)
+        item = f.op(f"call ptr @fetch(ptr {row}, ptr {objects})")
+        f.cond_br(f.op(f"icmp ne ptr {item}, null"), there, "slow", unlikely_no=True)
+        f.begin(there)
+        f.br(joined)
+        f.begin(joined)
+        found = f.op(f"phi ptr [ {arg}, %{outside} ], [ {item}, %{there} ]")
+        f.raw(f"store ptr {found}, ptr {self.at(objects, self.load(row, 8 * INPUT['note'], 'i64'))}")
+        return found
 
     def _array(self, arg: str, row: str, ndarray: str, dims: str, place: str) -> None:
         f = self.f
@@ -195,14 +221,20 @@ class _Call:
 
     # -- results
 
-    def _outputs(self, frame: str, results: str, flat: str) -> None:
+    def _let_go(self, objects: str) -> None:
+        """Give back what ``_outputs`` holds."""
+        self.f.raw(f"call void @drop(ptr {objects}, i64 {self.field('nheld')})")
+
+    def _outputs(self, frame: str, results: str, flat: str, objects: str) -> None:
         """Allocate all outputs.  Nothing is owed to anyone if the sizes are impossible; a failed allocation gives back
-        what was allocated before it."""
+        what was allocated before it.  From here on Python may run: items of containers, which anybody may replace, are
+        held until the end."""
         f = self.f
         count, table = self.field("noutputs"), self.field("outputs", "ptr")
         with f.loop(0, count, stem="check") as k:
             nbytes = f.op(f"call i64 @nbytes(ptr {self.at(table, k, 8 * len(OUTPUT))}, ptr {flat})")
             self.need(f.op(f"icmp sge i64 {nbytes}, 0"))
+        f.raw(f"call void @hold(ptr {objects}, i64 {self.field('nheld')})")
         nparams = self.field("nparams")
         with f.loop(0, count, stem="out") as k:
             row = self.at(table, k, 8 * len(OUTPUT))
@@ -224,6 +256,7 @@ class _Call:
             made, failed = f.label("made"), f.label("failed")
             f.cond_br(f.op(f"icmp ne ptr {result}, null"), made, failed, unlikely_no=True)
             f.begin(failed)
+            self._let_go(objects)
             f.raw(f"call void @drop(ptr {results}, i64 {k})\n  ret ptr null")
             f.begin(made)
             f.raw(f"store ptr {result}, ptr {self.at(results, k)}")
@@ -236,7 +269,7 @@ class _Call:
         with f.loop(0, self.field("nconstants"), stem="constant") as k:
             f.raw(f"store ptr {self.load(self.at(table, k), 0)}, ptr {self.at(frame, f.add(first, k))}")
 
-    def _run(self, frame: str, dims: str, need: str, work: str, flat: str) -> None:
+    def _run(self, frame: str, dims: str, need: str, work: str, flat: str, objects: str) -> None:
         f = self.f
         results = self.at(frame, self.field("at_results"))
         heap, stack, ready = f.label("heap"), f.label("stack"), f.label("ready")
@@ -246,6 +279,7 @@ class _Call:
         have, none = f.label("have"), f.label("none")
         f.cond_br(f.op(f"icmp ne ptr {raw}, null"), have, none, unlikely_no=True)
         f.begin(none)
+        self._let_go(objects)
         f.raw(f"call void @drop(ptr {results}, i64 {self.field('noutputs')})")
         f.raw("ret ptr " + f.op(f"call ptr {self.api('PyErr_NoMemory')}()"))
         f.begin(have)
@@ -290,237 +324,23 @@ class _Call:
             f.br(joined)
             f.begin(joined)
 
-    def _result(self, results: str) -> None:
+    def _result(self, frame: str, results: str, objects: str) -> None:
+        """One output is given as it is; everything else is built."""
         f = self.f
-        single, several, tuple_, pack = f.label("single"), f.label("several"), f.label("tuple"), f.label("pack")
-        how, count = self.field("result"), self.field("noutputs")
-        f.cond_br(f.op(f"icmp eq i64 {how}, {SINGLE}"), single, several)
+        self._let_go(objects)
+        single, several = f.label("single"), f.label("several")
+        f.cond_br(f.op(f"icmp eq i64 {self.field('nresult')}, 0"), single, several)
         f.begin(single)
         f.raw(f"ret ptr {self.load(results, 0)}")
         f.begin(several)
-        f.cond_br(f.op(f"icmp eq i64 {how}, {TUPLE}"), tuple_, pack)
-        f.begin(pack)
-        made = f.op(f"call ptr {self.api('PyObject_Vectorcall')}(ptr {self.field('pack', 'ptr')}, ptr {results}, "
-                    f"i64 {count}, ptr null)")
-        f.raw(f"call void @drop(ptr {results}, i64 {count})\n  ret ptr {made}")
-        f.begin(tuple_)
-        out = f.op(f"call ptr {self.api('PyTuple_New')}(i64 {count})")
-        fill, failed = f.label("fill"), f.label("failed")
-        f.cond_br(f.op(f"icmp ne ptr {out}, null"), fill, failed, unlikely_no=True)
-        f.begin(failed)
-        f.raw(f"call void @drop(ptr {results}, i64 {count})\n  ret ptr null")
-        f.begin(fill)
-        with f.loop(0, count, stem="item") as k:
-            f.op(f"call i32 {self.api('PyTuple_SetItem')}(ptr {out}, i64 {k}, ptr {self.load(self.at(results, k), 0)})")
-        f.raw(f"ret ptr {out}")
-
-
-# helpers in plain text, since nothing of them depends on a program
-
-def _api(name: str) -> str:
-    """Text that loads the run-time address ``%name``."""
-    return (f"  %a.{name} = getelementptr i8, ptr @api, i64 {8 * API[name]}\n"
-            f"  %{name} = load ptr, ptr %a.{name}")
-
-
-def _at(name: str, base: str, offset: int) -> str:
-    """Text that makes the address ``%p.name``."""
-    return f"  %p.{name} = getelementptr i8, ptr {base}, i64 {offset}"
-
-
-def _nbytes_ir() -> str:
-    """``nbytes(row, flat)``: bytes of an output, -1 if there are too many."""
-    return f"""
-define internal i64 @nbytes(ptr %row, ptr %flat) nounwind {{
-entry:
-{_at("rank", "%row", 8 * OUTPUT["rank"])}
-{_at("at", "%row", 8 * OUTPUT["at"])}
-{_at("item", "%row", 8 * OUTPUT["itemsize"])}
-  %rank = load i64, ptr %p.rank
-  %first = load i64, ptr %p.at
-  %item = load i64, ptr %p.item
-  %shape = getelementptr i64, ptr %flat, i64 %first
-  br label %head
-head:
-  %i = phi i64 [ 0, %entry ], [ %next, %axis ]
-  %total = phi i64 [ %item, %entry ], [ %product, %axis ]
-  %bad = phi i1 [ false, %entry ], [ %worse, %axis ]
-  %zero = phi i1 [ false, %entry ], [ %zeros, %axis ]
-  %more = icmp slt i64 %i, %rank
-  br i1 %more, label %axis, label %end
-axis:
-  %p = getelementptr i64, ptr %shape, i64 %i
-  %n = load i64, ptr %p
-  %pair = call {{ i64, i1 }} @llvm.smul.with.overflow.i64(i64 %total, i64 %n)
-  %product = extractvalue {{ i64, i1 }} %pair, 0
-  %over = extractvalue {{ i64, i1 }} %pair, 1
-  %worse = or i1 %bad, %over
-  %none = icmp eq i64 %n, 0
-  %zeros = or i1 %zero, %none
-  %next = add i64 %i, 1
-  br label %head
-end:
-  %checked = select i1 %bad, i64 -1, i64 %total
-  %result = select i1 %zero, i64 0, i64 %checked
-  ret i64 %result
-}}
-declare {{ i64, i1 }} @llvm.smul.with.overflow.i64(i64, i64)
-"""
-
-
-def _allocate_ir() -> str:
-    """``allocate(alloc, k, shape)``: what Python's ``alloc(k, address of the shape)`` gives."""
-    return f"""
-define internal ptr @allocate(ptr %alloc, i64 %k, ptr %shape) nounwind {{
-entry:
-{_api("PyLong_FromLongLong")}
-{_api("PyObject_Vectorcall")}
-  %pair = alloca [2 x ptr], align 8
-  %second = getelementptr ptr, ptr %pair, i64 1
-  %number = call ptr %PyLong_FromLongLong(i64 %k)
-  store ptr %number, ptr %pair
-  %bits = ptrtoint ptr %shape to i64
-  %address = call ptr %PyLong_FromLongLong(i64 %bits)
-  store ptr %address, ptr %second
-  %n0 = icmp ne ptr %number, null
-  %n1 = icmp ne ptr %address, null
-  %both = and i1 %n0, %n1
-  br i1 %both, label %call, label %end
-call:
-  %made = call ptr %PyObject_Vectorcall(ptr %alloc, ptr %pair, i64 2, ptr null)
-  br label %end
-end:
-  %result = phi ptr [ %made, %call ], [ null, %entry ]
-  call void @drop(ptr %pair, i64 2)
-  ret ptr %result
-}}
-"""
-
-
-def _drop_ir() -> str:
-    """``drop(objects, count)``: give references back."""
-    return f"""
-define internal void @drop(ptr %objects, i64 %count) nounwind {{
-entry:
-{_api("Py_DecRef")}
-  br label %head
-head:
-  %i = phi i64 [ 0, %entry ], [ %next, %one ]
-  %more = icmp slt i64 %i, %count
-  br i1 %more, label %one, label %end
-one:
-  %p = getelementptr ptr, ptr %objects, i64 %i
-  %object = load ptr, ptr %p
-  call void %Py_DecRef(ptr %object)
-  %next = add i64 %i, 1
-  br label %head
-end:
-  ret void
-}}
-"""
-
-
-def _find_pool_ir() -> str:
-    """``find_pool(work)``: the thread pool for work that is worth it, else null."""
-    return f"""
-define internal ptr @find_pool(i64 %work) nounwind {{
-entry:
-{_at("pool", "@api", 8 * API["pool"])}
-{_at("known", "@api", 8 * API["pool_known"])}
-  %large = icmp sge i64 %work, {costs().serial_work}
-  br i1 %large, label %ask, label %none
-ask:
-  %known = load i64, ptr %p.known
-  %is = icmp ne i64 %known, 0
-  br i1 %is, label %have, label %find
-find:
-{_api("find_pool")}
-{_api("PyObject_Vectorcall")}
-{_api("Py_DecRef")}
-  %r = call ptr %PyObject_Vectorcall(ptr %find_pool, ptr null, i64 0, ptr null)
-  call void %Py_DecRef(ptr %r)
-  br label %have
-have:
-  %pool = load ptr, ptr %p.pool
-  ret ptr %pool
-none:
-  ret ptr null
-}}
-"""
-
-
-def _arena_take_ir() -> str:
-    """``arena_take(record, need)``: memory of need + 64 bytes, that of the record if nobody has it, else fresh."""
-    return f"""
-define internal ptr @arena_take(ptr %record, i64 %need) nounwind {{
-entry:
-{_api("PyMem_RawMalloc")}
-{_api("PyMem_RawFree")}
-{_at("lock", "%record", 8 * RECORD["arena_lock"])}
-{_at("arena", "%record", 8 * RECORD["arena"])}
-{_at("size", "%record", 8 * RECORD["arena_size"])}
-  %bytes = add i64 %need, 64
-  %swap = cmpxchg ptr %p.lock, i64 0, i64 1 acquire monotonic
-  %mine = extractvalue {{ i64, i1 }} %swap, 1
-  br i1 %mine, label %own, label %fresh
-fresh:
-  %other = call ptr %PyMem_RawMalloc(i64 %bytes)
-  ret ptr %other
-own:
-  %have = load ptr, ptr %p.arena
-  %size = load i64, ptr %p.size
-  %enough = icmp sge i64 %size, %need
-  br i1 %enough, label %good, label %grow
-good:
-  ret ptr %have
-grow:
-  call void %PyMem_RawFree(ptr %have)
-  %larger = call ptr %PyMem_RawMalloc(i64 %bytes)
-  store ptr %larger, ptr %p.arena
-  %none = icmp eq ptr %larger, null
-  %now = select i1 %none, i64 0, i64 %need
-  store i64 %now, ptr %p.size
-  br i1 %none, label %fail, label %grown
-fail:
-  store atomic i64 0, ptr %p.lock release, align 8
-  ret ptr null
-grown:
-  ret ptr %larger
-}}
-"""
-
-
-def _arena_give_ir() -> str:
-    """``arena_give(record, memory)``: the way back for what ``arena_take`` gave; null is fine."""
-    return f"""
-define internal void @arena_give(ptr %record, ptr %memory) nounwind {{
-entry:
-{_api("PyMem_RawFree")}
-{_at("lock", "%record", 8 * RECORD["arena_lock"])}
-{_at("arena", "%record", 8 * RECORD["arena"])}
-  %nothing = icmp eq ptr %memory, null
-  br i1 %nothing, label %end, label %some
-some:
-  %owned = load ptr, ptr %p.arena
-  %is = icmp eq ptr %owned, %memory
-  br i1 %is, label %unlock, label %free
-unlock:
-  store atomic i64 0, ptr %p.lock release, align 8
-  br label %end
-free:
-  call void %PyMem_RawFree(ptr %memory)
-  br label %end
-end:
-  ret void
-}}
-"""
+        stack = self.at(frame, self.field("at_stack"))
+        f.raw("ret ptr " + f.op(f"call ptr @build(ptr {self.record}, ptr {results}, ptr {stack})"))
 
 
 @functools.cache
 def call_ir() -> str:
     """LLVM text of the native call, the same for every program."""
     module = Module()
-    module.head += [f"@api = global [{len(API)} x ptr] zeroinitializer", WEIGHTS, _nbytes_ir(), _allocate_ir(),
-                    _drop_ir(), _find_pool_ir(), _arena_take_ir(), _arena_give_ir()]
+    module.head += [f"@api = global [{len(API)} x ptr] zeroinitializer", WEIGHTS, *helpers()]
     _Call(module).emit()
     return module.text()

@@ -1,0 +1,184 @@
+"""The native call with containers: arguments taken apart and results built without a Python frame."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import weakref
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import flowc
+from flowc.function import Function
+from flowc.tree import flatten, tree_map
+
+Pair = namedtuple("Pair", "left right")
+
+
+@dataclass
+class Layer:
+    w: np.ndarray
+    b: np.ndarray
+
+
+def vec(n=3, value=1.0):
+    return np.full(n, value, np.float32)
+
+
+@pytest.fixture
+def general(monkeypatch):
+    """Number of calls that took the general path."""
+    calls = []
+    real = Function.call
+
+    def counted(self, args, kwargs):
+        calls.append(args)
+        return real(self, args, kwargs)
+    monkeypatch.setattr(Function, "call", counted)
+    return calls
+
+
+leaves = st.sampled_from([(2,), (3, 2), ()]).map(lambda s: np.arange(np.prod(s), dtype=np.float32).reshape(s))
+trees = st.recursive(
+    leaves | st.none() | st.floats(-4, 4) | st.integers(-9, 9),
+    lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple)
+    | st.dictionaries(st.sampled_from("abc"), inner, max_size=3) | st.builds(Pair, inner, inner), max_leaves=6)
+
+
+@given(trees)
+def test_any_nesting(tree):
+    """What comes out is what goes in, leaf by leaf, on the native path as on the general one."""
+    f = flowc.jit(lambda t, x: (tree_map(lambda leaf: leaf * 2, t), [x + 1, "static", None]))
+    x = vec()
+    first = f(tree, x)
+    for _ in range(2):
+        again = f(tree, x)
+        assert flatten(again)[1] == flatten(first)[1]
+        for a, b, want in zip(flatten(again)[0], flatten(first)[0], [*flatten(tree)[0], None, None], strict=True):
+            assert type(a) is type(b)
+            assert np.array_equal(a, b)
+            if want is not None:
+                assert np.array_equal(a, np.asarray(want) * 2)
+    if any(isinstance(leaf, np.ndarray) for leaf in flatten(tree)[0]):
+        changed = tree_map(lambda leaf: leaf + 1, tree)
+        for a, b in zip(flatten(f(changed, x))[0], flatten(changed)[0], strict=False):
+            assert np.array_equal(a, np.asarray(b) * 2)
+
+
+@pytest.mark.parametrize("tree", [
+    {"w": vec(), "b": vec()}, [vec(), vec()], (vec(), {"k": [vec()]}), Pair(vec(), vec()), [], {}, {"a": None},
+    [2.5, vec(), 3]], ids=range(8))
+def test_calls_are_native(tree, general):
+    f = flowc.jit(lambda t, x: tree_map(lambda leaf: leaf + x, t) if flatten(t)[0] else x)
+    f(tree, vec())
+    count = len(general)
+    assert count == 1
+    f(tree, vec())
+    assert len(general) == count
+
+
+@pytest.mark.parametrize("other", [
+    {"w": vec(), "b": vec(), "c": vec()}, {"w": vec()}, {"w": vec(), "x": vec()}, OrderedDict(w=vec(), b=vec()),
+    {"w": vec(4), "b": vec()}, {"w": vec(), "b": [vec()]}, {"w": vec(), "b": 1.0}, [vec(), vec()], None, vec()],
+    ids=range(10))
+def test_other_containers_are_seen(other):
+    def total(t, x):
+        return sum(flatten(t)[0], x)
+    f = flowc.jit(total)
+    f({"w": vec(), "b": vec()}, vec())
+    f({"w": vec(), "b": vec()}, vec())
+    if isinstance(other, dict) and other.get("w", vec()).shape == (4,):
+        with pytest.raises(flowc.FlowcError):
+            f(other, vec())
+    else:
+        assert np.array_equal(f(other, vec()), total(other, vec()))
+
+
+def test_filled_later():
+    f = flowc.jit(lambda t, x: sum(t, x))
+    t = []
+    assert list(f(t, vec())) == [1, 1, 1]
+    t.append(vec())
+    assert list(f(t, vec())) == [2, 2, 2]
+    t[0] = vec(3, 5)
+    assert list(f(t, vec())) == [6, 6, 6]
+    t.clear()
+    assert list(f(t, vec())) == [1, 1, 1]
+
+
+def test_order_of_keys_does_not_matter(general):
+    f = flowc.jit(lambda t: {"d": t["a"] - t["b"], "c": t["b"]})
+    f({"a": vec(), "b": vec()})
+    r = f({"b": vec(3, 2), "a": vec(3, 5)})
+    assert list(r["d"]) == [3, 3, 3] and list(r["c"]) == [2, 2, 2]
+    assert list(r) == ["c", "d"] and len(general) == 1
+
+
+def test_classes_of_results():
+    f = flowc.jit(lambda x: Pair(Layer(x, x + 1), OrderedDict(b=x, a=x * 2)))
+    for _ in range(3):
+        r = f(vec())
+        assert type(r) is Pair and type(r.left) is Layer and list(r.right) == ["b", "a"]
+        assert list(r.left.b) == [2, 2, 2] and list(r.right["a"]) == [2, 2, 2]
+
+
+def test_reference_counts_stay():
+    f = flowc.jit(lambda t, x: {"s": t["a"] + x, "l": [t["b"][0] - x, (x * 2,)], "n": None, "t": "text"})
+    t, x = {"a": vec(), "b": [vec()]}, vec()
+    f(t, x)
+    f(t, x)
+    watched = (t, t["a"], t["b"], t["b"][0], x, None, "s", "text", f)
+    before = [sys.getrefcount(o) for o in watched]
+    for _ in range(1000):
+        f(t, x)
+    assert [sys.getrefcount(o) for o in watched] == before
+    r = f(t, x)
+    assert gc.is_tracked(r) and gc.is_tracked(r["l"])
+    arrays = [weakref.ref(a) for a in flatten(r)[0] if isinstance(a, np.ndarray)]
+    del r
+    assert [a() for a in arrays] == [None] * 3
+
+
+def test_a_class_that_does_not_want_to_be_built():
+    class Shy(tuple):
+        _fields = ("a", "b")
+
+        def __new__(cls, a, b):
+            if isinstance(a, np.ndarray) and a[0] > 2:
+                raise RuntimeError("not today")
+            return tuple.__new__(cls, (a, b))
+
+    f = flowc.jit(lambda x: [x, Shy(x, x + 1), x])
+    assert len(f(vec())) == 3 and len(f(vec())) == 3
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="not today"):
+            f(vec(3, 7))
+
+
+def test_items_replaced_while_they_are_read():
+    """A thread replaces the arrays of a list that others compute with: they live on until the call is over."""
+    n = 1 << 20
+    f = flowc.jit(lambda t: [np.exp(x) * 0 + x for x in t])
+    t = [np.full(n, float(i), np.float32) for i in range(3)]
+    f(t)
+    stop = threading.Event()
+
+    def replace():
+        while not stop.is_set():
+            for i in range(3):
+                t[i] = np.full(n, float(i), np.float32)
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        for _ in range(30):
+            for i, x in enumerate(f(t)):
+                assert x[0] == i and x[-1] == i
+    finally:
+        stop.set()
+        thread.join()
