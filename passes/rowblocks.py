@@ -17,6 +17,7 @@ is that of Dao et al., "FlashAttention", 2022; without its running rescaling, as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -33,7 +34,7 @@ from flowc.passes.problem import Problem
 from flowc.passes.reductions import walk_row
 from flowc.passes.register_tile import add_products, lanes_exist, store
 from flowc.passes.schedule import ContractSchedule, Machine
-from flowc.passes.tiles import register_tile
+from flowc.passes.tiles import BRING, CREWS, MANY, ceil_div, register_tile
 from flowc.proofs import known_eq
 from flowc.types import DType, i64
 
@@ -43,6 +44,27 @@ BLOCKS = (48, 32, 24, 16, 8)  # rows of a block, the first that fits
 def rows_of(machine: Machine, columns: int, size: int) -> int | None:
     """Rows of a block that fit a quarter of the second-level cache."""
     return next((r for r in BLOCKS if 4 * r * columns * size <= machine.l2), None)
+
+
+def even_rows(machine: Machine, p: Problem, most: int) -> int:
+    """Rows of a block, at most ``most``, that keep all threads busy to the end and compute the fewest rows that do not
+    exist."""
+    if not isinstance(p.m, int) or p.m == 0:
+        return most
+    outer = prod(p.outer_extents)
+    many = min(outer, MANY) if isinstance(outer, int) and outer else 1
+    fewest = ceil_div(p.m, most)
+    best: tuple[float, int] | None = None
+    for blocks in range(fewest, fewest + max(CREWS)):
+        rows = ceil_div(p.m, blocks)
+        mr = register_tile(machine, p.acc, rows, p.n)[0]
+        one = ceil_div(rows, mr) * mr + BRING
+        tasks = many * ceil_div(p.m, rows)
+        time = sum(ceil_div(tasks, t) * t * one for t in CREWS)
+        if best is None or time < best[0]:
+            best = time, rows
+    assert best is not None
+    return best[1]
 
 
 def join_row_blocks(groups: Sequence[Group], ctx: Context, graph_outputs: set[Node],
@@ -185,9 +207,8 @@ class _RowBlock:
         self.n = int(self.a.shape[-1])  # type: ignore[arg-type]
         rows = rows_of(ctx.machine, self.n, 4)
         assert rows is not None
-        m = self.pa.m
-        self.rows = min(rows, max(8, ceil_half(m))) if isinstance(m, int) else rows
-        self.sa = self._tile(self.pa)
+        self.rows = even_rows(ctx.machine, self.pa, rows)
+        self.sa, self.sc = self._tile(self.pa), [self._tile(p) for p in self.pc]
         self.packed = None if self.pa.col_reach.plain and self.pa.col_reach.own == 1 else Packed(
             self.pa, self.sa, f"{ctx.name}.packed")
         self.cuts = find_cuts(self.row, self.a, self.pa, named)
@@ -205,10 +226,11 @@ class _RowBlock:
                 block = blocks - 1 - block  # those with most to do come first, so that all threads end together
             self.margins = self._margins(k, outer, block)
             table = k.alloc(self.pa.acc, self.rows * self.n)
-            self.scores(k, table, outer, block)
-            self.normalise(k, table, outer, block)
-            for p in self.pc:
-                self.product(k, p, table, outer, block)
+            count = self.count(block)
+            self.scores(k, table, outer, block, count)
+            self.normalise(k, table, outer, block, count)
+            for p, s in zip(self.pc, self.sc, strict=True):
+                self.product(k, p, s, table, outer, block, count)
         declare_outputs(k, self.g, self.ctx)
         notes = [*(line for s in self.g.stages for line in describe(s)), f"row blocks of {self.rows}"]
         kernel = k.finish(self.ctx.dims, notes)
@@ -224,21 +246,33 @@ class _RowBlock:
         first, last = self.rows * block, dmin(self.rows * block + self.rows, self.pa.m) - 1
         return Margins(k, self.cuts, self.n, *(self.pa.out_index(outer, i, 0)[:-1] for i in (first, last)))
 
+    @property
+    def even(self) -> bool:
+        """Do all blocks have as many rows?"""
+        return isinstance(self.pa.m, int) and self.pa.m % self.rows == 0
+
+    def count(self, block: DimLike) -> DimLike:
+        """Rows of a block that are computed: whole tiles of every product, so that all repeat the same rows."""
+        if self.even:
+            return self.rows
+        unit = math.lcm(self.sa.mr, *(s.mr for s in self.sc))
+        return dmin(self.rows, ceildiv(self.pa.m - self.rows * block, unit) * unit)
+
     def local(self, s: ContractSchedule, ip: DimLike, i: DimLike) -> DimLike:
-        """Row of the block; rows beyond the last repeat it."""
-        return s.mr * ip + i if self.rows % s.mr == 0 else dmin(s.mr * ip + i, self.rows - 1)
+        """Row of the block.  The last tile begins early rather than end beyond the block: its rows lie at fixed
+        distances, and those that it shares with the one before get the same bits."""
+        return (s.mr * ip if self.rows % s.mr == 0 else dmin(s.mr * ip, self.rows - s.mr)) + i
 
     def whole(self, block: DimLike, i: DimLike) -> DimLike:
         """Row of the tensor at row ``i`` of the block."""
-        even = isinstance(self.pa.m, int) and self.pa.m % self.rows == 0
-        return self.rows * block + i if even else dmin(self.rows * block + i, self.pa.m - 1)
+        return self.rows * block + i if self.even else dmin(self.rows * block + i, self.pa.m - 1)
 
-    def scores(self, k: KernelBuilder, table: str, outer: Idx, block: DimLike) -> None:
+    def scores(self, k: KernelBuilder, table: str, outer: Idx, block: DimLike, count: DimLike) -> None:
         p, s = self.pa, self.sa
         inl = inliner(k, self.first, self.ctx)
         low, high = (0, p.n) if self.margins is None else (self.margins.low, self.margins.high)
         start, panels = low // s.nr, ceildiv(high, s.nr) - low // s.nr
-        with k.loop(panels, "seq", "jp") as jp, k.loop(ceildiv(self.rows, s.mr), "seq", "ip") as ip:
+        with k.loop(panels, "seq", "jp") as jp, k.loop(ceildiv(count, s.mr), "seq", "ip") as ip:
             jp = start + jp
 
             def col(kk: DimLike, j: DimLike) -> Expr:
@@ -254,9 +288,9 @@ class _RowBlock:
                 store(k, inl, p, s, k.get(acc, i, j), outer, self.whole(block, at), s.nr * jp + j,
                       lambda _, o, v, where: k.write(table, self.n * at + o[-1], v, where))
 
-    def normalise(self, k: KernelBuilder, table: str, outer: Idx, block: DimLike) -> None:
+    def normalise(self, k: KernelBuilder, table: str, outer: Idx, block: DimLike, count: DimLike) -> None:
         inl = inliner(k, self.row, self.ctx)
-        with k.loop(self.rows, "seq", "r") as i:
+        with k.loop(count, "seq", "r") as i:
             at = self.whole(block, i)
             if self.margins is not None:  # the cuts are linear in an index of the row
                 at = 0 if isinstance(self.pa.m, int) and self.pa.m == 1 else named(k, at, self.pa.m - 1)
@@ -277,14 +311,14 @@ class _RowBlock:
         walk_row(k, inl, self.row, o, self.ctx, write,
                  None if self.margins is None else self.margins.row(self.row, self.a, o, self.ctx))
 
-    def product(self, k: KernelBuilder, p: Problem, table: str, outer: Idx, block: DimLike) -> None:
-        s = self._tile(p)
+    def product(self, k: KernelBuilder, p: Problem, s: ContractSchedule, table: str, outer: Idx, block: DimLike,
+                rows: DimLike) -> None:
         inl = inliner(k, p.group, self.ctx)
         with k.loop(ceildiv(p.n, s.nr), "seq", "jq") as jp:
             def col(kk: DimLike, j: DimLike) -> Expr:
                 return p.col_element(k, inl, outer, s.nr * jp + j, kk, lanes_exist(k, p, s, s.nr * jp + j))
             start, count = (0, p.k) if self.margins is None else self._needed(k, p, s, col)
-            with k.loop(ceildiv(self.rows, s.mr), "seq", "iq") as ip:
+            with k.loop(ceildiv(rows, s.mr), "seq", "iq") as ip:
                 acc = k.acc(p.acc, k.b.const(0, p.acc), (s.mr, s.nr))
                 with k.loop(count, "seq", "k") as kk:
                     add_products(k, p, s, acc, lambda i: k.b.load(
@@ -322,8 +356,3 @@ def _sum(k: KernelBuilder, acc: str, lanes: int, dtype: DType) -> Expr:
     k.add(Fold((name,), (acc,), lanes, (x,), (y,), (k.b.add(k.b.ref(x, dtype), k.b.ref(y, dtype)),)))
     k.scopes[-1].names.add(name)
     return k.b.ref(name, dtype)
-
-
-def ceil_half(m: int) -> int:
-    """Rows of one of two blocks."""
-    return -(-m // 2)

@@ -121,6 +121,21 @@ def test_work_after_a_product_is_not_repeated_by_the_next():
 # ---- row blocks -----------------------------------------------------------------------------------------------------
 
 @settings(max_examples=15)
+@given(rows=st.integers(1, 130), columns=st.integers(2, 70), depth=st.integers(1, 20), dynamic=st.booleans(),
+       dtype=st.sampled_from(["float32", "float64"]))
+def test_rows_of_a_block(rows, columns, depth, dynamic, dtype):
+    """Blocks of any number of rows, the last of which has fewer."""
+    r = np.random.default_rng(rows)
+    x, c = r.standard_normal((rows, depth)).astype(dtype), r.standard_normal((columns, depth)).astype(dtype)
+
+    def nearest(x, c):
+        d = np.sum(c * c, axis=1) - 2 * (x @ c.T)
+        return np.argmin(d, axis=1), np.min(d, axis=1), d - np.min(d, axis=1, keepdims=True)
+    report = flowc.verify(flowc.jit(nearest, dynamic=dynamic), x, c)
+    assert report, report
+
+
+@settings(max_examples=15)
 @given(lead=st.sampled_from([(), (2,), (2, 3)]), rows=st.integers(1, 70), columns=st.integers(2, 90),
        depth=st.integers(1, 20), out=st.integers(1, 70), dtype=st.sampled_from(["float32", "float64"]),
        causal=st.booleans(), dynamic=st.booleans())
