@@ -197,7 +197,7 @@ class _PlanRun:
         if b.place.kind == "constant":
             return self.program.constants[b.name].array
         if b.place.kind == "output":
-            return poison(b.type.dtype, shape)
+            return poison(b.type.dtype, shape) if b.place.over < 0 else np.array(arrays[b.place.over], order="C")
         start, size = evaluate(b.place.offset, self.sizes), int(np.prod(shape, dtype=object)) * b.type.dtype.bytes
         if start < 0 or start + size > len(self.arena):
             raise VerifyError("V406", f"buffer {b.name} lies at {start}..{start + size} of an arena of "

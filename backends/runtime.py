@@ -104,13 +104,19 @@ class Executable(ABC):
 
     # -- what several devices share
 
-    def new_outputs(self, sizes: Mapping[str, int]) -> list[np.ndarray | None]:
-        """A fresh array for every output that has a place of its own; None where an output is a param, a constant or
-        another output and will be a copy."""
+    def new_outputs(self, arrays: list[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray | None]:
+        """An array for every output that has a place of its own; None where an output is a param, a constant or
+        another output and will be a copy.  Arrays are fresh but for those that take over a donated argument: if that
+        is of no use, because it is read-only or shares memory with another, a copy is put into its place."""
         out: list[np.ndarray | None] = []
         for i, name in enumerate(self.plan.outputs):
             b = self.table[name]
-            if b.place.kind == "output" and b.place.index == i:
+            over = b.place.over
+            if over >= 0 and b.place.index == i:
+                if not _for_itself(over, arrays):
+                    arrays[over] = buffers.copy_of(arrays[over])
+                out.append(arrays[over])
+            elif b.place.kind == "output" and b.place.index == i:
                 t = concrete_type(b.type, sizes)
                 out.append(buffers.empty(t.shape, t.dtype.numpy))  # type: ignore[arg-type]
             else:
@@ -145,6 +151,12 @@ class Executable(ABC):
                 assert source is not None
                 outputs[i] = buffers.copy_of(source)
         return outputs  # type: ignore[return-value]
+
+
+def _for_itself(i: int, arrays: Sequence[np.ndarray]) -> bool:
+    """May an argument be written to, and does it share its memory with no other?"""
+    a = arrays[i]
+    return a.flags.writeable and not any(np.may_share_memory(a, x) for j, x in enumerate(arrays) if j != i)
 
 
 def _arena_view(b: PlanBuffer, arena: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:

@@ -23,23 +23,29 @@ from flowc.tree import flatten
 
 
 def jit(fn: Callable[..., Any] | None = None, *, static_argnums: int | Sequence[int] = (),
-        static_argnames: str | Sequence[str] = (), device: str | None = None, dynamic: bool = False) -> Any:
+        static_argnames: str | Sequence[str] = (), device: str | None = None, dynamic: bool = False,
+        donate_argnums: int | Sequence[int] = (), donate_argnames: str | Sequence[str] = ()) -> Any:
     """Compile ``fn`` at its first call: arrays, numbers and containers of them in, arrays out.
 
     static_argnums, static_argnames: arguments that are part of the program (hashable), not data.
+    donate_argnums, donate_argnames: arguments whose arrays the caller gives away: results of the same type are written
+      into them where that is possible, and such a result is the array that was passed.  What donated arrays hold after
+      the call is unspecified otherwise.  Arrays that cannot be used, because they are read-only, not contiguous or
+      share memory with another argument, are left as they are.
     device: cpu, cuda or interpreter; default: the setting.  dynamic: symbolic sizes from the first call.
     Also usable as a decorator with or without arguments.
     """
-    nums = (static_argnums,) if isinstance(static_argnums, int) else tuple(static_argnums)
-    names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+    nums, given = ((x,) if isinstance(x, int) else tuple(x) for x in (static_argnums, donate_argnums))
+    names, given_names = ((x,) if isinstance(x, str) else tuple(x) for x in (static_argnames, donate_argnames))
     if fn is None:
-        return lambda f: jit(f, static_argnums=nums, static_argnames=names, device=device, dynamic=dynamic)
+        return lambda f: jit(f, static_argnums=nums, static_argnames=names, device=device, dynamic=dynamic,
+                             donate_argnums=given, donate_argnames=given_names)
     if not callable(fn):
         raise FlowcTypeError("C026", f"jit needs a function, got a {type(fn).__name__}", loc=caller_loc(),
                              cure="write @flowc.jit above a def")
     if device is not None:
         check_device(device)
-    return FastFunction.make(fn, nums, names, device, dynamic)
+    return FastFunction.make(fn, nums, names, device, dynamic, given, given_names)
 
 
 def value_and_grad(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, has_aux: bool = False) -> Any:

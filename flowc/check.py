@@ -126,6 +126,8 @@ def verify_compiled(c: Any, arrays: Sequence[np.ndarray]) -> Report:
                 node = names.get(b)
                 inside = node is None or node in group.outputs
                 buffers[b] = np.zeros(shape, t.dtype.numpy) if inside else np.asarray(value(node), order="C")
+                if table[b].place.over >= 0:
+                    buffers[b] = np.array(arrays[table[b].place.over], order="C")
         for s in by_step[label]:
             c.executable.run_step(s, buffers, sizes)
         worst, allowed, detail = 0.0, 0.0, ""

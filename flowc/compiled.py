@@ -8,7 +8,7 @@ Read next: function.py.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -187,27 +187,30 @@ def machine(device: str) -> Machine:
                    choices(config.get("schedules"), found.schedules), dots(host().features))
 
 
-def compile_graph(graph: Graph, *, device: str | None = None, target: Machine | None = None) -> Compiled:
+def compile_graph(graph: Graph, *, device: str | None = None, target: Machine | None = None,
+                  donated: Collection[int] = ()) -> Compiled:
     """Optimize and compile ``graph`` for ``device`` (cpu, cuda, interpreter; default: the setting).
-    target: what scheduling assumes of the machine, by default what is known of this one."""
+    target: what scheduling assumes of the machine, by default what is known of this one.  donated: params whose arrays
+    a call may overwrite; used on the CPU."""
     where = check_device(device)
     if where == "interpreter":
         return Compiled(graph, where)
     from flowc.passes.manager import PassContext
     ctx, fuse, target = PassContext.from_config(), config.get("fuse"), target or machine(where)
-    out = Compiled(graph, where, lambda: _lower(graph, where, target, ctx, fuse))
+    given = frozenset(donated) if where == "cpu" else frozenset()
+    out = Compiled(graph, where, lambda: _lower(graph, where, target, ctx, fuse, given))
     with progress.line(graph.name):
-        _compile(out, target, ctx)
+        _compile(out, target, ctx, given)
     _dump(out)
     return out
 
 
-def _lower(graph: Graph, device: str, target: Machine, ctx: PassContext, fuse: bool) -> Stages:
+def _lower(graph: Graph, device: str, target: Machine, ctx: PassContext, fuse: bool, donated: frozenset[int]) -> Stages:
     from flowc.passes.build import BuildOptions, build_with_groups
     from flowc.passes.pipeline import optimise
     optimised = optimise(graph, ctx)
     ctx.stage = "fuse"
-    program, groups = build_with_groups(optimised, BuildOptions(target, device, fuse),
+    program, groups = build_with_groups(optimised, BuildOptions(target, device, fuse, donated),
                                         lambda what, node: ctx.allow("fuse", what, node))
     if ctx.check:
         from flowc.verify import verify_program
@@ -215,10 +218,10 @@ def _lower(graph: Graph, device: str, target: Machine, ctx: PassContext, fuse: b
     return Stages(optimised, program, groups, ctx)
 
 
-def _compile(out: Compiled, target: Machine, ctx: PassContext) -> None:
+def _compile(out: Compiled, target: Machine, ctx: PassContext, donated: frozenset[int]) -> None:
     """Give ``out`` its executable: the one on the disk, or a new one."""
     store = default_store()
-    key = image.key(out.source, target, ctx) if store is not None and out.device == "cpu" else None
+    key = image.key(out.source, target, ctx, donated) if store is not None and out.device == "cpu" else None
     if store is not None and key is not None:
         out.executable = image.load(store, key, out.source, lambda: _program(out))
     if out.executable is not None:

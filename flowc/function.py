@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -161,18 +161,31 @@ class Family:
     rigid: set[int] = field(default_factory=set)               # positions that the function needs as numbers
 
 
+class Split(NamedTuple):
+    """A call taken apart: static values, leaves of the other arguments, their tree and names, the numbers of those
+    leaves that are donated."""
+
+    static: tuple
+    leaves: list[Any]
+    tree: Tree
+    paths: list[str]
+    donated: frozenset[int]
+
+
 class Function:
     """A function compiled on demand.  Call it like the function it wraps."""
 
     def __init__(self, fn: Callable[..., Any], static_argnums: Sequence[int] = (),
-                 static_argnames: Sequence[str] = (), device: str | None = None, dynamic: bool = False):
+                 static_argnames: Sequence[str] = (), device: str | None = None, dynamic: bool = False,
+                 donate_argnums: Sequence[int] = (), donate_argnames: Sequence[str] = ()):
         functools.update_wrapper(self, fn)
         self.fn, self.device, self.dynamic = fn, device, dynamic
         self.static_argnums, self.static_argnames = tuple(static_argnums), tuple(static_argnames)
+        self.donate_argnums, self.donate_argnames = tuple(donate_argnums), tuple(donate_argnames)
         self.families: dict[Any, Family] = {}
         self.lock = RLock()
         self.names = _parameter_names(fn)
-        for n in self.static_argnames:
+        for n in (*self.static_argnames, *self.donate_argnames):
             if self.names and n not in self.names and not _has_var_keywords(fn):
                 raise FlowcValueError("C023", f"{title(fn)} has no argument {n!r}", loc=caller_loc(),
                                       cure=f"name one of {', '.join(self.names)}")
@@ -187,15 +200,15 @@ class Function:
 
     def call(self, args: tuple, kwargs: dict) -> Any:
         """The general path: flatten, find or compile a variant, run it.  Inside a trace the function is inlined."""
-        static, leaves, tree, paths = self.split(args, kwargs)
-        if current_trace() is not None and any(isinstance(x, (Tensor, Dim)) for x in leaves):
+        parts = self.split(args, kwargs)
+        if current_trace() is not None and any(isinstance(x, (Tensor, Dim)) for x in parts.leaves):
             return self.fn(*args, **kwargs)
-        found = [as_argument(x, p) for x, p in zip(leaves, paths, strict=True)]
-        for a, p in zip(found, paths, strict=True):
+        found = [as_argument(x, p) for x, p in zip(parts.leaves, parts.paths, strict=True)]
+        for a, p in zip(found, parts.paths, strict=True):
             if a.array is None:
                 raise FlowcTypeError("C024", f"argument {p} is a spec, which has no value", loc=caller_loc(),
                                      cure="use .lower(...) with specs and call with arrays")
-        variant = self.variant(static, found, tree, paths)
+        variant = self.variant(parts, found)
         out = variant(found)
         if variant.compiled.device == "cpu":
             self._offer(variant, args, kwargs, found)
@@ -204,11 +217,12 @@ class Function:
     def _offer(self, variant: Variant, args: Sequence[Any], kwargs: dict, found: Sequence[Argument]) -> None:
         """Hook for the native call path (fastpath.py)."""
 
-    def split(self, args: tuple, kwargs: dict) -> tuple[tuple, list[Any], Tree, list[str]]:
-        """Static values, array leaves, the tree of the others, and the leaves' names."""
+    def split(self, args: tuple, kwargs: dict) -> Split:
         static: list[tuple[Any, Any]] = []
         rest: list[Any] = []
         names: list[str] = []
+        given = {*self.donate_argnames, *(self.names[i] for i in self.donate_argnums if i < len(self.names)),
+                 *(f"args[{i}]" for i in self.donate_argnums)}
         for i, a in enumerate(args):
             name = self.names[i] if i < len(self.names) else f"args[{i}]"
             if i in self.static_argnums or name in self.static_argnames:
@@ -223,25 +237,29 @@ class Function:
             else:
                 kw[n] = kwargs[n]
         leaves, tree = flatten((tuple(rest), kw))
-        paths = []
+        paths: list[str] = []
+        donated: list[int] = []
         for name, a in (*zip(names, rest, strict=True), *kw.items()):
-            paths += flatten(a)[1].paths(name)
-        return tuple(static), leaves, tree, paths
+            more = flatten(a)[1].paths(name)
+            if name in given:
+                donated += range(len(paths), len(paths) + len(more))
+            paths += more
+        return Split(tuple(static), leaves, tree, paths, frozenset(donated))
 
-    def variant(self, static: tuple, args: Sequence[Argument], tree: Tree, paths: Sequence[str]) -> Variant:
+    def variant(self, parts: Split, args: Sequence[Argument]) -> Variant:
         """The compiled variant for these arguments, compiled now if there is none."""
         where = check_device(self.device)
         ones = tuple(n == 1 for a in args for n in a.type.shape)
-        key = (where, config.cache_key(), static, tree, tuple((a.type.dtype, a.type.rank, a.weak) for a in args), ones)
+        kinds = tuple((a.type.dtype, a.type.rank, a.weak) for a in args)
+        key = (where, config.cache_key(), parts.static, parts.tree, kinds, ones)
         with self.lock:
             family = self.families.setdefault(key, Family())
             for v in family.variants:
                 if v.matches(args):
                     return v
-            return self._compile(family, where, static, args, tree, paths)
+            return self._compile(family, where, parts, args)
 
-    def _compile(self, family: Family, where: str, static: tuple, args: Sequence[Argument], tree: Tree,
-                 paths: Sequence[str]) -> Variant:
+    def _compile(self, family: Family, where: str, parts: Split, args: Sequence[Argument]) -> Variant:
         sizes = tuple(n for a in args for n in a.type.shape)
         history = [*family.seen, sizes]
         given = any(not isinstance(n, int) for n in sizes)
@@ -252,7 +270,7 @@ class Function:
             types = tuple(Type(a.type.dtype, s) for a, s in zip(args, shapes, strict=True))
             flat = [n for s in shapes for n in s]
             try:
-                traced = self.trace(types, [a.weak for a in args], static, tree, paths)
+                traced = self.trace(types, [a.weak for a in args], parts)
             except SizeUnknownError as e:
                 stuck = {i for i, n in enumerate(flat) if not isinstance(n, int) and symbols(n) & e.symbols}
                 if given or not stuck:
@@ -263,8 +281,8 @@ class Function:
             if not outside:
                 break
             fixed |= outside  # what was traced is for larger sizes: this one is compiled on its own
-        self._explain(family, sizes, paths, args)
-        variant = Variant(types, traced, compile_graph(traced.graph, device=where))
+        self._explain(family, sizes, parts.paths, args)
+        variant = Variant(types, traced, compile_graph(traced.graph, device=where, donated=parts.donated))
         family.variants.insert(0, variant)
         family.seen.append(sizes)
         return variant
@@ -283,10 +301,9 @@ class Function:
         import sys
         print(f"flowc: {text}", file=sys.stderr)
 
-    def trace(self, types: Sequence[Type], weak: Sequence[bool], static: tuple, tree: Tree,
-              paths: Sequence[str]) -> Traced:
-        leaves = [Leaf(t, w, p) for t, w, p in zip(types, weak, paths, strict=True)]
-        positions = dict(static)
+    def trace(self, types: Sequence[Type], weak: Sequence[bool], parts: Split) -> Traced:
+        leaves = [Leaf(t, w, p) for t, w, p in zip(types, weak, parts.paths, strict=True)]
+        positions = dict(parts.static)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             full = list(args)
@@ -295,20 +312,20 @@ class Function:
             named = {k: v.value for k, v in positions.items() if isinstance(k, str)}
             return self.fn(*full, **kwargs, **named)
         run.__name__ = getattr(self.fn, "__name__", type(self.fn).__name__)
-        return trace(run, leaves, tree, name=run.__name__, ranges={})
+        return trace(run, leaves, parts.tree, name=run.__name__, ranges={})
 
     # -- stages
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """Trace for these arguments (arrays, numbers or specs) without compiling."""
-        static, leaves, tree, paths = self.split(args, kwargs)
-        found = [as_argument(x, p) for x, p in zip(leaves, paths, strict=True)]
+        parts = self.split(args, kwargs)
+        found = [as_argument(x, p) for x, p in zip(parts.leaves, parts.paths, strict=True)]
         shapes = args_shapes(found)
         if self.dynamic:
             shapes = symbolic_shapes(found, [tuple(n for s in shapes for n in s)], True, set())
         types = [Type(a.type.dtype, s) for a, s in zip(found, shapes, strict=True)]
-        traced = self.trace(types, [a.weak for a in found], static, tree, paths)
-        return Lowered(traced, self.device, tuple(types))
+        traced = self.trace(types, [a.weak for a in found], parts)
+        return Lowered(traced, self.device, tuple(types), parts.donated)
 
     def __repr__(self) -> str:
         return f"<flowc.jit {title(self.fn)}>"
@@ -321,6 +338,7 @@ class Lowered:
     traced: Traced
     device: str | None
     types: tuple[Type, ...]
+    donated: frozenset[int] = frozenset()
 
     @property
     def graph(self):
@@ -333,7 +351,8 @@ class Lowered:
         return text.graph_text(self.traced.graph)
 
     def compile(self, device: str | None = None) -> CompiledFunction:
-        return CompiledFunction(self, compile_graph(self.traced.graph, device=device or self.device))
+        return CompiledFunction(self, compile_graph(self.traced.graph, device=device or self.device,
+                                                    donated=self.donated))
 
 
 @dataclass

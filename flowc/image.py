@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 LARGEST = 64 << 20   # bytes of constants in a graph that is kept: more take longer to read than to compile
 
 
-def key(graph: Graph, machine: Machine, ctx: PassContext) -> str | None:
+def key(graph: Graph, machine: Machine, ctx: PassContext, donated: Iterable[int] = ()) -> str | None:
     """The key of ``graph`` compiled for the CPU; None if it is not to be kept."""
     nodes = graph.nodes
     if ctx.check or ctx.dump_dir or ctx.replay_dir or ctx.log or ctx.fuel >= 0 or not _own(nodes):
@@ -51,7 +51,7 @@ def key(graph: Graph, machine: Machine, ctx: PassContext) -> str | None:
     rules = machine.choices and (machine.choices.given, machine.choices.tuned)
     digest = hashlib.sha256()
     for part in (source, sys.version, np.__version__, llvm_version(), host(), replace(machine, choices=None), rules,
-                 costs(), config.cache_key()):
+                 costs(), config.cache_key(), sorted(donated)):
         digest.update(repr(part).encode() + b"\0")
     _add_graph(digest, graph)
     return f"image {digest.hexdigest()}"

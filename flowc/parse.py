@@ -432,7 +432,8 @@ class _KernelParser(_GraphParser):
         t = self.type()
         kind = self.word("a place")
         index = self.integer() if self.kinds[self.i] in ("INT", "OP") and not self.at("}") else 0
-        return PlanBuffer(name, t, Place(kind, index, self.dim() if self.accept("at") else 0))
+        offset = self.dim() if self.accept("at") else 0
+        return PlanBuffer(name, t, Place(kind, index, offset, self.integer() if self.accept("over") else -1))
 
     def _step(self, wave: int) -> Step:
         name = self.word("a step")

@@ -20,11 +20,16 @@ from flowc.types import Type
 @dataclass(frozen=True)
 class Place:
     """Where a buffer lives: ``param i`` (the caller's i-th argument), ``output i`` (the i-th result), ``arena`` at
-    byte ``offset``, or ``constant`` (held by the program)."""
+    byte ``offset``, or ``constant`` (held by the program).
+
+    over: of an output, the param in whose memory it lies, or -1.  That memory then begins with the argument's elements
+    and is the caller's own array, which was donated, or a copy of it.
+    """
 
     kind: str
     index: int = 0
     offset: DimLike = 0
+    over: int = -1
 
 
 @dataclass(frozen=True)

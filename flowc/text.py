@@ -499,7 +499,8 @@ def _buffer_line(b: PlanBuffer) -> str:
     p = b.place
     index = f" {p.index}" if p.index or p.kind != "arena" else ""
     offset = f" at {dim_text(p.offset)}" if p.kind == "arena" or p.offset != 0 else ""
-    return f"  buffer {value_name(b.name)}: {type_text(b.type)} {word_text(p.kind)}{index}{offset}"
+    over = f" over {p.over}" if p.over >= 0 else ""
+    return f"  buffer {value_name(b.name)}: {type_text(b.type)} {word_text(p.kind)}{index}{offset}{over}"
 
 
 def _step_line(s: Step) -> str:

@@ -231,6 +231,7 @@ class _Plan:
         self.ends()
         self.steps()
         self.apart()
+        self.donations()
 
     def sizes(self, ds: Iterable[DimLike], what: str) -> None:
         for d in ds:
@@ -326,6 +327,22 @@ class _Plan:
             for x in living:
                 self.disjoint(self.table[x], self.table[b])
             living.append(b)
+
+    def donations(self) -> None:
+        """A param is read no later than the result that takes its memory over is written, and given to one."""
+        given: set[int] = set()
+        for b in self.plan.buffers:
+            if b.place.over == -1:
+                continue
+            if b.place.kind != "output" or not 0 <= b.place.over < len(self.plan.params) or b.place.over in given:
+                raise self.fail("V212", f"buffer {b.name} cannot take over param {b.place.over}")
+            given.add(b.place.over)
+            param = self.plan.params[b.place.over]
+            first = min((s.wave for s in self.plan.steps if b.name in s.buffers), default=0)
+            late = [s.name for s in self.plan.steps if param in s.buffers and s.wave >= first]
+            if late or param in self.plan.outputs or self.table[param].type != b.type:
+                raise self.fail("V212", f"{b.name} takes over {param}: {self.table[param].type}, which is needed by "
+                                f"{late[0] if late else 'the caller'}")
 
     def disjoint(self, a: PlanBuffer, b: PlanBuffer) -> None:
         (a0, a1), (b0, b1) = ((x.place.offset, x.place.offset + x.type.nbytes) for x in (a, b))

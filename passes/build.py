@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count
 from typing import NamedTuple
 
 from flowc import progress
-from flowc.dims import DimLike, substitute, sym, symbols
+from flowc.dims import symbols
 from flowc.graph import CONSTANT, Attrs, Graph, Literal, Node
-from flowc.kernel import Buffer, Kernel, defined, walk
+from flowc.kernel import Kernel
 from flowc.op import General, HostCall
 from flowc.passes.alike import merge_alike, structure
 from flowc.passes.contract import lower_contraction
+from flowc.passes.donate import donate
 from flowc.passes.fuse import Group, partition
 from flowc.passes.lower import lower_group
 from flowc.passes.lowering import Context, Lowered
 from flowc.passes.memory import plan_arena
 from flowc.passes.place import assign_waves
-from flowc.passes.rewriting import map_addresses, map_dims
+from flowc.passes.rewriting import canonical
 from flowc.passes.rowblocks import join_row_blocks
 from flowc.passes.schedule import Machine
 from flowc.passes.stencil import merge_stencils
@@ -37,6 +37,7 @@ class BuildOptions:
     machine: Machine = field(default_factory=Machine)
     device: str = "cpu"
     fuse: bool = True
+    donated: frozenset[int] = frozenset()  # params whose memory results may take over
 
 
 def native(node: Node, machine: str = "cpu") -> bool:
@@ -189,7 +190,7 @@ class _Builder:
         plan = Plan(graph.name, self.options.device, tuple(self.names[p] for p in graph.params), outputs,
                     (*buffers, *arena), steps, size, tuple(self.symbols),
                     tuple((s, graph.ranges[s]) for s in self.symbols if s in graph.ranges), graph.constraints)
-        return Program(plan, kernels, self.constants)
+        return donate(Program(plan, kernels, self.constants), self.options.donated)
 
 
 def _contraction_for(machine: Machine):
@@ -216,22 +217,3 @@ def _attr_symbols(v) -> list[str]:
     if isinstance(v, tuple):
         return [s for x in v for s in _attr_symbols(x)]
     return sorted(symbols(v)) if type(v).__name__ == "Dim" else []
-
-
-def canonical(kernel: Kernel) -> tuple[Kernel, tuple[DimLike, ...]]:
-    """The kernel with parameters p0, p1, ... and dims d0, d1, ... but for names that stand inside it already, and the
-    actual values of the dims."""
-    buffers = {p.name: f"p{i}" for i, p in enumerate(kernel.params)}
-    taken = {name for s in walk(kernel.body) for name in defined(s)}
-    free = (name for name in map("d{}".format, count()) if name not in taken)
-    names = dict(zip(kernel.dims, free, strict=False))
-    dims: Mapping[str, DimLike] = {d: sym(name) for d, name in names.items()}
-
-    def size(d: DimLike) -> DimLike:
-        return substitute(d, dims)
-
-    body = map_addresses(map_dims(kernel.body, size) if dims else kernel.body, lambda b, i: (buffers.get(b, b), i))
-    params = tuple(Buffer(buffers[p.name], p.dtype, tuple(map(size, p.shape)), p.role) for p in kernel.params)
-    ranges = tuple((names[n], (size(lo), None if hi is None else size(hi))) for n, (lo, hi) in kernel.ranges)
-    formal = Kernel(kernel.name, params, tuple(names.values()), body, ranges, kernel.notes)
-    return formal, tuple(sym(d) for d in kernel.dims)

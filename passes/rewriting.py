@@ -1,17 +1,19 @@
 """Rewriting the statements of a kernel: expressions, sizes, addresses.
 
-Here: statements with something else in place of each of them.  Not here: what is rewritten and why (schedule.py,
-alike.py, the GPU's strategies), rules over graphs (flowc/rewrite.py).  Read next: schedule.py.
+Here: statements with something else in place of each of them; kernels with other names.
+Not here: what is rewritten and why (schedule.py, alike.py, the GPU's strategies), rules over graphs (flowc/rewrite.py).
+Read next: schedule.py.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import count
 
-from flowc.dims import DimLike
-from flowc.kernel import Acc, Alloc, Expr, Fold, If, Let, Loop, Set, Stmt, Store
+from flowc.dims import DimLike, substitute, sym
+from flowc.kernel import Acc, Alloc, Buffer, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, defined, walk
 
 Size = Callable[[DimLike], DimLike]
 Address = Callable[[str, DimLike], tuple[str, DimLike]]
@@ -92,3 +94,22 @@ def sizes_in(stmts: Iterable[Stmt]) -> set[DimLike]:
     out: set[DimLike] = set()
     map_dims(stmts, lambda d: out.add(d) or d)  # type: ignore[func-returns-value]
     return out
+
+
+def canonical(kernel: Kernel) -> tuple[Kernel, tuple[DimLike, ...]]:
+    """The kernel with parameters p0, p1, ... and dims d0, d1, ... but for names that stand inside it already, and the
+    actual values of the dims."""
+    buffers = {p.name: f"p{i}" for i, p in enumerate(kernel.params)}
+    taken = {name for s in walk(kernel.body) for name in defined(s)}
+    free = (name for name in map("d{}".format, count()) if name not in taken)
+    names = dict(zip(kernel.dims, free, strict=False))
+    dims: Mapping[str, DimLike] = {d: sym(name) for d, name in names.items()}
+
+    def size(d: DimLike) -> DimLike:
+        return substitute(d, dims)
+
+    body = map_addresses(map_dims(kernel.body, size) if dims else kernel.body, lambda b, i: (buffers.get(b, b), i))
+    params = tuple(Buffer(buffers[p.name], p.dtype, tuple(map(size, p.shape)), p.role) for p in kernel.params)
+    ranges = tuple((names[n], (size(lo), None if hi is None else size(hi))) for n, (lo, hi) in kernel.ranges)
+    formal = Kernel(kernel.name, params, tuple(names.values()), body, ranges, kernel.notes)
+    return formal, tuple(sym(d) for d in kernel.dims)

@@ -21,7 +21,7 @@ def same_bits(a, b) -> bool:
 def by_steps(c, arrays):
     """Results of a run step by step in Python: another road through the runtime."""
     sizes = c.sizes(arrays)
-    out = c.executable.new_outputs(sizes)
+    out = c.executable.new_outputs(arrays, sizes)
     from flowc.dims import evaluate
     arena = np.full(evaluate(c.program.plan.arena, sizes) + 64, 0xA5, np.uint8)
     views = c.executable.views(arrays, out, arena, sizes)

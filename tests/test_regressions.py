@@ -14,8 +14,8 @@ from flowc.compiled import compile_graph
 from flowc.diag import FlowcIndexError, FlowcTypeError, FlowcValueError
 from flowc.dims import sym
 from flowc.graph import Graph, constant, make, param
-from flowc.passes.build import canonical
 from flowc.passes.inline import KernelBuilder
+from flowc.passes.rewriting import canonical
 from flowc.types import Type, f32
 from flowc.verify_kernel import check_kernel
 

@@ -308,6 +308,7 @@ class _Inputs:
         self.params = iter(enumerate(table[p].type for p in plan.params))
         self.rows: list[list[int]] = []
         self.held: list[int] = []  # rows of arrays that lie in containers
+        self.note: dict[int, int] = {}  # param -> number under which its array is noted
 
     def table(self, args: Sequence[str | Same | Container]) -> list[list[int]] | None:
         """One row per object, None if one cannot be taken natively or a size stays unknown."""
@@ -318,6 +319,7 @@ class _Inputs:
             return None
         rest = [i for i in range(len(self.rows)) if i not in set(self.held)]
         note = {row: n for n, row in enumerate([*self.held, *rest])}
+        self.note = {row[4]: note[i] for i, row in enumerate(self.rows) if row[0] == ARRAY}
         return [[*found, whence, note[holder], index, note[i]]
                 for i, (*found, whence, holder, index) in enumerate(self.rows)]
 
@@ -326,12 +328,12 @@ class _Inputs:
         here = [whence, holder, index]
         if isinstance(arg, Same):
             self.record.keep.append(arg.value)
-            self.rows.append([SAME, id(arg.value), 0, 0, 0, *here])
+            self.rows.append([SAME, id(arg.value), 0, 0, 0, 0, *here])
             return True
         if isinstance(arg, Container):
             at = len(self.rows)
             self.record.keep.append((arg.cls, arg.keys))
-            self.rows.append([CONTAINER, id(arg.cls), len(arg.items), 0, 0, *here])
+            self.rows.append([CONTAINER, id(arg.cls), len(arg.items), 0, 0, 0, *here])
             found = [id(k) for k in arg.keys] if arg.layout == "dict" else range(len(arg.items))
             return all(self.add(x, _WHENCE[arg.layout], at, i) for x, i in zip(arg.items, found, strict=True))
         slot, type_ = next(self.params)
@@ -340,7 +342,8 @@ class _Inputs:
             self.record.keep.append(type_.dtype.numpy)
             if whence != IN_ARGS:
                 self.held.append(len(self.rows))
-            self.rows.append([ARRAY, id(type_.dtype.numpy), type_.rank, self.record.table(dims), slot, *here])
+            self.rows.append([ARRAY, id(type_.dtype.numpy), type_.rank, self.record.table(dims), slot,
+                              type_.dtype.bytes, *here])
             return True
         kind = _scalar_kind(arg, type_.dtype)
         if kind is None or type_.rank:
@@ -349,7 +352,7 @@ class _Inputs:
         if kind == INTEGER:
             info = np.iinfo(type_.dtype.numpy)
             limits = [int(info.min), min(int(info.max), 2**63 - 1)]
-        self.rows.append([kind, 0, 0, self.record.table([limits]), slot, *here])
+        self.rows.append([kind, 0, 0, self.record.table([limits]), slot, 0, *here])
         return True
 
 
@@ -396,7 +399,9 @@ def _dim_row(d: Any, order: Mapping[str, int], hidden: Mapping[Any, str], bound:
     return BIND_DIM, i
 
 
-def _output_rows(plan: Plan, constants: Iterable[str], record: _Record) -> list[list[int]] | None:
+def _output_rows(plan: Plan, constants: Iterable[str], note: Mapping[int, int], record: _Record
+                 ) -> list[list[int]] | None:
+    """One row per output; None if one cannot be made natively.  note: where the array of a param is noted."""
     table = plan.table()
     slots = buffer_slots(plan, constants)
     rows: list[list[int]] = []
@@ -407,8 +412,11 @@ def _output_rows(plan: Plan, constants: Iterable[str], record: _Record) -> list[
             return None
         source = slots[("constant", name) if place.kind == "constant" else (place.kind, place.index)]
         own = place.kind == "output" and place.index == i
+        over = note.get(place.over) if own and place.over >= 0 else -1
+        if over is None:
+            return None  # a scalar, which has no memory to take over
         record.keep.append(type_.dtype.numpy)
-        rows.append([id(type_.dtype.numpy), type_.rank, at, type_.dtype.bytes, -1 if own else source])
+        rows.append([id(type_.dtype.numpy), type_.rank, at, type_.dtype.bytes, -1 if own else source, over])
         at += type_.rank
     return rows
 
@@ -438,21 +446,22 @@ def make_callable(plan: Plan, spec: CallSpec, entry: engine.Code, fallback: Call
     held = list(constants.values())
     record = _Record([native, entry, fallback, spec, alloc, held])
     taken = _Inputs(plan, record)
-    inputs, outputs = taken.table(spec.args), _output_rows(plan, constants, record)
+    inputs = taken.table(spec.args)
+    outputs = _output_rows(plan, constants, taken.note, record)
     if inputs is None or outputs is None:
         return fallback
     result = [] if spec.result == 0 and len(outputs) == 1 else _result_rows(spec.result, record)
     nparams, nout = len(plan.params), len(outputs)
     frame: dict[str, int] = {}
-    end = nparams + nout + len(held)  # pointers to all buffers, then ...
-    for region, size in (("scalars", nparams), ("results", nout), ("dims", len(taken.order)),
-                         ("flat", sum(table[o].type.rank for o in plan.outputs) + 2), ("objects", len(inputs)),
-                         ("stack", _depth(result))):
+    end, nflat = nparams + nout + len(held), sum(table[o].type.rank for o in plan.outputs)
+    for region, size in (  # behind the pointers to all buffers
+            ("scalars", nparams), ("results", nout), ("dims", len(taken.order)), ("flat", nflat + 2),
+            ("objects", len(inputs)), ("stack", _depth(result))):
         frame[f"at_{region}"], end = end, end + size
     record.set(
-        fallback=id(fallback), nargs=len(spec.args), ninputs=len(inputs), nheld=len(taken.held), nparams=nparams,
-        noutputs=nout, nconstants=len(held), nflat=sum(table[o].type.rank for o in plan.outputs),
-        run=entry.address("run"), sizes=entry.address("sizes"), nresult=len(result), alloc=id(alloc),
+        fallback=id(fallback), nargs=len(spec.args), ninputs=len(inputs), nheld=len(taken.held),
+        ndonated=sum(row[-1] >= 0 for row in outputs), nparams=nparams, noutputs=nout, nconstants=len(held),
+        nflat=nflat, nresult=len(result), run=entry.address("run"), sizes=entry.address("sizes"), alloc=id(alloc),
         inputs=record.table(inputs), outputs=record.table(outputs), result=record.table(result),
         constants=record.table([[a.ctypes.data for a in held]]), **frame, frame=end)
     name, doc = spec.name.encode(), spec.doc.encode()

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from flowc.backends.llvm.callpath_tables import (
     API,
+    ARRAY,
+    DATA,
+    DIMS,
+    FLAGS,
     IN_DICT,
     IN_LIST,
     IN_TUPLE,
@@ -19,10 +23,12 @@ from flowc.backends.llvm.callpath_tables import (
     MAKE_OUTPUT,
     MAKE_SAME,
     MAKE_TUPLE,
+    ND,
     OUTPUT,
     RECORD,
     RESULT,
     TUPLE_ITEMS,
+    WRITEABLE,
 )
 from flowc.backends.llvm.share import costs
 
@@ -254,6 +260,81 @@ end:
 """
 
 
+def _extent_ir() -> str:
+    """``extent(array, itemsize)``: bytes of an array."""
+    return f"""
+define internal i64 @extent(ptr %array, i64 %itemsize) nounwind {{
+entry:
+{_load("rank", "%array", ND, "i32")}
+{_load("dims", "%array", DIMS, "ptr")}
+  br label %head
+head:
+  %i = phi i32 [ 0, %entry ], [ %next, %one ]
+  %bytes = phi i64 [ %itemsize, %entry ], [ %more.bytes, %one ]
+  %more = icmp slt i32 %i, %rank
+  br i1 %more, label %one, label %end
+one:
+  %p = getelementptr i64, ptr %dims, i32 %i
+  %n = load i64, ptr %p
+  %more.bytes = mul i64 %bytes, %n
+  %next = add i32 %i, 1
+  br label %head
+end:
+  ret i64 %bytes
+}}
+"""
+
+
+def _apart_ir() -> str:
+    """``apart(inputs, ninputs, objects, array, itemsize)``: may the array be written to, and does no other argument
+    overlap it?"""
+    return f"""
+define internal i1 @apart(ptr %inputs, i64 %ninputs, ptr %objects, ptr %array, i64 %itemsize) nounwind {{
+entry:
+{_load("flags", "%array", FLAGS, "i32")}
+{_load("start", "%array", DATA)}
+  %bytes = call i64 @extent(ptr %array, i64 %itemsize)
+  %stop = add i64 %start, %bytes
+  %bit = and i32 %flags, {WRITEABLE}
+  %writeable = icmp ne i32 %bit, 0
+  br label %head
+head:
+  %i = phi i64 [ 0, %entry ], [ %next, %step ]
+  %met = phi i64 [ 0, %entry ], [ %meets, %step ]
+  %more = icmp slt i64 %i, %ninputs
+  br i1 %more, label %one, label %end
+one:
+  %at = mul i64 %i, {8 * len(INPUT)}
+  %row = getelementptr i8, ptr %inputs, i64 %at
+{_load("kind", "%row", 8 * INPUT["kind"])}
+{_load("note", "%row", 8 * INPUT["note"])}
+{_load("item", "%row", 8 * INPUT["itemsize"])}
+  %is = icmp eq i64 %kind, {ARRAY}
+  br i1 %is, label %compare, label %step
+compare:
+  %q = getelementptr ptr, ptr %objects, i64 %note
+  %other = load ptr, ptr %q
+{_load("from", "%other", DATA)}
+  %size = call i64 @extent(ptr %other, i64 %item)
+  %to = add i64 %from, %size
+  %before = icmp slt i64 %start, %to
+  %after = icmp slt i64 %from, %stop
+  %both = and i1 %before, %after
+  %one.more = zext i1 %both to i64
+  %sum = add i64 %met, %one.more
+  br label %step
+step:
+  %meets = phi i64 [ %met, %one ], [ %sum, %compare ]
+  %next = add i64 %i, 1
+  br label %head
+end:
+  %alone = icmp sle i64 %met, 1
+  %fine = and i1 %alone, %writeable
+  ret i1 %fine
+}}
+"""
+
+
 def _fetch_ir() -> str:
     """``fetch(row, objects)``: the item of a container that an input row asks for; null if a dict has no such key."""
     return f"""
@@ -434,5 +515,5 @@ def _cases(*plain: str, **more: str) -> str:
 
 def helpers() -> list[str]:
     return [_nbytes_ir(), _allocate_ir(), _drop_ir(), _hold_ir(), _find_pool_ir(), _arena_take_ir(), _arena_give_ir(),
-            _fetch_ir(), _sequence_ir("tuple", "PyTuple_New", "PyTuple_SetItem"),
+            _extent_ir(), _apart_ir(), _fetch_ir(), _sequence_ir("tuple", "PyTuple_New", "PyTuple_SetItem"),
             _sequence_ir("list", "PyList_New", "PyList_SetItem"), _dict_ir(), _apply_ir(), _build_ir()]

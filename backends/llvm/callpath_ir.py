@@ -234,13 +234,23 @@ class _Call:
         with f.loop(0, count, stem="check") as k:
             nbytes = f.op(f"call i64 @nbytes(ptr {self.at(table, k, 8 * len(OUTPUT))}, ptr {flat})")
             self.need(f.op(f"icmp sge i64 {nbytes}, 0"))
+        self._donated(count, table, objects)
         f.raw(f"call void @hold(ptr {objects}, i64 {self.field('nheld')})")
         nparams = self.field("nparams")
         with f.loop(0, count, stem="out") as k:
             row = self.at(table, k, 8 * len(OUTPUT))
+            over = self.load(row, 8 * OUTPUT["over"], "i64")
+            taken, own = f.label("taken"), f.label("own")
+            joined = f.label("allocated")
+            f.cond_br(f.op(f"icmp sge i64 {over}, 0"), taken, own)
+            f.begin(taken)
+            donated = self.load(self.at(objects, over), 0)
+            f.raw(f"call void {self.api('Py_IncRef')}(ptr {donated})")
+            f.br(joined)
+            f.begin(own)
             nbytes = f.op(f"call i64 @nbytes(ptr {row}, ptr {flat})")
             shape = self.at(flat, self.load(row, 8 * OUTPUT["at"], "i64"))
-            large, small, joined = f.label("large"), f.label("small"), f.label("allocated")
+            large, small = f.label("large"), f.label("small")
             f.cond_br(f.op(f"icmp sge i64 {nbytes}, {buffers.LARGE}"), large, small)
             f.begin(large)
             warm = f.op(f"call ptr @allocate(ptr {self.field('alloc', 'ptr')}, i64 {k}, ptr {shape})")
@@ -252,7 +262,7 @@ class _Call:
             fresh = f.op(f"call ptr {self.api('PyArray_Empty')}(i32 {rank}, ptr {shape}, ptr {descr}, i32 0)")
             f.br(joined)
             f.begin(joined)
-            result = f.op(f"phi ptr [ {warm}, %{large} ], [ {fresh}, %{small} ]")
+            result = f.op(f"phi ptr [ {warm}, %{large} ], [ {fresh}, %{small} ], [ {donated}, %{taken} ]")
             made, failed = f.label("made"), f.label("failed")
             f.cond_br(f.op(f"icmp ne ptr {result}, null"), made, failed, unlikely_no=True)
             f.begin(failed)
@@ -261,6 +271,26 @@ class _Call:
             f.begin(made)
             f.raw(f"store ptr {result}, ptr {self.at(results, k)}")
             f.raw(f"store ptr {self.load(result, DATA)}, ptr {self.at(frame, f.add(nparams, k))}")
+
+    def _donated(self, count: str, table: str, objects: str) -> None:
+        """Leave it to the fallback to copy an argument whose memory cannot be taken over."""
+        f = self.f
+        some, none = f.label("donated"), f.label("fresh")
+        f.cond_br(f.op(f"icmp eq i64 {self.field('ndonated')}, 0"), none, some)
+        f.begin(some)
+        inputs, number = self.field("inputs", "ptr"), self.field("ninputs")
+        with f.loop(0, count, stem="over") as k:
+            row = self.at(table, k, 8 * len(OUTPUT))
+            over, size = (self.load(row, 8 * OUTPUT[n], "i64") for n in ("over", "itemsize"))
+            ask, joined = f.label("ask"), f.label("next")
+            f.cond_br(f.op(f"icmp sge i64 {over}, 0"), ask, joined)
+            f.begin(ask)
+            self.need(f.op(f"call i1 @apart(ptr {inputs}, i64 {number}, ptr {objects}, "
+                           f"ptr {self.load(self.at(objects, over), 0)}, i64 {size})"))
+            f.br(joined)
+            f.begin(joined)
+        f.br(none)
+        f.begin(none)
 
     def _constants(self, frame: str) -> None:
         f = self.f

@@ -10,6 +10,7 @@ HEADER = object.__basicsize__       # of every Python object; its type stands in
 OB_TYPE = HEADER - 8
 DATA, ND, DIMS, DESCR, FLAGS = HEADER, HEADER + 8, HEADER + 16, HEADER + 40, HEADER + 48
 ARRAY_FLAGS = 0x1 | 0x100           # C order, aligned
+WRITEABLE = 0x400
 SELF_DATA = bytes.__basicsize__ - 1  # where the contents of a bytes object begin
 SIZE = HEADER                       # of a tuple, list or dict
 TUPLE_ITEMS = tuple.__basicsize__   # where the items of a tuple begin
@@ -26,20 +27,21 @@ NUMPY_SLOTS = {"ndarray": 2, "PyArray_Empty": 184}  # of NumPy's C table, the sa
 
 # The record of one program: name -> index of its 8-byte field
 RECORD = {name: i for i, name in enumerate((
-    "fallback", "nargs", "ninputs", "nheld", "nparams", "noutputs", "nconstants", "nflat", "run", "sizes", "nresult",
-    "alloc", "inputs", "outputs", "constants", "result", "at_scalars", "at_results", "at_dims", "at_flat",
+    "fallback", "nargs", "ninputs", "nheld", "ndonated", "nparams", "noutputs", "nconstants", "nflat", "nresult", "run",
+    "sizes", "alloc", "inputs", "outputs", "constants", "result", "at_scalars", "at_results", "at_dims", "at_flat",
     "at_objects", "at_stack", "frame", "arena_lock", "arena", "arena_size"))}
 
 # A row of ``inputs``: what is expected of one object, which is found in ``whence`` at ``index`` (a position, or a
 # key) and noted as number ``note``; ``holder`` is the number of the container.  Containers stand before their items.
 INPUT = {name: i for i, name in enumerate((
-    "kind", "object", "rank", "dims", "slot", "whence", "holder", "index", "note"))}
+    "kind", "object", "rank", "dims", "slot", "itemsize", "whence", "holder", "index", "note"))}
 ARRAY, SAME, FLOAT64, FLOAT32, INTEGER, INT_FLOAT64, INT_FLOAT32, BOOL, CONTAINER = range(9)
 KINDS = range(9)
 IN_ARGS, IN_TUPLE, IN_LIST, IN_DICT = range(4)
 CONSTANT_DIM, BIND_DIM, SAME_DIM = 0, 1, 2  # of an array: the size is ..., makes a symbol, must be that symbol
 
-OUTPUT = {name: i for i, name in enumerate(("descr", "rank", "at", "itemsize", "source"))}
+# A row of ``outputs``; ``over``: the noted number of the argument in whose memory it lies, or -1
+OUTPUT = {name: i for i, name in enumerate(("descr", "rank", "at", "itemsize", "source", "over"))}
 
 # A row of ``result``: what is put on the stack, from the ``count`` objects that lie on top of it.
 RESULT = {name: i for i, name in enumerate(("make", "object", "count", "keys"))}

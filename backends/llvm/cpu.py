@@ -48,7 +48,7 @@ class CpuExecutable(Executable):
     def run(self, arrays: Sequence[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
         arrays = [normalise(a, self.table[p].type) for p, a in zip(self.plan.params, arrays, strict=True)]
         work = self.work(sizes)
-        outputs = self.new_outputs(sizes)
+        outputs = self.new_outputs(arrays, sizes)
         scratch = buffers.Scratch(evaluate(self.plan.arena, sizes))
         try:
             if self.binary.entry is None or work > PATIENCE:
