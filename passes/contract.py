@@ -33,7 +33,7 @@ from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, named, nest
 from flowc.passes.problem import Problem
-from flowc.passes.register_tile import add_products, copy_panel, finish, light, store
+from flowc.passes.register_tile import add_products, copy_panel, finish, lanes_exist, light, store
 from flowc.passes.schedule import ContractSchedule
 from flowc.passes.tiles import Form, choose_forms, none_of
 from flowc.passes.words import Moved, beside, words
@@ -116,9 +116,27 @@ class Packed:
         """``wanted``: 0 where the sizes want no packed columns."""
         p, s = self.p, self.s
         k = p.ctx.builder("p")
-        inl = inliner(k, p.group, p.ctx)
-        panels = named(k, wanted, 1) * self.panels
-        with nest(k, p.outer_extents, "parallel", "o") as outer, k.loop(panels, "parallel", "p") as panel:
+        inl, wanted = inliner(k, p.group, p.ctx), named(k, wanted, 1)
+        with nest(k, p.outer_extents, "parallel", "o") as outer:
+            if p.col_reach.own == 1 and not self.beside:
+                self.copy_rows_of_columns(k, inl, outer, wanted)
+            else:
+                self.copy_panels(k, inl, outer, wanted)
+        for name, t in self.temps.items():
+            k.buffer(name, t.dtype, t.shape, "out")
+        return k.finish(p.ctx.dims, [f"pack the columns of {p.node.op.name}", str(s)])
+
+    def copy_rows_of_columns(self, k: KernelBuilder, inl: Inliner, outer: Idx, wanted: DimLike) -> None:
+        """Where columns lie side by side: index by index of the sum, so that memory is read in one stream."""
+        p, s = self.p, self.s
+        with (k.loop(wanted * p.k, "parallel", "k") as kk, k.loop(self.panels, "seq", "p") as panel,
+              k.loop(s.nr, "vector", "j", s.width) as j):
+            v = p.col_element(k, inl, outer, s.nr * panel + j, kk, lanes_exist(k, p, s, s.nr * panel + j))
+            k.write(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), v)
+
+    def copy_panels(self, k: KernelBuilder, inl: Inliner, outer: Idx, wanted: DimLike) -> None:
+        p, s = self.p, self.s
+        with k.loop(wanted * self.panels, "parallel", "p") as panel:
             def copy(exists: Callable[[DimLike], Expr | None]) -> None:
                 with k.loop(p.k, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
                     v = p.col_element(k, inl, outer, s.nr * panel + j, kk, exists(s.nr * panel + j))
@@ -126,9 +144,6 @@ class Packed:
             copy_panel(k, p, s, s.nr * panel, copy)
             if self.beside:
                 self.beside.panel_packed(k, outer, panel)
-        for name, t in self.temps.items():
-            k.buffer(name, t.dtype, t.shape, "out")
-        return k.finish(p.ctx.dims, [f"pack the columns of {p.node.op.name}", str(s)])
 
     def tasks(self) -> Idx:
         return ceildiv(self.p.n, self.s.nc), ceildiv(self.p.m, self.s.mc)
