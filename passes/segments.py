@@ -11,12 +11,13 @@ depend on the loop is asked once, before it; one that changes at a single place 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flowc.dims import Call, DimLike, Range, ceildiv, dim_of, dmax, dmin, linear, substitute, sym, symbols
 from flowc.kernel import Expr, If, Kernel, Let, Loop, Stmt, Store, expressions
-from flowc.passes.rewriting import map_dims
+from flowc.passes.rewriting import map_dims, sizes_in
 from flowc.passes.schedule import MapSchedule, collapse
 from flowc.proofs import simplify
 from flowc.types import bool_, i64
@@ -269,6 +270,29 @@ def _rebuilt(root: Expr, leaf, memo: dict[int, Expr]) -> Expr:
     return got
 
 
+def inlined(body: Sequence[Stmt]) -> tuple[Stmt, ...] | None:
+    """The stores of a body with everything written out that it binds; None if there is more, or sizes are bound."""
+    if not _plain(body):
+        return None
+    env: dict[str, Expr] = {}
+    for s in body:
+        if isinstance(s, Let):
+            env[s.name] = _swap(s.value, env)
+    stores = _mapped([s for s in body if isinstance(s, Store)], lambda e: _swap(e, env))
+    return None if any(symbols(d) & set(env) for d in sizes_in(stores)) else stores
+
+
+def decided(stores: Sequence[Stmt]) -> tuple[Stmt, ...]:
+    """Stores in which comparisons of numbers have been made."""
+    memo: dict[int, Expr] = {}
+
+    def leaf(e: Expr) -> Expr:
+        if e.op in _COMPARE and all(a.op == "const" and isinstance(a.attr, int) for a in e.args):
+            return _bool(_COMPARE[e.op](*(a.attr for a in e.args)))
+        return _FOLDS[e.op](e) if e.op in _FOLDS else e
+    return _mapped(stores, lambda e: _rebuilt(e, leaf, memo))
+
+
 def _swap(e: Expr, env: Mapping[str, Expr]) -> Expr:
     return _rebuilt(e, lambda x: env.get(x.attr[0], x) if x.op == "ref" and not x.attr[1] else x, {})
 
@@ -283,6 +307,9 @@ def _known(body: Sequence[Stmt], truths: Truths) -> tuple[Stmt, ...]:
             return _bool(truths[found[0]] != found[1])
         return _FOLDS[e.op](e) if e.op in _FOLDS else e
     return _mapped(body, lambda e: _rebuilt(e, leaf, memo))
+
+
+_COMPARE = {name: getattr(operator, name) for name in ("lt", "le", "gt", "ge", "eq", "ne")}
 
 
 def _bool(value: bool) -> Expr:

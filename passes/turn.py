@@ -23,6 +23,7 @@ from functools import cached_property, reduce
 
 from flowc.dims import DimLike, ceildiv, dmin, linear, substitute, sym, symbols
 from flowc.kernel import Alloc, Expr, If, Kernel, Let, Loop, Stmt, Store, expressions, parts
+from flowc.passes.records import fields_apart
 from flowc.passes.rewriting import map_dims
 from flowc.passes.schedule import Machine, MapSchedule, collapse
 from flowc.passes.segments import tile_map
@@ -57,7 +58,9 @@ def turned_map(kernel: Kernel, sched: MapSchedule, machine: Machine) -> Kernel:
         loops, inner = _nest(s)
         turn = _grain(loops, inner, kernel) if loops else None
         if turn is None:
-            out.append(s)
+            apart = fields_apart(kernel, loops, inner, sched, machine)
+            note = note if apart is None else "records: fields apart"
+            out.append(apart or s)
             continue
         cut = _Cut(kernel, loops, inner, turn, machine, sched)
         out.append(cut.tiles())

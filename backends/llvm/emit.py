@@ -25,7 +25,7 @@ from flowc.backends.llvm.emit_outline import uses_inline
 from flowc.backends.llvm.emit_stream import Streams
 from flowc.backends.llvm.target import Target
 from flowc.diag import UnsupportedError
-from flowc.dims import DimLike, symbols
+from flowc.dims import DimLike, prod, symbols
 from flowc.kernel import Acc, Alloc, Barrier, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk
 from flowc.types import DType
 
@@ -88,7 +88,7 @@ class Emitter(Loops):
         pointer = self.target.pointers["param"]
         for i, p in enumerate(kernel.params):
             text = f"%p{i}" if gpu else self._slot(i, "ptr")
-            self.mems[p.name] = Mem(text, pointer, p.dtype, p.dtype.bytes)
+            self.mems[p.name] = Mem(text, pointer, p.dtype, p.dtype.bytes, size=prod(p.shape))
         for i, d in enumerate(kernel.dims):
             self.env[d] = Val(f"%d{i}" if gpu else self._slot(len(kernel.params) + i, "i64"))
         self.chunked = None if gpu else parallel_nest(kernel)

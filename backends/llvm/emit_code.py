@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from flowc.backends.llvm.builder import Function, Module, float_literal
 from flowc.backends.llvm.target import Target
-from flowc.dims import Range
+from flowc.dims import DimLike, Range
 from flowc.types import DType
 
 _NAMES = re.compile(r"%[\w.]+")
@@ -55,7 +55,7 @@ class Mem:
 
     ``lanes``: elements per place where each lane has a copy of its own (0: shared by the lanes).
     ``registers``: private memory that becomes registers; ``group``: elements that are one vector register there.
-    ``epoch`` counts writes."""
+    ``epoch`` counts writes.  ``size``: elements of a parameter, 0 for other memory."""
 
     pointer: str
     type: str
@@ -66,6 +66,7 @@ class Mem:
     strides: tuple[int, ...] = ()
     group: int = 1
     epoch: int = 0
+    size: DimLike = 0
 
 
 @dataclass

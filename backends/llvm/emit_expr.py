@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from flowc.backends.llvm.emit_address import Addresses
 from flowc.backends.llvm.emit_code import Mem, Place, Val, intrinsic_name, literal, memory_type, register_type
 from flowc.backends.llvm.emit_convert import cast, divide, fmod
-from flowc.backends.llvm.emit_interleave import BLOCK, load_columns, load_pattern
+from flowc.backends.llvm.emit_interleave import BLOCK, COLUMNS, load_columns, load_pattern, remainder
 from flowc.backends.llvm.emit_outline import call, outlined
 from flowc.backends.llvm.emit_registers import dot_bf16, dot_i8, dot_i16
 from flowc.backends.llvm.emit_scale import ldexp
@@ -258,7 +258,7 @@ class Values(Addresses):
         if mem.lanes:
             out = self.fetch(mem, self.vec(ty), self.address(mem, p))
         elif p.offsets is not None or not isinstance(p.stride, int) or p.stride not in (-1, 0, 1):
-            column = self._column(mem, index, p) if mask is None else None
+            column = (self._column(mem, index, p) or self._field(mem, index, p)) if mask is None else None
             out = column or load_pattern(self, mem, p, mask, where and filler) or self._gather(mem, ty, p, mask, filler)
         elif p.stride == 0 and where is None:
             out = self.fetch(mem, ty, self.address(mem, p))
@@ -284,6 +284,22 @@ class Values(Addresses):
         if key not in self.row_cache:
             self.row_cache[key] = load_columns(self, mem, start, count)
         return self.row_cache[key][at - first]
+
+    def _field(self, mem: Mem, index: DimLike, p: Place) -> str | None:
+        """A field of records that lie one after the other: loaded with its neighbours in the record."""
+        count, size = BLOCK // mem.dtype.bytes, p.stride
+        if p.offsets is not None or not isinstance(size, int) or not count < size <= COLUMNS or self.lanes < count:
+            return None
+        at = remainder(self._resolve(index), size)
+        if at is None or mem.size == 0 or remainder(mem.size, size) != 0:
+            return None
+        first = min(at - at % count, size - count)
+        start = Place(p.terms, p.const - at + first, size, None)
+        key = (mem.pointer, mem.epoch, tuple(start.terms), start.const, size)
+        table = self.scopes[-1].sums
+        if key not in table:
+            table[key] = load_columns(self, mem, start, count)
+        return table[key][at - first]
 
     def fetch(self, mem: Mem, ty: str, pointer: str) -> str:
         text = f"load {ty}, {mem.type} {pointer}, align {mem.align}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flowc.backends.llvm.emit_code import Mem, Place, memory_type
-from flowc.dims import linear, substitute, sym, symbols
+from flowc.dims import DimLike, linear, substitute, sym, symbols
 from flowc.kernel import Expr, Let, Loop, Stmt, Store, expressions, parts, walk
 from flowc.passes.rewriting import map_dims
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BLOCK = 16     # bytes within which merging is one cheap instruction
 COLUMNS = 32   # neighbouring columns of one table, at most
+WOVEN = 4      # fields of a record whose vectors are woven into whole ones
 SPREAD = 4     # vectors that may be loaded for one that is used
 
 
@@ -95,6 +96,15 @@ def _is_column(load: Expr, row: str, lane: str) -> bool:
     return by_row is not None and by_row[0] == 1 and by_lane is not None and by_lane[0] not in (-1, 0, 1)
 
 
+def remainder(d: DimLike, size: int) -> int | None:
+    """``d % size`` where that is the same whatever the symbols stand for."""
+    if isinstance(d, int):
+        return d % size
+    if any(mono and c % size for mono, c in d.terms):
+        return None
+    return sum(c for mono, c in d.terms if not mono) % size
+
+
 def store_columns(e: Emitter, columns: Sequence[Column]) -> None:
     """Store columns that were put aside, neighbours together."""
     tables: dict[tuple, dict[int, Column]] = {}
@@ -102,11 +112,25 @@ def store_columns(e: Emitter, columns: Sequence[Column]) -> None:
         tables.setdefault(c.table, {})[c.const] = c
     for table in tables.values():
         for run in _runs(sorted(table)):
+            if len(run) == table[run[0]].stride <= WOVEN:
+                _store_records(e, [table[k] for k in run])
+                continue
             most = BLOCK // table[run[0]].mem.dtype.bytes
             while run:
                 g = min(most, 1 << (len(run).bit_length() - 1))
                 _store_group(e, [table[k] for k in run[:g]])
                 run = run[g:]
+
+
+def _store_records(e: Emitter, fields: Sequence[Column]) -> None:
+    """All fields of records that lie one after the other: whole vectors, in which the fields take turns."""
+    first, count = fields[0], len(fields)
+    ty = memory_type(first.mem.dtype)
+    for q in range(count):
+        at = range(q * e.lanes, (q + 1) * e.lanes)
+        text = _picked(e, ty, [c.text for c in fields], e.lanes, [(k % count, k // count) for k in at])
+        pointer = e.address(first.mem, Place(list(first.terms), first.const + at[0], 0, None))
+        e.raw(f"store {e.vec(ty)} {text}, {first.mem.type} {pointer}, align {first.mem.align}")
 
 
 def _runs(places: Sequence[int]) -> Iterator[list[int]]:
