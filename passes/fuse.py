@@ -33,6 +33,7 @@ CHEAP = 4             # operations worth repeating instead of a trip through mem
 REPEATED = 32         # times that an element of an operand is used for its own cost not to count
 MAX_BUFFERS = 28      # memory operands of one group
 WIDE = 256            # places of an innermost axis for all of which a costly value may be computed once more
+APART = 2048          # work that may stand in one kernel several times, once for each field of a record
 RECOMPUTE = 32        # work worth repeating instead of a trip through memory: 8 per instruction, 1 per condition
 MUCH = 1 << 12        # work beyond which it is no longer counted
 FEW_ROWS = 16         # fewer rows than this do not occupy a machine: their reductions are split instead
@@ -193,12 +194,19 @@ class _Partitioner:
             if node.op.name in EXPENSIVE and any(self.repeats(d, g) for d in demands):
                 return self.refuse(node, g, "it would be computed again for every element it is broadcast to")
             times = evaluations(g.places[node])
-            if times > 1 and not _free(node) and (times - 1) * self.work[node] > RECOMPUTE:
+            if times > 1 and not _free(node) and (times - 1) * self.work[node] > RECOMPUTE and not (
+                    self.taken_apart(node, g, times)):
                 return self.refuse(node, g, f"it would be computed at {times} places for every element")
             return True
         if isinstance(lower, Reduction):
             return self.fits_reduction(node, g, demands)
         return self.fits_contraction(node, g, demands)
+
+    def taken_apart(self, node: Node, g: Group, times: int) -> bool:
+        """Does a map ask for ``node`` at several places because each of its elements wants its own few, as those that
+        read ``x[..., 0]`` and ``x[..., 1]`` do?  Then nothing is computed twice."""
+        return g.kind == "map" and times * self.work[node] <= APART and known_eq(
+            times * prod(g.root.shape), node.type.size, self.ranges)
 
     def repeats(self, d: Demand | None, g: Group) -> bool:
         """Is a value asked for at ``d`` computed more often than it has elements?"""
@@ -423,6 +431,8 @@ def _pass_on(node: Node, k: int, d: Demand | None) -> Demand | None:
         return d if x.rank == node.rank else None
     if name == "broadcast":
         return tuple(d[a] for a in node.attrs["axes"])
+    if name == "gather":
+        return d[node.attrs["axis"]:][:x.rank] if k else None
     if name == "transpose":
         out: list = [None] * x.rank
         for i, p in enumerate(node.attrs["perm"]):

@@ -148,6 +148,13 @@ def _reshape(t: Places, node: Node, k: int, p: Place) -> Place | None:
     return p._replace(index=tuple((-1, 0) if isinstance(n, int) and n == 1 else next(it)[1] for n in x.shape))
 
 
+def _gather(t: Places, node: Node, k: int, p: Place) -> Place:
+    """Positions are asked for where the result is, the operand at places that they tell."""
+    axis, rank = node.attrs["axis"], node.inputs[1].rank
+    at = p.index[axis:axis + rank]
+    return p._replace(index=at if k else (*p.index[:axis], t.opaque(node, at), *p.index[axis + rank:]))
+
+
 def _moved(index: tuple[Entry, ...], by: Sequence[DimLike]) -> tuple[Entry, ...]:
     return tuple((axis, off - lo) for (axis, off), lo in zip(index, by, strict=True))
 
@@ -162,4 +169,4 @@ def part_start(node: Node, k: int) -> DimLike:
 
 _RULES: dict[str, Rule] = {"slice": _slice, "pad": _pad, "concatenate": _concatenate, "update_slice": _update_slice,
                            "transpose": _transpose, "broadcast": _broadcast, "flip": _flip, "reshape": _reshape,
-                           "stop_gradient": _same}
+                           "stop_gradient": _same, "gather": _gather}
