@@ -206,7 +206,7 @@ class _Partitioner:
         """Does a map ask for ``node`` at several places because each of its elements wants its own few, as those that
         read ``x[..., 0]`` and ``x[..., 1]`` do?  Then nothing is computed twice."""
         return g.kind == "map" and times * self.work[node] <= APART and known_eq(
-            times * prod(g.root.shape), node.type.size, self.ranges)
+            times * prod(g.root.shape), node.type.size, self.ranges) is True
 
     def repeats(self, d: Demand | None, g: Group) -> bool:
         """Is a value asked for at ``d`` computed more often than it has elements?"""
