@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from flowc.diag import FlowcTypeError, UnsupportedError, VerifyError
-from flowc.graph import Graph, Node, make, param, topological
+from flowc.graph import PARAM, Graph, Node, make, param, topological
 from flowc.rewrite import splat
 
 # Cotangents and tangents of one op: a node per operand, or None where nothing flows.
@@ -102,14 +102,19 @@ def vjp(outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence[Node]
     derivative flows: the outputs do not depend on it, or only through integers, booleans or stop_gradient.
     ``wrt`` may hold inner nodes; derivatives are total.  Raises UnsupportedError A001, naming the op and the user's
     line, if the only way leads through an op without a derivative.
+
+    Equal nodes are gone back through once, with the sum of what flows into them: a product written twice has one
+    product for each gradient.
     """
     _check_types("cotangent", cotangents, outputs)
     path = _between(outputs, wrt)
     active = set(path)
     sums: dict[Node, Node] = {}
     locate = _Locate(topological([*outputs, *cotangents, *wrt]))
+    first = _firsts(path, set(wrt))
 
     def flow(x: Node, part: Node, at: Node) -> None:
+        x = first[x]
         have = sums.get(x)
         sums[x] = part if have is None else make("add", (have, part), loc=at.loc)
 
@@ -126,6 +131,17 @@ def vjp(outputs: Sequence[Node], cotangents: Sequence[Node], wrt: Sequence[Node]
             if part is not None and x in active:
                 flow(x, part, n)
     return [sums.get(w) for w in wrt]
+
+
+def _firsts(path: Iterable[Node], apart: set[Node]) -> dict[Node, Node]:
+    """For every node the first that computes the same.  Nodes ``apart`` are themselves: their derivatives are asked
+    for one by one."""
+    seen: dict[tuple, Node] = {}
+    out: dict[Node, Node] = {}
+    for n in path:
+        key = (n.op, tuple(out.get(x, x) for x in n.inputs), n.attrs)
+        out[n] = n if n in apart or n.op is PARAM or not n.op.pure else seen.setdefault(key, n)
+    return out
 
 
 def jvp(outputs: Sequence[Node], wrt: Sequence[Node], tangents: Sequence[Node]) -> list[Node | None]:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+import flowc
+import flowc.numpy as fnp
 import flowc.ops
 from flowc.diag import FlowcTypeError, Loc, UnsupportedError
 from flowc.dims import sym
@@ -385,3 +387,17 @@ def test_wide_sharing_stays_linear():
         y = n.mul(y, y)
     (g,) = vjp([y], [ones_like(y)], [x])
     assert len(topological([g])) < 2_000
+
+
+def test_what_is_written_twice_is_gone_back_through_once():
+    def fn(x, w):
+        return fnp.sum((x @ w) / (1 + fnp.exp(-(x @ w))))
+    x, w = np.ones((4, 3), np.float32), np.full((3, 5), 0.1, np.float32)
+    both = flowc.value_and_grad(fn, argnums=(0, 1))
+    assert both.lower(x, w).as_text("graph").count(" dot ") == 2 + 2  # as traced; one for each gradient
+    assert flowc.verify(both, x, w)
+
+    def twice(x, y):
+        return fnp.sum(fnp.sin(x) * fnp.sin(x) + fnp.sin(y) * fnp.sin(x))
+    gx, gy = flowc.grad(twice, argnums=(0, 1))(x, x)
+    assert np.allclose(gx, 2 * np.sin(x) * np.cos(x) + np.sin(x) * np.cos(x)) and np.allclose(gy, np.sin(x) * np.cos(x))
