@@ -30,7 +30,7 @@ class FastFunction(Function):
 
     def __init__(self, fn: Callable[..., Any], *options: Any):
         super().__init__(fn, *options)
-        self._offered: list[Variant] = []
+        self._offered: list[tuple[Variant, tuple[str, ...]]] = []  # with the keywords of a call, in its order
         self._slow: Callable[..., Any] = _general(weakref.ref(self))
         self._head = self._slow
         _live.add(self)
@@ -44,26 +44,30 @@ class FastFunction(Function):
 
     def _offer(self, variant: Variant, args: Sequence[Any], kwargs: dict, found: Sequence[Argument]) -> None:
         """Give calls like this one a native callable, if one can serve them."""
-        if kwargs or config.overridden() or variant in self._offered:
+        style = variant, tuple(kwargs)
+        if config.overridden() or style in self._offered:
             return
-        spec = self._call_spec(variant, args, found)
+        spec = self._call_spec(variant, args, kwargs, found)
         with self.lock:
-            self._offered.append(variant)
+            self._offered.append(style)
             if spec is None:
                 return
             base = self._slow if len(self._offered) % CHAIN == 0 else self._head
             self._head = variant.compiled.executable.native_callable(spec, base)
             self._connect()
 
-    def _call_spec(self, variant: Variant, args: Sequence[Any], found: Sequence[Argument]) -> Any:
+    def _call_spec(self, variant: Variant, args: Sequence[Any], kwargs: dict, found: Sequence[Argument]) -> Any:
         """How the native callable is called; None if it cannot serve this call."""
         from flowc.backends.llvm.callpath import CallSpec, Same
         leaves = iter(found)
         kinds = [Same(a) if self._is_static(i) else _argument(a, leaves) for i, a in enumerate(args)]
-        if None in kinds or not variant.traced.graph.outputs:
+        named = {n: Same(kwargs[n]) if n in self.static_argnames else _argument(kwargs[n], leaves)
+                 for n in sorted(kwargs)}
+        if None in kinds or None in named.values() or not variant.traced.graph.outputs:
             return None
         name = self.__name__ if hasattr(self, "__name__") else "compiled"
-        return CallSpec(tuple(kinds), _result(variant.traced), name, self.__doc__ or "")
+        return CallSpec(tuple(kinds), _result(variant.traced), tuple((n, named[n]) for n in kwargs), name,
+                        self.__doc__ or "")
 
     def _is_static(self, position: int) -> bool:
         name = self.names[position] if position < len(self.names) else ""

@@ -59,7 +59,8 @@ def is_slow(r):
 
 
 def native(program, args=("array", "array"), result=0, fallback=slow):
-    f = runtime.compile_program(program).native_callable(CallSpec(tuple(args), result, "e", "what it does"), fallback)
+    spec = CallSpec(tuple(args), result, (), "e", "what it does")
+    f = runtime.compile_program(program).native_callable(spec, fallback)
     assert type(f).__name__ == "builtin_function_or_method"
     return f
 

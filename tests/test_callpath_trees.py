@@ -182,3 +182,38 @@ def test_items_replaced_while_they_are_read():
     finally:
         stop.set()
         thread.join()
+
+
+class TestKeywords:
+    def test_any_order(self, general):
+        f = flowc.jit(lambda x, *, scale, shift, mode="up": x * scale + shift if mode == "up" else x - shift,
+                      static_argnames="mode")
+        x = vec()
+        calls = [lambda: f(x, scale=vec(3, 2), shift=vec(3, 5)), lambda: f(x, shift=vec(3, 5), scale=vec(3, 2)),
+                 lambda: f(x, scale=vec(3, 2), shift=vec(3, 5), mode="up"),
+                 lambda: f(x, shift=vec(3, 6), mode="down", scale=vec(3, 2)), lambda: f(shift=vec(), x=x, scale=x)]
+        want = [7, 7, 7, -5, 2]
+        for call, w in zip(calls, want, strict=True):
+            assert list(call()) == [w] * 3
+        count = len(general)
+        for call, w in zip(calls, want, strict=True):
+            assert list(call()) == [w] * 3
+        assert len(general) == count
+
+    def test_other_keywords(self):
+        f = flowc.jit(lambda x, y=None, z=None: x + (0 if y is None else y) + (0 if z is None else 2 * z))
+        for _ in range(3):
+            assert list(f(vec(), y=vec())) == [2] * 3
+            assert list(f(vec(), z=vec())) == [3] * 3
+            assert list(f(vec(), vec())) == [2] * 3
+            assert list(f(vec(), z=vec(), y=vec())) == [4] * 3
+            assert list(f(vec())) == [1] * 3
+            with pytest.raises(TypeError):
+                f(vec(), w=vec())
+
+    def test_containers_and_numbers(self, general):
+        f = flowc.jit(lambda params, *, rate: {k: v * rate for k, v in params.items()})
+        for i in range(3):
+            r = f({"a": vec(), "b": vec(3, 2)}, rate=0.5 * i)
+            assert list(r["a"]) == [0.5 * i] * 3 and list(r["b"]) == [1.0 * i] * 3
+        assert len(general) == 1

@@ -97,11 +97,13 @@ class CallSpec:
     args: per positional argument ``array``, ``float``, ``int``, ``bool`` (a Python scalar of exactly that type for a
       rank-0 param), :class:`Same` or a :class:`Container` of these; all but ``Same`` stand for the params of the plan
       in order.
+    keywords: names and the like of what follows in a call, in its order; their params are in the order of the names.
     result: the number of an output, :class:`Same` or a :class:`Container` of these, in which every output occurs once.
     """
 
     args: tuple[str | Same | Container, ...]
     result: int | Same | Container = 0
+    keywords: tuple[tuple[str, str | Same | Container], ...] = ()
     name: str = "compiled"
     doc: str = ""
 
@@ -310,9 +312,10 @@ class _Inputs:
         self.held: list[int] = []  # rows of arrays that lie in containers
         self.note: dict[int, int] = {}  # param -> number under which its array is noted
 
-    def table(self, args: Sequence[str | Same | Container]) -> list[list[int]] | None:
+    def table(self, spec: CallSpec) -> list[list[int]] | None:
         """One row per object, None if one cannot be taken natively or a size stays unknown."""
-        for i, arg in enumerate(args):
+        named = sorted((name, len(spec.args) + i, arg) for i, (name, arg) in enumerate(spec.keywords))
+        for i, arg in (*enumerate(spec.args), *((i, arg) for _, i, arg in named)):
             if not self.add(arg, IN_ARGS, 0, i):
                 return None
         if next(self.params, None) is not None or len(self.bound) != len(self.order):
@@ -446,7 +449,7 @@ def make_callable(plan: Plan, spec: CallSpec, entry: engine.Code, fallback: Call
     held = list(constants.values())
     record = _Record([native, entry, fallback, spec, alloc, held])
     taken = _Inputs(plan, record)
-    inputs = taken.table(spec.args)
+    inputs = taken.table(spec)
     outputs = _output_rows(plan, constants, taken.note, record)
     if inputs is None or outputs is None:
         return fallback
@@ -458,8 +461,11 @@ def make_callable(plan: Plan, spec: CallSpec, entry: engine.Code, fallback: Call
             ("scalars", nparams), ("results", nout), ("dims", len(taken.order)), ("flat", nflat + 2),
             ("objects", len(inputs)), ("stack", _depth(result))):
         frame[f"at_{region}"], end = end, end + size
+    names = [sys.intern(name) for name, _ in spec.keywords]
+    record.keep.append(names)
     record.set(
-        fallback=id(fallback), nargs=len(spec.args), ninputs=len(inputs), nheld=len(taken.held),
+        fallback=id(fallback), nargs=len(spec.args), nkeywords=len(names),
+        keywords=record.table([[id(n) for n in names]]), ninputs=len(inputs), nheld=len(taken.held),
         ndonated=sum(row[-1] >= 0 for row in outputs), nparams=nparams, noutputs=nout, nconstants=len(held),
         nflat=nflat, nresult=len(result), run=entry.address("run"), sizes=entry.address("sizes"), alloc=id(alloc),
         inputs=record.table(inputs), outputs=record.table(outputs), result=record.table(result),

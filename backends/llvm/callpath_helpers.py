@@ -27,6 +27,7 @@ from flowc.backends.llvm.callpath_tables import (
     OUTPUT,
     RECORD,
     RESULT,
+    SIZE,
     TUPLE_ITEMS,
     WRITEABLE,
 )
@@ -256,6 +257,39 @@ one:
   br label %head
 end:
   ret void
+}}
+"""
+
+
+def _named_ir() -> str:
+    """``named(record, names)``: are the keywords of a call those of the record, in its order?"""
+    return f"""
+define internal i1 @named(ptr %record, ptr %names) nounwind {{
+entry:
+{_load("nkeywords", "%record", 8 * RECORD["nkeywords"])}
+{_load("keywords", "%record", 8 * RECORD["keywords"], "ptr")}
+  %none = icmp eq ptr %names, null
+  br i1 %none, label %end, label %count
+count:
+{_load("size", "%names", SIZE)}
+  %begin = getelementptr i8, ptr %names, i64 {TUPLE_ITEMS}
+  %as.many = icmp eq i64 %size, %nkeywords
+  br i1 %as.many, label %head, label %end
+head:
+  %i = phi i64 [ 0, %count ], [ %next, %one ]
+  %more = icmp slt i64 %i, %nkeywords
+  br i1 %more, label %one, label %end
+one:
+  %p = getelementptr ptr, ptr %begin, i64 %i
+  %q = getelementptr ptr, ptr %keywords, i64 %i
+  %name = load ptr, ptr %p
+  %wanted = load ptr, ptr %q
+  %next = add i64 %i, 1
+  %same = icmp eq ptr %name, %wanted
+  br i1 %same, label %head, label %end
+end:
+  %fine = phi i1 [ false, %entry ], [ false, %count ], [ true, %head ], [ false, %one ]
+  ret i1 %fine
 }}
 """
 
@@ -515,5 +549,6 @@ def _cases(*plain: str, **more: str) -> str:
 
 def helpers() -> list[str]:
     return [_nbytes_ir(), _allocate_ir(), _drop_ir(), _hold_ir(), _find_pool_ir(), _arena_take_ir(), _arena_give_ir(),
-            _extent_ir(), _apart_ir(), _fetch_ir(), _sequence_ir("tuple", "PyTuple_New", "PyTuple_SetItem"),
+            _named_ir(), _extent_ir(), _apart_ir(), _fetch_ir(),
+            _sequence_ir("tuple", "PyTuple_New", "PyTuple_SetItem"),
             _sequence_ir("list", "PyList_New", "PyList_SetItem"), _dict_ir(), _apply_ir(), _build_ir()]

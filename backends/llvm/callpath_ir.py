@@ -4,12 +4,12 @@ Here: the function ``@call``.
 Not here: the layout of its tables (callpath_tables.py), its helpers (callpath_helpers.py), who fills the tables and
 checks the offsets (callpath.py), what is called (entry.py).  Read next: callpath.py.
 
-``@call`` has the signature of a METH_FASTCALL|METH_KEYWORDS function.  It reads ``PyArrayObject`` fields, which are a
-public C struct, compares them with a table, and on the first surprise (keyword, subclass, other dtype or shape, strided
-or unaligned memory, a container with other keys, a broken constraint) hands the whole call to the fallback.  Tuples,
-lists and dicts are taken apart, and built for results, without a Python frame.  Because it is driven by a
-table it is compiled once, not once per program, and its object code is the same in every process: all run-time
-addresses are in the record of the program or in the ``@api`` table, which is filled after loading.
+``@call`` has the signature of a METH_FASTCALL|METH_KEYWORDS function. It reads ``PyArrayObject`` fields, which are a
+public C struct, compares them with a table, and on the first surprise (other keywords, subclass, other dtype or shape,
+strided or unaligned memory, a container with other keys, a broken constraint) hands the whole call to the fallback.
+Tuples, lists and dicts are taken apart, and built for results, without a Python frame. Because it is driven by a table
+it is compiled once, not once per program, and its object code is the same in every process: all run-time addresses are
+in the record of the program or in the ``@api`` table, which is filled after loading.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class _Call:
     def emit(self) -> None:
         f = self.f
         self.record = self.load("%self", SELF_DATA)
-        self.same("%kwnames", "null", "ptr")
+        self._keywords()
         self.same("%nargs", self.field("nargs"))
         frame = f.op(f"alloca i64, i64 {self.field('frame')}, align 16")
         scalars, results = self.at(frame, self.field("at_scalars")), self.at(frame, self.field("at_results"))
@@ -111,6 +111,18 @@ class _Call:
         f.finish()
 
     # -- arguments
+
+    def _keywords(self) -> None:
+        f = self.f
+        none, some, joined = f.label("none"), f.label("some"), f.label("named")
+        f.cond_br(f.op(f"icmp eq i64 {self.field('nkeywords')}, 0"), none, some)
+        f.begin(none)
+        self.same("%kwnames", "null", "ptr")
+        f.br(joined)
+        f.begin(some)
+        self.need(f.op(f"call i1 @named(ptr {self.record}, ptr %kwnames)"))
+        f.br(joined)
+        f.begin(joined)
 
     def _arguments(self, frame: str, scalars: str, dims: str, objects: str) -> None:
         f = self.f

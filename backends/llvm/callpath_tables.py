@@ -27,9 +27,9 @@ NUMPY_SLOTS = {"ndarray": 2, "PyArray_Empty": 184}  # of NumPy's C table, the sa
 
 # The record of one program: name -> index of its 8-byte field
 RECORD = {name: i for i, name in enumerate((
-    "fallback", "nargs", "ninputs", "nheld", "ndonated", "nparams", "noutputs", "nconstants", "nflat", "nresult", "run",
-    "sizes", "alloc", "inputs", "outputs", "constants", "result", "at_scalars", "at_results", "at_dims", "at_flat",
-    "at_objects", "at_stack", "frame", "arena_lock", "arena", "arena_size"))}
+    "fallback", "nargs", "nkeywords", "ninputs", "nheld", "ndonated", "nparams", "noutputs", "nconstants", "nflat",
+    "nresult", "keywords", "run", "sizes", "alloc", "inputs", "outputs", "constants", "result", "at_scalars",
+    "at_results", "at_dims", "at_flat", "at_objects", "at_stack", "frame", "arena_lock", "arena", "arena_size"))}
 
 # A row of ``inputs``: what is expected of one object, which is found in ``whence`` at ``index`` (a position, or a
 # key) and noted as number ``note``; ``holder`` is the number of the container.  Containers stand before their items.
