@@ -107,6 +107,21 @@ workload("concatenate_8x1m", "movement", lambda d: [d.normal(d.n(1_000_000)) for
     lambda np, *xs: np.concatenate(xs, axis=0) * 2.0)
 
 
+@workload("quaternions_500k", "movement", lambda d: [d.normal(d.n(500_000), 4), d.normal(d.n(500_000), 4)], elements(7))
+def quaternions(np: Any, p: Any, q: Any) -> Any:
+    a, b, c, d = (p[:, i:i + 1] for i in range(4))
+    e, f, g, h = (q[:, i:i + 1] for i in range(4))
+    return np.concatenate([a * e - b * f - c * g - d * h, a * f + b * e + c * h - d * g,
+                           a * g - b * h + c * e + d * f, a * h + b * g - c * f + d * e], axis=1)
+
+
+@workload("luminance_1024", "movement", lambda d: [d.uniform(0, 1, d.n(1024), d.n(1024), 3)], elements(3))
+def luminance(np: Any, image: Any) -> Any:
+    red, green, blue = (image[..., i:i + 1] for i in range(3))
+    y = 0.299 * red + 0.587 * green + 0.114 * blue
+    return np.concatenate([y, 0.492 * (blue - y), 0.877 * (red - y)], axis=2)
+
+
 # ---- linear algebra -------------------------------------------------------------------------------------------------
 
 TOLERANCE = {"float64": 1e-10, "float32": 2e-4, "float16": 4e-3, "bfloat16": 2e-2}
@@ -176,6 +191,16 @@ def bodies(np: Any, x: Any, y: Any, z: Any, mass: Any) -> Any:
     square = dx * dx + dy * dy + dz * dz + 0.01
     pull = mass[None, :] / (square * np.sqrt(square))
     return np.sum(pull * dx, axis=1), np.sum(pull * dy, axis=1), np.sum(pull * dz, axis=1)
+
+
+@workload("overlaps_2000x1000", "pairs", lambda d: [d.uniform(0, 1, d.n(2000), 4), d.uniform(0, 1, d.n(1000), 4)],
+          lambda a, b: 15.0 * len(a) * len(b), tol=1e-3)
+def overlaps(np: Any, a: Any, b: Any) -> Any:
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[None, :, :2] + b[None, :, 2:])
+    size = np.maximum(high - low, low * 0.0)
+    both = size[..., 0] * size[..., 1]
+    return both / ((a[:, 2] * a[:, 3])[:, None] + (b[:, 2] * b[:, 3])[None, :] - both + 1e-6)
 
 
 @workload("kmeans_20000x64x256", "pairs", lambda d: [d.normal(d.n(20000), 64), d.normal(d.n(256), 64)],

@@ -188,6 +188,45 @@ def heat(u):
     return out
 
 
+@of("quaternions_500k")
+@loop
+def quaternions(p, q):
+    out = np.empty_like(p)
+    for i in nb.prange(len(p)):
+        a, b, c, d = p[i, 0], p[i, 1], p[i, 2], p[i, 3]
+        e, f, g, h = q[i, 0], q[i, 1], q[i, 2], q[i, 3]
+        out[i, 0] = a * e - b * f - c * g - d * h
+        out[i, 1] = a * f + b * e + c * h - d * g
+        out[i, 2] = a * g - b * h + c * e + d * f
+        out[i, 3] = a * h + b * g - c * f + d * e
+    return out
+
+
+@of("luminance_1024")
+@loop
+def luminance(image):
+    out = np.empty_like(image)
+    for i in nb.prange(image.shape[0]):
+        for j in range(image.shape[1]):
+            red, green, blue = image[i, j, 0], image[i, j, 1], image[i, j, 2]
+            y = f4(0.299) * red + f4(0.587) * green + f4(0.114) * blue
+            out[i, j, 0], out[i, j, 1], out[i, j, 2] = y, f4(0.492) * (blue - y), f4(0.877) * (red - y)
+    return out
+
+
+@of("overlaps_2000x1000")
+@loop
+def overlaps(a, b):
+    out = np.empty((len(a), len(b)), a.dtype)
+    for i in nb.prange(len(a)):
+        for j in range(len(b)):
+            wide = min(a[i, 0] + a[i, 2], b[j, 0] + b[j, 2]) - max(a[i, 0], b[j, 0])
+            high = min(a[i, 1] + a[i, 3], b[j, 1] + b[j, 3]) - max(a[i, 1], b[j, 1])
+            both = max(wide, f4(0)) * max(high, f4(0))
+            out[i, j] = both / (a[i, 2] * a[i, 3] + b[j, 2] * b[j, 3] - both + f4(1e-6))
+    return out
+
+
 @of("bodies_2048")
 @loop
 def bodies(x, y, z, mass):
