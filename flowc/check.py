@@ -137,7 +137,7 @@ def verify_compiled(c: Any, arrays: Sequence[np.ndarray]) -> Report:
             bound = allowed_ulp(group)
             far = d > bound
             if far.any() and n.dtype.floating:
-                far &= ~explained(group, n, env, sizes, got.reshape(want.shape), want)
+                far &= ~explained(group, n, env, sizes, got.reshape(want.shape), want, c.device)
             if far.any() and not detail:
                 at = tuple(int(i) for i in np.argwhere(far)[0])
                 detail = f"{n.op.name}{list(at)}: kernel {got.reshape(want.shape)[at]!r}, interpreter {want[at]!r}"
@@ -155,7 +155,7 @@ RUNS, MARGIN = 6, 12.0  # perturbed runs, and how far beyond their spread an err
 
 
 def explained(group: Any, node: Node, env: Mapping[Node, np.ndarray], sizes: Mapping[str, int], got: np.ndarray,
-              want: np.ndarray) -> np.ndarray:
+              want: np.ndarray, device: str = "cpu") -> np.ndarray:
     """Where the distance of ``got`` from ``want``, or from what exact arithmetic gives, is what rounding does to this
     computation.
 
@@ -163,11 +163,11 @@ def explained(group: Any, node: Node, env: Mapping[Node, np.ndarray], sizes: Map
     spread of the results is the scale of the error (stochastic arithmetic, Vignes 1978).
     """
     rng = np.random.default_rng(0)
-    exact = wide_run(group, node, env, sizes, None)
+    exact = wide_run(group, node, env, sizes, None, device)
     with np.errstate(all="ignore"):
         spread = np.zeros(want.shape)
         for _ in range(RUNS):
-            spread = np.fmax(spread, np.abs(wide_run(group, node, env, sizes, rng) - exact))
+            spread = np.fmax(spread, np.abs(wide_run(group, node, env, sizes, rng, device) - exact))
         g, w = got.astype(np.float64), want.astype(np.float64)
         return np.fmin(np.abs(g - w), np.abs(g - exact)) <= MARGIN * spread
 
@@ -205,21 +205,28 @@ _CHAINS: dict[str, Callable[..., float]] = {
 }
 
 
-def _chain_error(n: Node, args: Sequence[np.ndarray], sizes: Mapping[str, int]) -> np.ndarray:
+def _chain_error(n: Node, args: Sequence[np.ndarray], sizes: Mapping[str, int], device: str) -> np.ndarray:
     """What the roundings of a long sum or product may come to, as a part of MARGIN.
 
     Equal addends are rounded the same way each time, so nothing averages out: half a unit for every addition on the
     way of an element into the result (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2), times the
-    same sum of magnitudes.
+    same sum of magnitudes.  Convolutions by minimal filtering have a bound of their own (passes/minimal_filters.py).
     """
-    from flowc.backends.interp import evaluate_node
+    from flowc.backends.interp import concrete, evaluate_node
+    from flowc.passes import minimal_filters
     digits = max(23, _FLOAT[_BITS[n.dtype.name]][0])  # 16-bit floats are summed in f32
-    total = np.abs(np.asarray(evaluate_node(n, [np.abs(a) if a.dtype.kind in "fc" else a for a in args], sizes)))
-    return total * (_CHAINS[n.op.name](n, *args) * 2.0 ** -digits / MARGIN)
+    args = [np.abs(a) if a.dtype.kind in "fc" else a for a in args]
+    total, chain = np.abs(np.asarray(evaluate_node(n, args, sizes))), _CHAINS[n.op.name](n, *args)
+    tiles = minimal_filters.best_filter(n) if n.op.name == "conv" and device == "cpu" else None
+    if tiles is not None:
+        attrs = {k: concrete(v, sizes) for k, v in n.attrs.items()}
+        total = minimal_filters.magnitudes(n, tiles, args[0], args[1], attrs)
+        chain = chain / minimal_filters.TAPS ** 2 + minimal_filters.DEPTH
+    return total * (chain * 2.0 ** -digits / MARGIN)
 
 
 def wide_run(group: Any, node: Node, env: Mapping[Node, np.ndarray], sizes: Mapping[str, int],
-             rng: np.random.Generator | None) -> np.ndarray:
+             rng: np.random.Generator | None, device: str = "cpu") -> np.ndarray:
     """The value of ``node`` with every float of its group computed in float64; with ``rng``, rounded at random."""
     from flowc.backends.interp import evaluate_node
     wide: dict[Node, np.ndarray] = {}
@@ -235,7 +242,7 @@ def wide_run(group: Any, node: Node, env: Mapping[Node, np.ndarray], sizes: Mapp
         try:
             value = np.asarray(evaluate_node(n, args, sizes))
             if rng is not None and n.op.name in _CHAINS and n.dtype.floating:
-                value = value + _chain_error(n, args, sizes) * rng.uniform(-1, 1, value.shape)
+                value = value + _chain_error(n, args, sizes, device) * rng.uniform(-1, 1, value.shape)
         except FlowcError:
             value = np.asarray(env[n])
         wide[n] = _rounded(value.astype(np.float64), n.dtype, n.op.ulp.get(n.dtype.name, 0.0), rng) \

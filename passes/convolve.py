@@ -1,7 +1,8 @@
 """Convolutions on the CPU: every tap of the kernel reads whole vectors of neighbouring positions.
 
 Here: the choice of form, the form with positions as lanes.  Not here: the copy of the input (convolve_copy.py), the
-forms with taps as lanes (convolve_dot.py) and with the positions of all images as columns (convolve_panels.py).
+forms with taps as lanes (convolve_dot.py), with the positions of all images as columns (convolve_panels.py) and with
+fewer products than the sums as written (convolve_winograd.py).
 
 Positions as lanes.  An output position is a number t = sum of (index along an axis) * (pitch of the axis) in a copy of
 the input that holds its padding.  A tap of the kernel reads at t plus an offset of its own, so neighbouring lanes read
@@ -25,6 +26,7 @@ from math import prod as int_prod
 
 from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, prod
 from flowc.kernel import Expr, Kernel
+from flowc.passes import minimal_filters
 from flowc.passes.contract import lower_contraction
 from flowc.passes.convolve_copy import (
     LARGE,
@@ -40,6 +42,7 @@ from flowc.passes.convolve_copy import (
 )
 from flowc.passes.convolve_dot import Taps
 from flowc.passes.convolve_panels import Panels
+from flowc.passes.convolve_winograd import Winograd
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
@@ -298,6 +301,9 @@ def lower_convolution(g: Group, ctx: Context) -> Lowered:
     p = Convolution(g, ctx)
     if not p.outs:
         return lower_contraction(g, ctx)
+    tiles = minimal_filters.best_filter(p.node)
+    if tiles is not None:
+        return Winograd(p, tiles).lower()
     axes = p.axes(False)
     if packs(p, axes):
         panels = Panels(p)
