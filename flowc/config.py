@@ -62,6 +62,8 @@ SETTINGS: dict[str, Setting] = {s.name: s for s in (
     Setting("tuned", "FLOWC_TUNED", _flag, True, "use what `flowc tune` measured on this processor", True),
     Setting("schedules", "FLOWC_SCHEDULES", str, "", "how kernels are cut, by problem: `dot f32 *: mr=8 nr=48; map *: "
             "width=16`; `flowc tune --list` names the problems", True),
+    Setting("minimal_filtering", "FLOWC_MINIMAL_FILTERING", _flag, True, "convolutions of three taps by Winograd's "
+            "algorithm where it is faster; its rounding differs from that of the sums as written", True),
     Setting("debug_nans", "FLOWC_DEBUG_NANS", _flag, False, "raise where a kernel first produces a NaN"),
 )}
 

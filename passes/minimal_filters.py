@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from flowc import config
 from flowc.dims import DimLike, ceildiv
 from flowc.graph import Node
 from flowc.passes.convolve_copy import guess
@@ -149,7 +150,7 @@ def possible(conv: Node) -> bool:
 def best_filter(conv: Node) -> Filter | None:
     """The fastest form on a CPU; None: sums as they are written."""
     small = small_axes(conv)
-    if small is None or not possible(conv):
+    if small is None or not possible(conv) or not config.get("minimal_filtering"):
         return None
     w = list(map(guess, conv.inputs[1].shape))
     depth, rows = int_prod(w[1:]) // TAPS ** 2, w[0] // conv.attrs["groups"]

@@ -156,3 +156,13 @@ def test_choice(x, rows, tiles):
     text = exe.as_text("kernel")
     assert ("minimal filtering" in text) == (tiles > 0)
     assert tiles == 0 or f"of {tiles} x {tiles}" in text
+
+
+def test_it_can_be_turned_off():
+    x, w = array((8, 64, 28, 28)), array((64, 64, 3, 3))
+
+    def plan():
+        return flowc.jit(lambda x, w: nn.conv(x, w, padding=1)).lower(x, w).as_text("plan")
+    assert "minimal filtering" in plan()
+    with flowc.options(minimal_filtering=False):
+        assert "minimal filtering" not in plan()
