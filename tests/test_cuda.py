@@ -498,7 +498,7 @@ PROGRAMS = [
     (lambda x: np.cumsum(x, axis=1), [(5, 30)]), (standardised, [(33, 70)]), (layer, [(33, 70), (70, 45)]),
     (sorted_twice, [(5, 30)]), (lambda x: (x, x + 1, x), [(4,)]), (lambda x: x.sum(axis=1), [(4, 0)]),
     (lambda x: x * 2, [(0, 7)]), (lambda x, w: x @ w, [(3, 0), (0, 4)]),
-    (lambda x: np.exp(x) - np.log(x * x + 1), [(7,)]),
+    (lambda x: np.exp(x) - np.log(x * x + 1), [(7,)]), (lambda x: np.tanh(x * x) - flowc.numpy.erf(x), [(700,)]),
 ]
 
 

@@ -90,11 +90,20 @@ def test_scalars_stay_scalar():
 def test_large_bodies_are_written_once():
     def value(x):
         for _ in range(40):
-            x = b.tanh(x)
+            x = b.cosh(x)
         return x
     for target in (TARGET, NARROW):
         # beyond MANY uses a function is called: its own text has one more
         assert text_of(map_kernel(value, f32, out=f32), target).count("fdiv") == emit_outline.MANY + 1
+
+
+def test_tables_are_written_once():
+    """However often, and also by functions that are called."""
+    def value(x):
+        for _ in range(20):
+            x = b.tanh(x)
+        return x
+    assert text_of(map_kernel(value, f32, out=f32), NARROW).count("= internal constant") == 7
 
 
 # ---- other machines -------------------------------------------------------------------------------------------------

@@ -14,13 +14,13 @@ from functools import cache
 import numpy as np
 import pytest
 
-from flowc.backends.llvm import engine, mathlib
+from flowc.backends.llvm import engine, mathlib, mathlib_parts
 from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.emit import emit_kernel
 from flowc.backends.llvm.target import cpu_target, nvptx_target
 from flowc.dims import sym
 from flowc.kernel import INSTRS, Buffer, Builder, Kernel, Loop, Store
-from flowc.types import DType, bf16, f16, f32, f64, i32
+from flowc.types import DType, bf16, f16, f32, f64, i32, i64
 
 WIDER = np.finfo(np.longdouble).nmant > 60
 NAMES = sorted(mathlib.MAX_ULP)
@@ -36,6 +36,7 @@ CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 TARGET = cpu_target(*engine.host())
 OLDER = cpu_target(*engine.host()[:4], 20)  # AVX-512 scales by an intrinsic of its own
 PLAIN = cpu_target(engine.host()[0], "x86-64-v3", "", 256)  # without AVX-512: scaling by two products
+HALVES = cpu_target(engine.host()[0], "x86-64-v3", "+avx2", 256)  # tables by two permutations
 
 b = Builder()
 
@@ -168,7 +169,7 @@ def test_lanes_and_machines_agree(name, d):
     xs = arguments(name, d, 300)
     want = evaluate(name, d, *xs, width=1)
     nan = np.isnan(want)
-    for width, target in ((4, TARGET), (16, TARGET), (32, TARGET), (8, PLAIN), (1, PLAIN), (32, OLDER)):
+    for width, target in ((4, TARGET), (16, TARGET), (32, TARGET), (8, PLAIN), (1, PLAIN), (32, OLDER), (16, HALVES)):
         got = evaluate(name, d, *xs, width=width, target=target)
         assert ((got.view(f"u{d.bytes}") == want.view(f"u{d.bytes}")) | nan & np.isnan(got)).all(), (width, target.cpu)
 
@@ -241,6 +242,28 @@ def test_ldexp_rounds_once():
             got = evaluate("ldexp", d, x, n, target=target, width=width)
             same = (got.view(f"u{d.bytes}") == want.view(f"u{d.bytes}")) | np.isnan(got) & np.isnan(want)
             assert same.all(), (d, target.cpu, x[~same][:3], n[~same][:3], got[~same][:3], want[~same][:3])
+
+
+@pytest.mark.parametrize("length", [8, 16])
+@pytest.mark.parametrize("d", [f32, f64], ids=str)
+def test_lookup_takes_the_low_bits_of_the_index(d, length):
+    """On every machine and at every width the element of the table."""
+    n, i = sym("n"), sym("i")
+    index = {f32: i32, f64: i64}[d]
+    table = tuple(np.random.default_rng(3).normal(size=length).astype(d.numpy).tolist())
+    x = np.random.default_rng(4).integers(-1000, 1000, 83).astype(index.numpy)
+    for target in (TARGET, OLDER, HALVES, PLAIN):
+        for width in (1, 2, 4, 16, 64):
+            value = mathlib_parts.lookup(b, b.load("x", i, index), table, d)
+            kernel = Kernel("k", (Buffer("x", index, (n,)), Buffer("z", d, (n,), "out")), ("n",),
+                            (Loop("i", n, "vector" if width > 1 else "seq", (Store("z", i, value),), width),))
+            module = Module()
+            emit_kernel(kernel, module, target, "k")
+            z = np.empty(x.size, d.numpy)
+            slots = np.array([x.ctypes.data, z.ctypes.data, x.size], np.int64)
+            code = engine.compile_module(module.text())
+            CALL(code.address("k"))(slots.ctypes.data, 0, 1)
+            np.testing.assert_array_equal(z, np.array(table, d.numpy)[x % length])
 
 
 def test_every_function_has_a_bound_and_both_precisions():

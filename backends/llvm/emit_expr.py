@@ -15,9 +15,10 @@ from flowc.backends.llvm.emit_address import Addresses
 from flowc.backends.llvm.emit_code import Mem, Place, Val, intrinsic_name, literal, memory_type, register_type
 from flowc.backends.llvm.emit_convert import cast, divide, fmod
 from flowc.backends.llvm.emit_interleave import BLOCK, COLUMNS, load_columns, load_pattern, remainder
+from flowc.backends.llvm.emit_lookup import lookup
 from flowc.backends.llvm.emit_outline import call, outlined
 from flowc.backends.llvm.emit_registers import dot_bf16, dot_i8, dot_i16
-from flowc.backends.llvm.emit_scale import ldexp
+from flowc.backends.llvm.emit_scale import ldexp, scale
 from flowc.backends.llvm.mathlib import EXPAND
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, linear
@@ -509,7 +510,7 @@ _TABLE: dict[str, Callable[[Values, Expr, Sequence[Val]], Val]] = {
     **dict.fromkeys(ARITHMETIC, _V._arithmetic), **dict.fromkeys(COMPARE, _V._compare),
     "neg": _V._neg, "abs": _V._abs, "min": _V._extreme, "max": _V._extreme,
     **dict.fromkeys(ROUNDING, _V._rounding), "copysign": _V._copysign, "fma": _V._copysign,
-    "ldexp": ldexp, "scale": ldexp, "fmod": fmod, "idiv": divide, "imod": divide,
+    "ldexp": ldexp, "scale": scale, "lookup": lookup, "fmod": fmod, "idiv": divide, "imod": divide,
     "dot_bf16": dot_bf16, "dot_i16": dot_i16, "dot_i8": dot_i8,
     **dict.fromkeys(("and", "or", "xor"), _V._bits), "not": _V._not, "shl": _V._shift, "shr": _V._shift,
     "select": _V._select, "cast": cast, "bitcast": _V._bitcast,

@@ -27,7 +27,7 @@ FEW = 1                # uses that are written out in any kernel
 MANY = 16              # uses that are written out in a long loop
 LONG = 1 << 16         # iterations of a long loop
 
-_texts: dict[tuple, tuple[str, dict[str, str]]] = {}
+_texts: dict[tuple, tuple[dict[str, str], dict[str, str]]] = {}
 
 
 def uses_inline(stmts: Iterable[Stmt]) -> int:
@@ -67,7 +67,8 @@ def call(e: Values, x: Expr, args: Sequence[Val]) -> Val:
         key = (name, tuple(kinds), e.target)
         if key not in _texts:
             _texts[key] = _function(e, x, name, lanes, kinds)
-        e.module.helpers[name], declared = _texts[key]
+        helpers, declared = _texts[key]
+        e.module.helpers.update(helpers)
         e.module.declared.update(declared)
     operands = ", ".join(f"{_vector(d, lanes)} {t}" for d, t in zip(kinds, texts, strict=True))
     return Val(e.op(f"call {out} @{name}({operands})"), wide)
@@ -78,8 +79,9 @@ def _vector(d: DType, lanes: int) -> str:
     return f"<{lanes} x {ty}>" if lanes > 1 else ty
 
 
-def _function(e: Values, x: Expr, name: str, lanes: int, kinds: Sequence[DType]) -> tuple[str, dict[str, str]]:
-    """The text of a function and what it declares."""
+def _function(e: Values, x: Expr, name: str, lanes: int, kinds: Sequence[DType]
+              ) -> tuple[dict[str, str], dict[str, str]]:
+    """The texts of a function and of its tables by their names, and what they declare."""
     module = Module()
     signature = ", ".join(f"{_vector(d, lanes)} %x{i}" for i, d in enumerate(kinds))
     f = type(e)(module, e.target, name, signature, "nounwind willreturn memory(none)")
@@ -90,4 +92,4 @@ def _function(e: Values, x: Expr, name: str, lanes: int, kinds: Sequence[DType])
     operands = [Expr("ref", (), d, (f"x{i}", ())) for i, d in enumerate(kinds)]
     out = f.value(EXPAND[x.op, x.dtype.name](f.builder, *operands))
     f.finish(f.splat(out, register_type(x.dtype)) if lanes > 1 else out.text)
-    return module.functions[0], module.declared
+    return {**module.helpers, name: module.functions[0]}, module.declared

@@ -29,20 +29,25 @@ def by_registers(c: Values, dtypes: Sequence[DType], wide: bool, args: Sequence[
         n = 128 // size
         full = [c.op(f"insertelement <{n} x {t}> poison, {t} {v}, i64 0") for v, t in zip(args, types, strict=True)]
         return Val(c.op(f"extractelement <{n} x {types[0]}> {one(*full, 128)}, i64 0"))
-    lanes = c.lanes
-    bits = min(max(128, c.target.vector_bits), max(128, lanes * size))
-    width = bits // size
+    bits = min(max(128, c.target.vector_bits), max(128, c.lanes * size))
+    return registers_of(c, bits, dtypes, dtypes[0], args, lambda *pieces: one(*pieces, bits))
+
+
+def registers_of(c: Values, bits: int, dtypes: Sequence[DType], out: DType, args: Sequence[str],
+                 one: Callable[..., str]) -> Val:
+    """``one(*registers)`` of ``bits`` each for operands and a result with as many bits in every lane."""
+    types, ty, lanes, width = [register_type(d) for d in dtypes], register_type(out), c.lanes, bits // out.bits
     parts = []
     for first in range(0, lanes, width):
-        pieces = [_lanes(c, t, v, lanes, range(first, first + width)) for v, t in zip(args, types, strict=True)]
-        parts.append(one(*pieces, bits))
+        parts.append(one(*(_lanes(c, t, v, lanes, range(first, first + width))
+                           for t, v in zip(types, args, strict=True))))
     while len(parts) > 1:  # neighbours together
         order = ", ".join(f"i32 {k}" for k in range(2 * width))
-        ty = f"<{width} x {types[0]}>"
-        parts = [c.op(f"shufflevector {ty} {p}, {ty} {q}, <{2 * width} x i32> <{order}>")
+        full = f"<{width} x {ty}>"
+        parts = [c.op(f"shufflevector {full} {p}, {full} {q}, <{2 * width} x i32> <{order}>")
                  for p, q in zip(parts[::2], parts[1::2], strict=True)]
         width *= 2
-    return Val(parts[0] if width == lanes else _lanes(c, types[0], parts[0], width, range(lanes)), True)
+    return Val(parts[0] if width == lanes else _lanes(c, ty, parts[0], width, range(lanes)), True)
 
 
 def _lanes(c: Values, ty: str, v: str, have: int, wanted: range) -> str:

@@ -3,9 +3,8 @@
 Here: the instructions ``ldexp`` and ``scale`` of such targets.  Not here: what they become elsewhere
 (mathlib_parts.py), which targets have them (target.py).
 
-From version 22 on LLVM knows that AVX-512 does this in one instruction.  Before, llvm.ldexp calls a function for each
-lane; there the instruction is named by its intrinsic, which takes registers of 128, 256 or 512 bits and the power as
-a float.  The bits are the same.
+AVX-512 has one instruction, named by its intrinsic, which takes registers of 128, 256 or 512 bits and the power as
+a float.  From version 22 on LLVM makes it of llvm.ldexp too, which before calls a function for each lane.
 """
 
 from __future__ import annotations
@@ -28,7 +27,16 @@ def ldexp(c: Values, x: Expr, args: Sequence[Val]) -> Val:
     ty, it = c.vec(register_type(x.dtype), wide), c.vec("i32", wide)
     if "ldexp" in c.target.intrinsics:
         return Val(c.intrinsic("ldexp", ty, f"{ty} {a}", f"{it} {n}", overloads=[ty, it]), wide)
-    power = c.op(f"sitofp {it} {n} to {ty}")
+    return _by_power(c, x, wide, a, c.op(f"sitofp {it} {n} to {ty}"))
+
+
+def scale(c: Values, x: Expr, args: Sequence[Val]) -> Val:
+    """``p * 2**floor(j)``: the power is a float already."""
+    wide, (p, j) = c.together(args[:2], [x.dtype, x.dtype])
+    return _by_power(c, x, wide, p, j)
+
+
+def _by_power(c: Values, x: Expr, wide: bool, a: str, power: str) -> Val:
     return by_registers(c, [x.dtype, x.dtype], wide, [a, power], lambda a, power, bits: _scalef(c, x, a, power, bits))
 
 

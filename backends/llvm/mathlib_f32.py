@@ -1,7 +1,8 @@
-"""Functions of f32 as primitive expressions, without tables, loads or branches.
+"""Functions of f32 as primitive expressions, without branches.
 
 Here: one function per instruction; special values fall out of the arithmetic or are selected at the end.
-Not here: f64 (mathlib_f64.py), the table and the bounds of the errors (mathlib.py).
+Not here: f64 (mathlib_f64.py), polynomials by pieces (mathlib_pieces.py), the table and the bounds of the errors
+(mathlib.py).
 
 The polynomials are minimax fits of our own: Remez' exchange for the weight that makes the result's relative error
 even, coefficients rounded one after the other and the rest fitted again.  Reductions are the classic ones: Cody and
@@ -27,6 +28,7 @@ from flowc.backends.llvm.mathlib_parts import (
     scale,
     two_sum,
 )
+from flowc.backends.llvm.mathlib_pieces import ERF_F32, TANH_F32, pieces
 from flowc.kernel import Builder, Expr
 from flowc.types import f32, f64, i32, i64
 
@@ -50,11 +52,7 @@ LOG2_F64 = (-0.14998599933708473, 0.15713947701279318, -0.11195446263057821, 0.1
 SIN = (2.83268992e-06, -0.000198530703, 0.0083333794, -0.166666672)
 COS = (2.44325638e-05, -0.00138873106, 0.0416666456)
 TAN = (0.00437231269, 9.88741303e-05, 0.0108270766, 0.0212862976, 0.0540589057, 0.133326754, 0.333333492)
-TANH = (0.00214134064, -0.0081786802, 0.0217028707, -0.0539475866, 0.133332178, -0.333333313)
 SINH = (2.78221319e-06, 0.000198428956, 0.00833331048, 0.166666672)
-ERF = (-0.000595712918, 0.00498693297, -0.0267627407, 0.112817273, -0.376124889, 0.128379151)
-ERF_FAR = (-2.78636235e-05, 0.000266635383, 0.000175983048, -0.010487739, 0.0386089869, -0.0100073665, -0.0998952612,
-           -0.290369123, 1.00150526)
 ERFC = (0.00854108389, 0.0941135064, 0.391049504, 0.83603847, 0.871621072)
 ERFC_BELOW = (0.0665258691, 0.440893948, 1.39802611, 2.47903371, 2.40104818, 1.0)
 ATAN = (-0.0017875476, 0.0108873611, -0.0311270021, 0.0579065457, -0.0840047523, 0.109511748, -0.142640516,
@@ -70,11 +68,11 @@ def to_integer(b: Builder, x: Expr, factor: float) -> tuple[Expr, Expr]:
 
 # ---- exponentials ---------------------------------------------------------------------------------------------------
 
-def exp_parts(b: Builder, x: Expr) -> tuple[Expr, Expr]:
-    """(p, n) with exp(x) = p * 2**n and p about 0.7 to 1.42; ``x`` within +-20000."""
+def exp_parts(b: Builder, x: Expr) -> tuple[Expr, Expr, Expr]:
+    """(p, j, n) with exp(x) = p * 2**j, p about 0.7 to 1.42 and j whole, n the same as i32; ``x`` within +-20000."""
     j, n = to_integer(b, x, 1.4426950408889634)
     r = b.fma(j, -LN2_LOW, b.fma(j, -LN2, x))
-    return b.fma(r, b.fma(r, poly(b, r, EXP), 1.0), 1.0), n
+    return b.fma(r, b.fma(r, poly(b, r, EXP), 1.0), 1.0), j, n
 
 
 def exp(b: Builder, x: Expr) -> Expr:
@@ -84,7 +82,7 @@ def exp(b: Builder, x: Expr) -> Expr:
 def exp2(b: Builder, x: Expr) -> Expr:
     x = clamp(b, x, -151.0, 129.0)
     j, n = to_integer(b, x, 1.0)
-    return scale(b, exp2_near(b, b.sub(x, j)), n)
+    return scale(b, exp2_near(b, b.sub(x, j)), j, n)
 
 
 def exp2_near(b: Builder, r: Expr) -> Expr:
@@ -104,8 +102,8 @@ def expm1(b: Builder, x: Expr) -> Expr:
 
 def _exp_half(b: Builder, a: Expr) -> Expr:
     """exp(a) / 2 for a >= 0, right up to where sinh overflows."""
-    p, n = exp_parts(b, clamp(b, a, 0.0, 90.0))
-    return scale(b, p, b.sub(n, 1))
+    p, j, n = exp_parts(b, clamp(b, a, 0.0, 90.0))
+    return scale(b, p, b.sub(j, 1.0), b.sub(n, 1))
 
 
 def sinh(b: Builder, x: Expr) -> Expr:
@@ -122,11 +120,8 @@ def cosh(b: Builder, x: Expr) -> Expr:
 
 
 def tanh(b: Builder, x: Expr) -> Expr:
-    a, z = b.abs(x), b.mul(x, x)
-    near = b.fma(b.mul(x, z), poly(b, z, TANH), x)
-    p, n = exp_parts(b, clamp(b, b.add(a, a), 0.0, 40.0))
-    far = b.sub(1.0, b.div(2.0, b.add(scale(b, p, n), 1.0)))
-    return b.copysign(b.select(b.lt(a, 0.625), near, far), x)
+    _, d, slope, value = pieces(b, b.abs(x), TANH_F32)
+    return b.copysign(b.fma(d, slope, value), x)
 
 
 # ---- logarithms -----------------------------------------------------------------------------------------------------
@@ -329,18 +324,13 @@ def _erfc_far(b: Builder, t: Expr) -> Expr:
     j, n = to_integer(b, z, -1.4426950408889634)
     r = b.fma(j, -LN2_REST, b.fma(b.neg(t), t, b.mul(j, -LN2_SHORT)))
     power = b.mul(r, b.fma(r, poly(b, r, EXP), 1.0))  # without the 1, which comes last
-    return scale(b, b.div(b.fma(above, power, above), b.fma(below, b.add(t, t), below)), n)
+    return scale(b, b.div(b.fma(above, power, above), b.fma(below, b.add(t, t), below)), j, n)
 
 
 def erf(b: Builder, x: Expr) -> Expr:
-    """Odd polynomial near 0; beyond, the fourth root of erfc is nearly straight and a short polynomial."""
-    a, z = b.abs(x), b.mul(x, x)
-    near = b.fma(x, poly(b, z, ERF), x)
-    t = b.select(b.gt(a, 3.925), 3.925, a)
-    root = poly(b, t, ERF_FAR)
-    half = b.mul(root, root)
-    far = b.fma(b.neg(half), half, 1.0)
-    return b.copysign(b.select(b.lt(a, 0.93), near, far), x)
+    """Around 0 the value is the argument: its slope there, 2 / sqrt(pi), is no f32, but 1 and the rest are."""
+    key, d, slope, value = pieces(b, b.abs(x), ERF_F32)
+    return b.copysign(b.fma(d, slope, b.select(b.lt(key, ERF_F32.add + 0.125), d, value)), x)
 
 
 def erfc(b: Builder, x: Expr) -> Expr:
@@ -377,8 +367,8 @@ def pow(b: Builder, x: Expr, y: Expr) -> Expr:
     log = b.select(b.eq(a, 0.0), -INF, b.select(b.lt(a, INF), log, b.cast(a, f64)))
     t = clamp(b, b.mul(log, b.cast(y, f64)), -200.0, 200.0)
     k = b.add(t, MAGIC[f64])
-    r = b.cast(b.sub(t, b.sub(k, MAGIC[f64])), f32)
-    value = scale(b, exp2_near(b, r), b.cast(b.bitcast(k, i64), i32))
+    j = b.sub(k, MAGIC[f64])
+    value = scale(b, exp2_near(b, b.cast(b.sub(t, j), f32)), b.cast(j, f32), b.cast(b.bitcast(k, i64), i32))
     return power_signs(b, x, y, value)
 
 

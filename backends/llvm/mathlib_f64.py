@@ -91,11 +91,11 @@ def to_integer(b: Builder, x: Expr, factor: float) -> tuple[Expr, Expr]:
 
 # ---- exponentials ---------------------------------------------------------------------------------------------------
 
-def exp_parts(b: Builder, x: Expr) -> tuple[Expr, Expr]:
-    """(p, n) with exp(x) = p * 2**n and p about 0.7 to 1.42."""
+def exp_parts(b: Builder, x: Expr) -> tuple[Expr, Expr, Expr]:
+    """(p, j, n) with exp(x) = p * 2**j, p about 0.7 to 1.42 and j whole, n the same as i32."""
     j, n = to_integer(b, x, LOG2_E)
     r = b.fma(j, -LN2_LOW, b.fma(j, -LN2, x))
-    return b.fma(r, b.fma(r, poly(b, r, EXP), 1.0), 1.0), n
+    return b.fma(r, b.fma(r, poly(b, r, EXP), 1.0), 1.0), j, n
 
 
 def exp(b: Builder, x: Expr) -> Expr:
@@ -110,7 +110,7 @@ def exp2_near(b: Builder, r: Expr) -> Expr:
 def exp2(b: Builder, x: Expr) -> Expr:
     x = clamp(b, x, -1076.0, 1025.0)
     j, n = to_integer(b, x, 1.0)
-    return scale(b, exp2_near(b, b.sub(x, j)), n)
+    return scale(b, exp2_near(b, b.sub(x, j)), j, n)
 
 
 def expm1(b: Builder, x: Expr) -> Expr:
@@ -126,8 +126,8 @@ def expm1(b: Builder, x: Expr) -> Expr:
 
 def _exp_half(b: Builder, a: Expr) -> Expr:
     """exp(a) / 2 for a >= 0, right up to where sinh overflows."""
-    p, n = exp_parts(b, clamp(b, a, 0.0, 711.0))
-    return scale(b, p, b.sub(n, 1))
+    p, j, n = exp_parts(b, clamp(b, a, 0.0, 711.0))
+    return scale(b, p, b.sub(j, 1.0), b.sub(n, 1))
 
 
 def sinh(b: Builder, x: Expr) -> Expr:
@@ -145,8 +145,8 @@ def cosh(b: Builder, x: Expr) -> Expr:
 def tanh(b: Builder, x: Expr) -> Expr:
     a, z = b.abs(x), b.mul(x, x)
     near = b.fma(b.mul(x, z), poly(b, z, TANH), x)
-    p, n = exp_parts(b, clamp(b, b.add(a, a), 0.0, 80.0))
-    far = b.sub(1.0, b.div(2.0, b.add(scale(b, p, n), 1.0)))
+    p, j, n = exp_parts(b, clamp(b, b.add(a, a), 0.0, 80.0))
+    far = b.sub(1.0, b.div(2.0, b.add(scale(b, p, j, n), 1.0)))
     return b.copysign(b.select(b.lt(a, 0.625), near, far), x)
 
 
@@ -379,7 +379,7 @@ def _erfc_far(b: Builder, t: Expr) -> Expr:
     j, n = to_integer(b, z, -LOG2_E)
     r = b.fma(j, -LN2_REST, b.fma(b.neg(t), t, b.mul(j, -LN2_SHORT)))
     power = b.mul(r, b.fma(r, poly(b, r, EXP), 1.0))  # without the 1, which comes last
-    return scale(b, b.div(b.fma(above, power, above), b.fma(below, b.add(t, t), below)), n)
+    return scale(b, b.div(b.fma(above, power, above), b.fma(below, b.add(t, t), below)), j, n)
 
 
 def erf(b: Builder, x: Expr) -> Expr:
@@ -460,7 +460,7 @@ def pow(b: Builder, x: Expr, y: Expr) -> Expr:
     inside = b.lt(b.abs(p), 1100.0)
     p, q = b.select(inside, p, b.copysign(1100.0, p)), b.select(inside, q, 0.0)
     j, n = to_integer(b, p, 1.0)
-    value = scale(b, exp2_near(b, b.add(b.sub(p, j), q)), n)
+    value = scale(b, exp2_near(b, b.add(b.sub(p, j), q)), j, n)
     grows = b.eq(b.gt(y, 0.0), b.gt(a, 1.0))
     edge = b.or_(b.eq(a, 0.0), b.eq(a, INF))
     value = b.select(edge, b.select(grows, b.const(INF, f64), 0.0), value)

@@ -1,10 +1,11 @@
 """Pieces of which mathlib's functions are made: polynomials, scaling, arguments far from zero.
 
-Here: helpers over the expression builder, and two operations that only the emitter knows.  Not here: functions
+Here: helpers over the expression builder, and operations that only the emitter knows.  Not here: functions
 (mathlib_f32.py, mathlib_f64.py), the table (mathlib.py).
 
 ``rarely(cond, rare, common)`` is ``select``, but ``rare`` is computed only if a lane needs it.
-``scale(p, n)`` is ``ldexp`` for a ``p`` of magnitude 1/8 to 8, which two multiplications do with one rounding.
+``scale(p, j, n)`` is ``p * 2**floor(j)`` for a ``p`` of magnitude 1/8 to 8, which two multiplications do with one
+rounding.  ``lookup(i, table)`` is an element of a table of 8 or 16 numbers.
 """
 
 from __future__ import annotations
@@ -85,9 +86,14 @@ def rarely(b: Builder, cond: Expr, rare: Expr, common: Expr) -> Expr:
     return b.make("rarely", (cond, rare, common), common.dtype)
 
 
-def scale(b: Builder, p: Expr, n: Expr) -> Expr:
-    """``p * 2**n`` for p of magnitude 1/8 to 8 and i32 n."""
-    return b.make("scale", (p, n), p.dtype)
+def scale(b: Builder, p: Expr, j: Expr, n: Expr) -> Expr:
+    """``p * 2**n`` for p of magnitude 1/8 to 8 and i32 n, the floor of j."""
+    return b.make("scale", (p, j, n), p.dtype)
+
+
+def lookup(b: Builder, index: Expr, table: Sequence[float], dtype: DType) -> Expr:
+    """The element ``index`` modulo the length of the table, 8 or 16; the index is an integer of the dtype's width."""
+    return b.make("lookup", (index,), dtype, tuple(table))
 
 
 def bits(b: Builder, x: Expr) -> Expr:
@@ -99,7 +105,7 @@ def power_of_two(b: Builder, n: Expr, dtype: DType) -> Expr:
     return b.bitcast(b.shl(b.add(n, BIAS[dtype]), MANTISSA[dtype]), dtype)
 
 
-def two_factors(b: Builder, p: Expr, n: Expr) -> Expr:
+def two_factors(b: Builder, p: Expr, j: Expr, n: Expr) -> Expr:
     """What ``scale`` is where the machine has no such instruction."""
     wide = b.cast(n, INT_OF[p.dtype])
     first = b.shr(wide, 1)

@@ -32,6 +32,11 @@ _DOTS = (
     ("dot_i16", {"avx512bw"}, {"x86.sse2.pmadd.wd", "x86.avx2.pmadd.wd", "x86.avx512.pmaddw.d.512"}),
     ("dot_i16", {"avx2", "-avx512f"}, {"x86.sse2.pmadd.wd", "x86.avx2.pmadd.wd"}),
 )
+# (feature that a CPU needs, what permutes registers of f32 and f64)
+_PERMUTES = (
+    ("+avx512f", {"x86.avx512.permvar.sf.512", "x86.avx512.permvar.df.512", "x86.avx512.vpermi2var.pd.512"}),
+    ("+avx2", {"x86.avx2.permps"}),
+)
 _SCALEF = frozenset(f"x86.avx512.mask.scalef.p{t}.{bits}" for t in "sd" for bits in (128, 256, 512))
 _NVPTX = _COMMON | {
     "maximum", "minimum", "nvvm.read.ptx.sreg.ctaid.x", "nvvm.read.ptx.sreg.nctaid.x", "nvvm.read.ptx.sreg.tid.x",
@@ -93,9 +98,11 @@ def cpu_target(triple: str, cpu: str, features: str, vector_bits: int = 512, llv
     (emit_scale.py)."""
     has = set(features.split(","))
     wide = "+avx512f" in has
-    native = frozenset({"ldexp", "scale"}) if wide and (llvm >= 22 or "+avx512vl" in has) else frozenset()
+    scalef = wide and "+avx512vl" in has
+    native = frozenset({"ldexp"} if wide and llvm >= 22 else ()) | frozenset({"ldexp", "scale"} if scalef else ())
     # without a library behind it, llvm.ldexp is no instruction elsewhere
-    intrinsics = _CPU if native and llvm >= 22 else _CPU - {"ldexp"} | _SCALEF
+    intrinsics = _CPU if wide and llvm >= 22 else _CPU - {"ldexp"}
+    intrinsics = intrinsics.union(_SCALEF if scalef else (), *(names for need, names in _PERMUTES if need in has))
     found = _dots(features)
     native = native | set(found)
     intrinsics = intrinsics.union(*found.values())
