@@ -11,13 +11,23 @@ Waite, Software Manual for the Elementary Functions (1980); Payne and Hanek (198
 
 from __future__ import annotations
 
+from flowc.backends.llvm.mathlib_logs import (
+    LOG2S,
+    LOG10S,
+    LOGS,
+    SERIES,
+    entry,
+    log1p_rest,
+    logarithm,
+    near_one_apart,
+    reduce,
+)
 from flowc.backends.llvm.mathlib_parts import (
     INF,
     MAGIC,
     bits,
     clamp,
     exponent_split,
-    logarithm,
     nan_like,
     poly,
     poly_pairs,
@@ -35,17 +45,13 @@ from flowc.types import f32, f64, i32, i64
 LN2, LN2_LOW = 0.6931471824645996, -1.9046542121259336e-09
 LN2_SHORT, LN2_REST = 0.693145751953125, 1.4286068203094173e-06  # a multiple of 2**-16
 LOG2_E, LOG2_E_LOW = 1.4426950216293335, 1.925963033500011e-08
+LOG10_E, LOG10_E_LOW = 0.4342944920063019, -1.0103049952192578e-08
 PI_2, PI_2_LOW, PI_2_LAST = 1.5707963705062866, -4.371138828673793e-08, -1.7151245100058819e-15
 PI, PI_LOW = 3.1415927410125732, -8.742277657347586e-08
-THIRDS = 0x3F2AAAAB   # bits of 2/3: mantissas between 2/3 and 4/3
 TURN = 71476.0        # largest angle that three parts of pi/2 reduce
 
 EXP = (0.00138213055, 0.00836866815, 0.0416682586, 0.166665211, 0.49999994)
 EXP2 = (1.43209036e-05, 0.000154521971, 0.00133379665, 0.00961808674, 0.0555040501, 0.240226507, 0.693147182)
-LOG = (0.119564377, -0.128343165, 0.107701316, -0.12198475, 0.14302665, -0.16679363, 0.199996829, -0.249998257,
-       0.333333343)
-LOG2 = (-0.185525417, 0.201615527, -0.17592068, 0.202095121, -0.240633771, 0.288686633, -0.36067149, 0.480896711,
-        -0.721347511)
 LOG2_F64 = (-0.14998599933708473, 0.15713947701279318, -0.11195446263057821, 0.12371591592097664,
             -0.1449800088713542, 0.16086874132110662, -0.18030500059085766, 0.20607756468644503, -0.24044988845399187,
             0.28853938681062169, -0.36067375348102337, 0.48089834477411891, -0.72134752046032879)
@@ -126,41 +132,37 @@ def tanh(b: Builder, x: Expr) -> Expr:
 
 # ---- logarithms -----------------------------------------------------------------------------------------------------
 
-def log_near(b: Builder, f: Expr) -> Expr:
-    """log(1 + f) for -1/3 <= f <= 1/3."""
-    return b.fma(b.mul(f, f), b.fma(f, poly(b, f, LOG), -0.5), f)
+def _log_near(b: Builder, r: Expr, low: Expr | None, index: Expr) -> Expr:
+    return b.add(entry(b, index, LOGS, f32), b.fma(b.mul(r, r), poly(b, r, SERIES[f32]), r))
 
 
 def log(b: Builder, x: Expr) -> Expr:
-    return logarithm(b, x, THIRDS, log_near, lambda b, e, near: b.fma(e, LN2, near))
+    return logarithm(b, x, _log_near, lambda b, e, near: b.fma(e, LN2, near))
 
 
-def _log2_near(b: Builder, f: Expr) -> Expr:
-    tail = b.fma(b.mul(f, f), poly(b, f, LOG2), b.mul(f, LOG2_E_LOW))
-    return b.fma(f, LOG2_E, tail)
+def _base(b: Builder, r: Expr, unit: float, unit_low: float) -> Expr:
+    """log(1 + r) * (unit + unit_low)."""
+    return b.fma(r, unit, b.fma(log1p_rest(b, r), unit, b.mul(r, unit_low)))
 
 
 def log2(b: Builder, x: Expr) -> Expr:
-    return logarithm(b, x, THIRDS, _log2_near, lambda b, e, near: b.add(near, e))
-
-
-def _log10_near(b: Builder, f: Expr) -> Expr:
-    tail = b.mul(b.fma(f, poly(b, f, LOG), -0.5), b.mul(f, f))  # log(1 + f) - f
-    return b.fma(f, 0.4342944920063019, b.fma(tail, 0.4342944920063019, b.mul(f, -1.0103049952192578e-08)))
+    return logarithm(b, x, lambda b, r, low, index: b.add(entry(b, index, LOG2S, f32), _base(b, r, LOG2_E, LOG2_E_LOW)),
+                     lambda b, e, near: b.add(near, e))
 
 
 def log10(b: Builder, x: Expr) -> Expr:
-    return logarithm(b, x, THIRDS, _log10_near, lambda b, e, near: b.fma(
-        e, 0.3010300099849701, b.fma(e, -1.432098883924482e-08, near)))
+    return logarithm(
+        b, x, lambda b, r, low, index: b.add(entry(b, index, LOG10S, f32), _base(b, r, LOG10_E, LOG10_E_LOW)),
+        lambda b, e, near: b.fma(e, 0.3010300099849701, b.fma(e, -1.432098883924482e-08, near)))
 
 
 def _log1p_value(b: Builder, x: Expr) -> Expr:
     """log(1 + x) for x > -1 and below infinity."""
     u = b.add(x, 1.0)
-    e, _ = exponent_split(b, u, THIRDS)
+    e, index, _ = reduce(b, u)
     s = power_of_two(b, b.sub(2, e), f32)  # 4 * 2**-e: the smallest 2**-e is no normal number
     f = b.mul(b.fma(x, s, b.sub(s, 4.0)), 0.25)
-    return b.fma(b.cast(e, f32), LN2, log_near(b, f))
+    return b.fma(b.cast(e, f32), LN2, _log_near(b, *near_one_apart(b, f, index), index))
 
 
 def log1p(b: Builder, x: Expr) -> Expr:

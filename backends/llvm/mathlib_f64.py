@@ -1,22 +1,36 @@
-"""Functions of f64 as primitive expressions, without tables, loads or branches.
+"""Functions of f64 as primitive expressions, without branches.
 
 Here: one function per instruction.  Not here: f32 (mathlib_f32.py), the table and the bounds of the errors
 (mathlib.py).
 
 Structure as for f32, with more terms; where one rounding too many would show, values are pairs (high, low) whose sum
-is meant.  The logarithm uses s = f / (2 + f) and log(1 + f) = 2*atanh(s), as most libraries do; coefficients are
-minimax fits of our own.
+is meant.  Coefficients are minimax fits of our own.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from flowc.backends.llvm.mathlib_logs import (
+    LOG2S,
+    LOG2S_LOW,
+    LOG10S,
+    LOG10S_LOW,
+    LOGS,
+    LOGS_LOW,
+    Table,
+    entry,
+    log1p_rest,
+    logarithm,
+    near_one_apart,
+    reduce,
+)
 from flowc.backends.llvm.mathlib_parts import (
     INF,
     MAGIC,
     bits,
     clamp,
     exponent_split,
-    logarithm,
     nan_like,
     poly,
     poly_either,
@@ -36,7 +50,7 @@ LN2, LN2_LOW = 0.6931471805599453, 2.3190468138462996e-17
 LN2_SHORT, LN2_REST = 0.6931471805598903, 5.497923018708371e-14  # a multiple of 2**-42
 LOG2_E, LOG2_E_LOW = 1.4426950408889634, 2.0355273740931033e-17
 LOG10_E, LOG10_E_LOW = 0.4342944819032518, 1.098319650216765e-17
-LOG10_2, LOG10_2_LOW = 0.3010299956639812, -2.8037281277851704e-18
+LOG10_2_SHORT, LOG10_2_REST = 0.3010299956640665, -8.532344317057107e-14
 PI_2, PI_2_LOW, PI_2_LAST = 1.5707963267948966, 6.123233995736766e-17, -1.4973849048591698e-33
 PI_4, PI_4_LOW = 0.7853981633974483, 3.061616997868383e-17
 PI, PI_LOW = 3.141592653589793, 1.2246467991473532e-16
@@ -49,8 +63,6 @@ EXP = (2.5000198525032462e-08, 2.763023395548138e-07, 2.7557585839347506e-06, 2.
 EXP2 = (2.5625358950423462e-11, 4.4565698183403011e-10, 7.0549745349433395e-09, 1.0178051946963349e-07,
         1.3215486594711667e-06, 1.5252733854305011e-05, 0.00015403530393641048, 0.0013333558146392706,
         0.0096181291076283294, 0.055504108664821687, 0.24022650695910072, 0.69314718055994529)
-LOG = (0.13849256547847053, 0.13172677994748896, 0.15391166946464319, 0.18181664184925853, 0.22222224324816711,
-       0.28571428555576439, 0.40000000000057728, 0.66666666666666596)
 LOG_TAIL = (0.12581625672591162, 0.11590708802431081, 0.13341253899324557, 0.15384402823287077, 0.18181821601440956,
             0.22222222190422003, 0.28571428571581881, 0.39999999999999714)
 SIN = (1.5896214780911588e-10, -2.5050747492107666e-08, 2.755731361964205e-06, -0.00019841269829584622,
@@ -152,59 +164,63 @@ def tanh(b: Builder, x: Expr) -> Expr:
 
 # ---- logarithms -----------------------------------------------------------------------------------------------------
 
-def log_near(b: Builder, f: Expr) -> tuple[Expr, Expr]:
-    """log(1 + f) as a pair: f - f*f/2 and the rest, about 60 bits together."""
-    s = b.div(f, b.add(f, 2.0))
-    z = b.mul(s, s)
-    half = b.mul(f, b.mul(f, 0.5))
-    tail = b.mul(s, b.fma(z, poly(b, z, LOG), half))
-    high = b.sub(f, half)
-    low = b.sub(b.sub(f, high), half)
-    return high, b.add(tail, b.sub(low, b.fma(f, b.mul(f, 0.5), b.neg(half))))
+class _Base(NamedTuple):
+    """Logarithms of the table in two parts, those of 2, and that of e unless it is 1."""
+
+    table: Table
+    low: Table
+    two: float
+    two_low: float
+    unit: tuple[float, float] | None = None
+
+
+NATURAL = _Base(LOGS, LOGS_LOW, LN2_SHORT, LN2_REST)
+BINARY = _Base(LOG2S, LOG2S_LOW, 1.0, 0.0, (LOG2_E, LOG2_E_LOW))
+DECIMAL = _Base(LOG10S, LOG10S_LOW, LOG10_2_SHORT, LOG10_2_REST, (LOG10_E, LOG10_E_LOW))
+
+
+def _log_near(b: Builder, r: Expr, r_low: Expr | None, index: Expr, base: _Base) -> tuple[Expr, ...]:
+    """(log(1 + r) as high and low part, the logarithm of 1 / c as high and low part)."""
+    high, low = r, log1p_rest(b, r)
+    if r_low is not None:
+        low = b.add(low, b.fma(b.neg(r), r_low, r_low))  # divided by 1 + r
+    if base.unit is not None:
+        unit, unit_low = base.unit
+        high, q = two_product(b, r, b.const(unit, f64))
+        low = b.fma(low, unit, b.fma(r, unit_low, q))
+    return high, low, entry(b, index, base.table, f64), entry(b, index, base.low, f64)
+
+
+def _log_sum(b: Builder, e: Expr, near: tuple[Expr, ...], base: _Base) -> Expr:
+    high, low, table, table_low = near
+    whole, rest = two_sum(b, b.fma(e, base.two, table), high)  # the product and its sum are exact
+    return b.add(whole, b.add(rest, b.add(b.fma(e, base.two_low, table_low), low)))
+
+
+def _logarithm(b: Builder, x: Expr, base: _Base) -> Expr:
+    return logarithm(b, x, lambda b, r, low, index: _log_near(b, r, low, index, base),
+                     lambda b, e, near: _log_sum(b, e, near, base))
 
 
 def log(b: Builder, x: Expr) -> Expr:
-    def finish(b: Builder, e: Expr, near: tuple[Expr, Expr]) -> Expr:
-        high, low = near
-        whole = b.mul(e, LN2)
-        s, rest = two_sum(b, whole, high)
-        return b.add(s, b.add(rest, b.add(b.fma(e, LN2_LOW, b.fma(e, LN2, b.neg(whole))), low)))
-    return logarithm(b, x, THIRDS, log_near, finish)
-
-
-def _log_base(b: Builder, x: Expr, unit: float, unit_low: float, two: float, two_low: float) -> Expr:
-    """log(x) * (unit + unit_low), where two + two_low is the logarithm of 2."""
-    def near(b: Builder, f: Expr) -> tuple[Expr, Expr]:
-        high, low = log_near(b, f)
-        p, q = two_product(b, high, b.const(unit, f64))
-        return p, b.fma(low, unit, b.fma(high, unit_low, q))
-
-    def finish(b: Builder, e: Expr, near: tuple[Expr, Expr]) -> Expr:
-        p, q = near
-        whole = b.mul(e, two)
-        s, rest = two_sum(b, whole, p)
-        return b.add(s, b.add(rest, b.add(b.fma(e, two_low, b.fma(e, two, b.neg(whole))), q)))
-    return logarithm(b, x, THIRDS, near, finish)
+    return _logarithm(b, x, NATURAL)
 
 
 def log2(b: Builder, x: Expr) -> Expr:
-    return _log_base(b, x, LOG2_E, LOG2_E_LOW, 1.0, 0.0)
+    return _logarithm(b, x, BINARY)
 
 
 def log10(b: Builder, x: Expr) -> Expr:
-    return _log_base(b, x, LOG10_E, LOG10_E_LOW, LOG10_2, LOG10_2_LOW)
+    return _logarithm(b, x, DECIMAL)
 
 
 def _log1p_value(b: Builder, x: Expr) -> Expr:
     """log(1 + x) for x > -1 and below infinity."""
     u = b.add(x, 1.0)
-    e, _ = exponent_split(b, u, THIRDS)
+    e, index, _ = reduce(b, u)
     s = power_of_two(b, b.sub(2, e), f64)  # 4 * 2**-e: the smallest 2**-e is no normal number
     f = b.mul(b.fma(x, s, b.sub(s, 4.0)), 0.25)
-    high, low = log_near(b, f)
-    k = b.cast(e, f64)
-    whole, rest = two_sum(b, b.mul(k, LN2), high)
-    return b.add(whole, b.add(rest, b.fma(k, LN2_LOW, low)))
+    return _log_sum(b, b.cast(e, f64), _log_near(b, *near_one_apart(b, f, index), index, NATURAL), NATURAL)
 
 
 def log1p(b: Builder, x: Expr) -> Expr:

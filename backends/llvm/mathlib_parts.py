@@ -10,7 +10,7 @@ rounding.  ``lookup(i, table)`` is an element of a table of 8 or 16 numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -163,23 +163,6 @@ def clamp(b: Builder, x: Expr, lo: float, hi: float) -> Expr:
     """``x`` between lo and hi; NaN stays."""
     x = b.select(b.gt(x, hi), hi, x)
     return b.select(b.lt(x, lo), lo, x)
-
-
-def logarithm(b: Builder, x: Expr, low: int, near: Callable[[Builder, Expr], T],
-              finish: Callable[[Builder, Expr, T], Expr]) -> Expr:
-    """A logarithm of any x: ``finish(e, near(f))`` where x = (1 + f) * 2**e with 1 + f at least the float with the bits
-    ``low`` and less than twice it.  Everything but positive normal numbers is rare: one comparison tells them."""
-    d = x.dtype
-    unsigned, m = {f32: u32, f64: u64}[d], MANTISSA[d]
-    odd = b.ge(b.sub(b.bitcast(x, unsigned), 1 << m), 2 * BIAS[d] << m)
-    tiny = b.lt(x, 2.0 ** (1 - BIAS[d]))
-    e, mantissa = exponent_split(b, rarely(b, odd, b.select(tiny, b.mul(x, 2.0**m), x), x), low)
-    e, rest = b.cast(e, d), near(b, b.sub(mantissa, 1.0))
-    value = finish(b, b.select(tiny, b.sub(e, float(m)), e), rest)
-    value = b.select(b.lt(x, INF), value, x)
-    value = b.select(b.eq(x, 0.0), -INF, value)
-    value = b.select(b.ge(x, 0.0), value, nan_like(b, x))
-    return rarely(b, odd, value, finish(b, e, rest))
 
 
 def power_signs(b: Builder, x: Expr, y: Expr, value: Expr) -> Expr:
