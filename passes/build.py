@@ -17,6 +17,7 @@ from flowc.graph import CONSTANT, Attrs, Graph, Literal, Node
 from flowc.kernel import Kernel
 from flowc.op import General, HostCall
 from flowc.passes.alike import merge_alike, structure
+from flowc.passes.column_blocks import join_column_blocks
 from flowc.passes.contract import lower_contraction
 from flowc.passes.donate import donate
 from flowc.passes.fuse import Group, partition
@@ -100,6 +101,7 @@ class _Builder:
         if self.options.fuse and self.options.machine.name == "cpu":
             probe = Context(lambda n: "x", "k", self.symbols, graph.ranges, self.options.machine, lower_contraction)
             groups = join_row_blocks(groups, probe, set(graph.outputs), self.allow)
+            groups = join_column_blocks(groups, graph, self.options.machine, self.allow)
             groups = merge_stencils(groups, graph, self.options.machine, self.allow)
         count = 0
         for g in groups:

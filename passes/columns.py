@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from flowc.dims import DimLike, ceildiv, dmin, prod
 from flowc.graph import Node
 from flowc.kernel import LANES, Expr
-from flowc.op import Reduction
+from flowc.op import Pointwise, Reduction
 from flowc.passes.fuse import FEW_ROWS, Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
@@ -24,6 +25,8 @@ SPLIT_ROWS = 1 << 10   # rows of one piece of a split column reduction with few 
 PIECE_ROWS = 1 << 8    # rows of one piece where there are more
 STRIP = 1 << 10        # columns that are walked together where there are more than a few
 WIDE_STRIP = 1 << 12   # the same where the rows are shared between threads: memory is fast in long runs
+NEAR_STRIP = (1 << 8, 1 << 10)  # the same where strips are walked over again: least, most
+MIN_STRIPS = 8         # strips that are enough to share between threads
 TURN = 8               # rows added in registers before they join the sums of a strip
 
 
@@ -31,6 +34,15 @@ def _monoid(n: Node) -> Reduction:
     lower = n.op.lower
     assert isinstance(lower, Reduction)
     return lower
+
+
+class After(NamedTuple):
+    """Values of every element that are written after the reductions, and the values of whole columns they need, by
+    the batch after which these are known."""
+
+    outputs: Sequence[Node]
+    write: Callable[[Node, Idx], None]
+    columns: Sequence[Sequence[Node]]
 
 
 class Columns:
@@ -44,12 +56,14 @@ class Columns:
 
     batches: reductions, each batch in a walk of its own that knows the results of the ones before.  o: indices of the
     kept axes before the columns.  wide: there is more to share between threads than strips.  piece: (first, count)
-    along the first reduced axis; the whole of it by default.
+    along the first reduced axis; the whole of it by default.  after: values of every element, which are written when
+    the reductions are known; what is computed from those column by column on the way there is kept beside them.
     """
 
     def __init__(self, k: KernelBuilder, inl: Inliner, batches: Sequence[Sequence[Node]], o: Idx, ctx: Context,
-                 wide: bool, piece: tuple[DimLike, DimLike] | None = None):
+                 wide: bool, piece: tuple[DimLike, DimLike] | None = None, after: After | None = None):
         self.k, self.inl, self.batches, self.o = k, inl, batches, o
+        self.after = after
         self.nodes: Sequence[Node] = [n for batch in batches for n in batch]
         nodes = self.nodes
         self.columns = nodes[0].shape[-1]
@@ -57,7 +71,7 @@ class Columns:
         self.start, count = piece or (0, self.extents[0])
         self.walked = (count, *self.extents[1:])
         self.few = few_columns(nodes[0])
-        self.strip = self._strip_size(ctx.machine) if wide else STRIP
+        self.strip = self._near_strip() if after else self._strip_size(ctx.machine) if wide else STRIP
         self.strips = ctx.machine.name == "cpu"  # elsewhere there is no near cache to keep the sums of a strip
         self.lanes = LANES
         if isinstance(self.columns, int):
@@ -67,7 +81,7 @@ class Columns:
             self.width //= 2
         self.exact = all(n.op.name in EXACT for n in nodes)
         size = prod(nodes[0].inputs[0].shape) * nodes[0].inputs[0].dtype.bytes
-        self.in_order = (isinstance(self.columns, int) and self.columns <= STRIP
+        self.in_order = (after is None and isinstance(self.columns, int) and self.columns <= STRIP
                          and not (isinstance(size, int) and size <= ctx.machine.l2))
 
     def _strip_size(self, machine: Machine) -> int:
@@ -76,6 +90,11 @@ class Columns:
         if len(self.batches) == 1 or not isinstance(rows, int):
             return WIDE_STRIP
         return max(STRIP, min(WIDE_STRIP, pow2(machine.l2 // (rows * size) + 1) // 2))
+
+    def _near_strip(self) -> int:
+        """As many columns as memory delivers in long runs, but enough strips to share."""
+        assert isinstance(self.columns, int)
+        return max(NEAR_STRIP[0], min(pow2(self.columns // MIN_STRIPS + 1) // 2, NEAR_STRIP[1]))
 
     def emit(self, leave: Callable[[Node, tuple[Expr, ...], DimLike, Expr | None], None]) -> None:
         """The loops over strips; ``leave(node, state, column, where)`` takes each result."""
@@ -99,7 +118,7 @@ class Columns:
         def at(idx: Idx, where: Expr | None) -> Expr:
             assert idx[:-1] == self.o, f"{n} asked for at {idx} in columns {self.o}"
             return result(self.k, n, state(idx[-1] - first))
-        if n not in self.batches[-1]:
+        if n not in self.batches[-1] or self.after is not None:
             self.inl.bound[n] = at
 
     def _states(self, r: Idx, column: DimLike, where: Expr | None) -> Iterator[tuple[Expr, ...]]:
@@ -182,9 +201,29 @@ class Columns:
     # -- strips
 
     def _strip(self, first: DimLike, count: DimLike, leave: Callable[..., None]) -> None:
-        for batch in self.batches:
+        for level, batch in enumerate(self.batches):
             self.nodes = batch
             self._strip_walk(first, count, leave)
+            if self.after is not None:
+                self._keep(self.after.columns[level], first, count)
+        if self.after is not None:
+            with (nest(self.k, self.walked, "seq", "r") as r,
+                  self.k.loop(count, "vector", "l", self.width) as lane):
+                for n in self.after.outputs:
+                    self.after.write(n, reduced_index(self.nodes[0], (*self.o, first + lane), r))
+
+    def _keep(self, values: Sequence[Node], first: DimLike, count: DimLike) -> None:
+        """Compute values of every column of the strip and bind them."""
+        k = self.k
+        room = count if isinstance(count, int) else self.strip
+        where = {n: k.alloc(n.dtype, room) for n in values}
+        with k.loop(count, "vector", "l", self.width) as lane:
+            for n, t in where.items():
+                left = iter((*self.o, first + lane))
+                at = tuple(0 if isinstance(d, int) and d == 1 else next(left) for d in n.shape)
+                k.write(t, lane, self.inl.value(n, at))
+        for n, t in where.items():
+            self.inl.bound[n] = lambda idx, cond, n=n, t=t: k.b.load(t, idx[-1] - first, n.dtype)  # type: ignore[misc]
 
     def _strip_walk(self, first: DimLike, count: DimLike, leave: Callable[..., None]) -> None:
         k, walked = self.k, self.walked
@@ -269,6 +308,13 @@ def few_columns(n: Node) -> bool:
     return isinstance(n.shape[-1], int) and n.shape[-1] <= LANES
 
 
+def near(n: Node, machine: Machine) -> bool:
+    """Are the columns reduced by ``n`` so many and so short that strips of them stay in the second-level cache?"""
+    rows, size = prod(reduced_extents(n)), n.inputs[0].dtype.bytes
+    return (isinstance(rows, int) and isinstance(n.shape[-1], int) and n.shape[-1] >= MIN_STRIPS * NEAR_STRIP[0]
+            and rows * NEAR_STRIP[1] * size <= machine.l2)
+
+
 def _occupies(extents: Sequence[DimLike]) -> bool:
     """Are these iterations alone enough for many threads?"""
     count = prod(extents)
@@ -280,6 +326,7 @@ def lower_columns(g: Group, ctx: Context) -> Lowered:
     k = ctx.builder()
     inl = inliner(k, g, ctx)
     batches = phases(g)
+    full = [n for n in g.outputs if n.rank > g.root.rank]
     with nest(k, g.root.shape[:-1], "parallel") as o:
         def leave(n: Node, state: tuple[Expr, ...], column: DimLike, where: Expr | None) -> None:
             at = (*o, column)
@@ -287,8 +334,30 @@ def lower_columns(g: Group, ctx: Context) -> Lowered:
                 k.write(ctx.name_of(n), linear_index(at, n.shape), result(k, n, state), where)
             if n is batches[-1][-1]:  # what the elements were computed from and others read, too
                 for m in g.outputs:
-                    if m not in g.reductions:
+                    if m not in g.reductions and m not in full:
                         k.write(ctx.name_of(m), linear_index(at, m.shape), inl.value(m, at, where), where)
-        Columns(k, inl, batches, o, ctx, _occupies(g.root.shape[:-1])).emit(leave)
+
+        def write(n: Node, at: Idx) -> None:
+            k.write(ctx.name_of(n), linear_index(at, n.shape), inl.value(n, at))
+
+        after = After(full, write, column_values(g, batches)) if full else None
+        Columns(k, inl, batches, o, ctx, _occupies(g.root.shape[:-1]), after=after).emit(leave)
     declare_outputs(k, g, ctx)
     return Lowered([k.finish(ctx.dims, describe(g))], {}, [g.root.inputs[0].type.size * cost(g)])
+
+
+def column_values(g: Group, batches: Sequence[Sequence[Node]]) -> list[list[Node]]:
+    """Values of whole columns that are computed from reductions and spread over the rows, by the last batch among
+    these."""
+    level = {n: i for i, batch in enumerate(batches) for n in batch}
+    one = [d for d in g.root.shape if d != 1]
+    out: list[list[Node]] = [[] for _ in batches]
+    spread = {x for n in g.members for x in n.inputs if n.type.size != x.type.size}
+    for n in g.members:
+        if n in level:
+            continue
+        level[n] = max((level.get(x, -1) for x in n.inputs), default=-1)
+        if (level[n] >= 0 and n in spread and isinstance(n.op.lower, Pointwise) and not n.op.lower.movement
+                and n.shape[-1] == g.root.shape[-1] and [d for d in n.shape if d != 1] == one):
+            out[level[n]].append(n)
+    return out

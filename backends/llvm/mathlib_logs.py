@@ -15,7 +15,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from flowc.backends.llvm.mathlib_parts import BIAS, INF, MANTISSA, bits, lookup, nan_like, poly_pairs, rarely, two_product
+from flowc.backends.llvm.mathlib_parts import (
+    BIAS,
+    INF,
+    MANTISSA,
+    bits,
+    lookup,
+    nan_like,
+    poly_pairs,
+    rarely,
+    two_product,
+)
 from flowc.kernel import Builder, Expr
 from flowc.types import DType, f32, f64, u32, u64
 

@@ -1,0 +1,113 @@
+"""Maps of columns that were reduced, with the reductions: softmax or normalisation over rows, one kernel for all of it.
+
+Here: recognising column kernels and maps over the same elements that hand each other whole columns, and making them
+one group.  Not here: its loops (columns.py), the same for rows, which are fused from the start (fuse.py).
+
+A strip of columns is walked over several times while it lies in a cache: once for every reduction that needs another,
+once for what is written.  Values of every element that lay in memory in between are computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from flowc.dims import Ranges
+from flowc.graph import Graph, Node
+from flowc.op import Reduction
+from flowc.passes.columns import near
+from flowc.passes.fuse import EXPENSIVE, MAX_NODES, Demand, Group
+from flowc.passes.schedule import Machine
+from flowc.proofs import known_eq
+
+AGAIN = 4        # costly values per element that are worth computing once more
+
+
+def join_column_blocks(groups: Sequence[Group], graph: Graph, machine: Machine, allow: Callable[[str, Node], bool]
+                       ) -> list[Group]:
+    """The groups with every such family made one."""
+    kept = set(graph.outputs)
+    readers: dict[Node, set[Group]] = {}
+    for g in groups:
+        members = set(g.members)
+        for n in g.members:
+            for x in n.inputs:
+                if x not in members:
+                    readers.setdefault(x, set()).add(g)
+    gone: dict[Group, Group | None] = {}
+    for i in reversed(range(len(groups))):
+        last = groups[i]
+        if last in gone or last.kind != "map" or last.root.rank < 2:
+            continue
+        family = _Family(last, readers, graph.ranges, machine, gone)
+        for g in reversed(groups[:i]):
+            family.take(g)
+        whole = family.joined(kept)
+        if whole is not None and allow("column-block", last.root):
+            gone |= dict.fromkeys(family.groups)
+            gone[last] = whole
+    for g in groups:
+        g.reads = {gone.get(r) or r for r in g.reads}
+    return [h for h in ((gone[g] if g in gone else g) for g in groups) if h is not None]
+
+
+class _Family:
+    """A map and what it is made from, the last in running order first."""
+
+    def __init__(self, last: Group, readers: dict[Node, set[Group]], ranges: Ranges, machine: Machine,
+                 gone: dict[Group, Group | None]):
+        self.groups, self.readers, self.ranges, self.machine, self.gone = [last], readers, ranges, machine, gone
+        self.shape = last.root.shape
+        self.axes: tuple[int, ...] | None = None
+
+    def take(self, g: Group) -> None:
+        """Add a group that only this family reads, element by element and column by column."""
+        if g in self.gone or not self._alike(g):
+            return
+        users = set().union(*(self.readers.get(n, set()) for n in g.outputs))
+        axes = g.root.attrs["axes"] if g.kind == "column" else ()
+        if users and users <= set(self.groups) and all(
+                self._in_place(n, h, axes) for n in g.outputs for h in self.readers.get(n, ())):
+            self.groups.append(g)
+            self.axes = axes or self.axes
+
+    def _alike(self, g: Group) -> bool:
+        if g.kind == "map":
+            return self._same(g.root) and all(self._same(n) for n in g.outputs)
+        if g.kind != "column" or not isinstance(g.root.op.lower, Reduction):
+            return False
+        axes = g.root.attrs["axes"]
+        return (self._same(g.root.inputs[0]) and self.axes in (None, axes) and all(n.shape == g.root.shape and (
+            not isinstance(n.op.lower, Reduction) or n.attrs["axes"] == axes) for n in (*g.outputs, *g.reductions)))
+
+    def _same(self, n: Node) -> bool:
+        return n.rank == len(self.shape) and all(
+            known_eq(a, b, self.ranges) for a, b in zip(n.shape, self.shape, strict=True))
+
+    def _in_place(self, n: Node, h: Group, axes: tuple[int, ...]) -> bool:
+        """Does ``h`` ask for ``n`` at its own element, or, of a result without ``axes``, at its own column?"""
+        full = tuple(range(len(self.shape)))
+        walks: set[Demand | None] = {full}
+        if h.kind == "column":
+            walks = set()
+            for r in h.reductions:
+                place = iter(range(r.rank))
+                walks.add(tuple((r, a) if a in r.attrs["axes"] else next(place) for a in full))
+        if axes:
+            walks = {tuple(d for a, d in enumerate(w) if a not in axes) for w in walks if w is not None}
+        return h.demands[n] <= walks
+
+    def joined(self, kept: set[Node]) -> Group | None:
+        """All of it as one column group, if there is a column to reduce and little to compute again."""
+        columns = [g for g in self.groups if g.kind == "column"]
+        again = sum(n.op.name in EXPENSIVE for g in self.groups[1:] if g.kind == "map" for n in g.members
+                    for _ in range(len(set().union(*(self.readers[m] for m in g.outputs))) - 1))
+        members = list(dict.fromkeys(n for g in reversed(self.groups) for n in g.members))
+        if not columns or again > AGAIN or len(members) > MAX_NODES or not near(columns[0].root, self.machine):
+            return None
+        outputs = [n for g in reversed(self.groups) for n in g.outputs if g is self.groups[0] or n in kept]
+        if any(n.rank < len(self.shape) and n.shape != columns[0].root.shape for n in outputs):
+            return None
+        reads = set().union(*(g.reads for g in self.groups)) - set(self.groups)
+        demands = {n: set().union(*(g.demands.get(n, ()) for g in self.groups)) for g in self.groups for n in g.demands}
+        return replace(columns[0], members=members, outputs=outputs, reads=reads, demands=demands, refused=[])
