@@ -4,7 +4,8 @@ Here: recognising column kernels and maps over the same elements that hand each 
 one group.  Not here: its loops (columns.py), the same for rows, which are fused from the start (fuse.py).
 
 A strip of columns is walked over several times while it lies in a cache: once for every reduction that needs another,
-once for what is written.  Values of every element that lay in memory in between are computed again.
+once for what is written.  Values of every element that lay in memory in between are computed again, or kept beside the
+strip where that is costly.
 """
 
 from __future__ import annotations
@@ -12,15 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from flowc.dims import Ranges
+from flowc.dims import DimLike, Ranges
 from flowc.graph import Graph, Node
-from flowc.op import Reduction
 from flowc.passes.columns import near
-from flowc.passes.fuse import EXPENSIVE, MAX_NODES, Demand, Group
+from flowc.passes.fuse import MAX_NODES, Demand, Group
 from flowc.passes.schedule import Machine
 from flowc.proofs import known_eq
-
-AGAIN = 4        # costly values per element that are worth computing once more
 
 
 def join_column_blocks(groups: Sequence[Group], graph: Graph, machine: Machine, allow: Callable[[str, Node], bool]
@@ -46,9 +44,10 @@ def join_column_blocks(groups: Sequence[Group], graph: Graph, machine: Machine, 
         if whole is not None and allow("column-block", last.root):
             gone |= dict.fromkeys(family.groups)
             gone[last] = whole
-    for g in groups:
+    out = [h for h in ((gone[g] if g in gone else g) for g in groups) if h is not None]
+    for g in out:
         g.reads = {gone.get(r) or r for r in g.reads}
-    return [h for h in ((gone[g] if g in gone else g) for g in groups) if h is not None]
+    return out
 
 
 class _Family:
@@ -62,27 +61,40 @@ class _Family:
 
     def take(self, g: Group) -> None:
         """Add a group that only this family reads, element by element and column by column."""
-        if g in self.gone or not self._alike(g):
-            return
         users = set().union(*(self.readers.get(n, set()) for n in g.outputs))
-        axes = g.root.attrs["axes"] if g.kind == "column" else ()
-        if users and users <= set(self.groups) and all(
+        if g in self.gone or not users or not users <= set(self.groups):
+            return
+        axes = self._reduced(g, users)
+        if axes is not None and self._alike(g, axes) and all(
                 self._in_place(n, h, axes) for n in g.outputs for h in self.readers.get(n, ())):
             self.groups.append(g)
             self.axes = axes or self.axes
 
-    def _alike(self, g: Group) -> bool:
-        if g.kind == "map":
-            return self._same(g.root) and all(self._same(n) for n in g.outputs)
-        if g.kind != "column" or not isinstance(g.root.op.lower, Reduction):
-            return False
-        axes = g.root.attrs["axes"]
-        return (self._same(g.root.inputs[0]) and self.axes in (None, axes) and all(n.shape == g.root.shape and (
-            not isinstance(n.op.lower, Reduction) or n.attrs["axes"] == axes) for n in (*g.outputs, *g.reductions)))
+    def _reduced(self, g: Group, users: set[Group]) -> tuple[int, ...] | None:
+        """The axes that a group's results have not; None if they are not those of the family."""
+        if g.kind == "map" and self._full(g.root):
+            return ()
+        axes = g.root.attrs["axes"] if g.kind == "column" else None
+        for h in users if axes is None else ():  # a map of columns: spread over what?
+            asked = [d for n in g.outputs for d in h.demands.get(n, ()) if d is not None]
+            if self._full(h.root) and asked:
+                axes = tuple(a for a in range(len(self.shape)) if a not in asked[0])
+            elif h.root.rank < len(self.shape):
+                axes = self.axes
+        return axes if self.axes in (None, axes) else None
 
-    def _same(self, n: Node) -> bool:
-        return n.rank == len(self.shape) and all(
-            known_eq(a, b, self.ranges) for a, b in zip(n.shape, self.shape, strict=True))
+    def _alike(self, g: Group, axes: tuple[int, ...]) -> bool:
+        if g.kind not in ("map", "column") or not all(n.shape == g.root.shape for n in (*g.outputs, *g.reductions)):
+            return False
+        kept = tuple(n for a, n in enumerate(self.shape) if a not in axes)
+        return len(kept) == g.root.rank and all(map(self._equal, kept, g.root.shape)) and all(
+            n.attrs["axes"] == axes and self._full(n.inputs[0]) for n in g.reductions)
+
+    def _equal(self, a: DimLike, b: DimLike) -> bool:
+        return bool(known_eq(a, b, self.ranges))
+
+    def _full(self, n: Node) -> bool:
+        return n.rank == len(self.shape) and all(map(self._equal, n.shape, self.shape))
 
     def _in_place(self, n: Node, h: Group, axes: tuple[int, ...]) -> bool:
         """Does ``h`` ask for ``n`` at its own element, or, of a result without ``axes``, at its own column?"""
@@ -93,17 +105,17 @@ class _Family:
             for r in h.reductions:
                 place = iter(range(r.rank))
                 walks.add(tuple((r, a) if a in r.attrs["axes"] else next(place) for a in full))
-        if axes:
+        if axes and h.kind == "map" and not self._full(h.root):
+            walks = {tuple(range(n.rank))}
+        elif axes:
             walks = {tuple(d for a, d in enumerate(w) if a not in axes) for w in walks if w is not None}
         return h.demands[n] <= walks
 
     def joined(self, kept: set[Node]) -> Group | None:
-        """All of it as one column group, if there is a column to reduce and little to compute again."""
+        """All of it as one column group, if there is a column to reduce."""
         columns = [g for g in self.groups if g.kind == "column"]
-        again = sum(n.op.name in EXPENSIVE for g in self.groups[1:] if g.kind == "map" for n in g.members
-                    for _ in range(len(set().union(*(self.readers[m] for m in g.outputs))) - 1))
         members = list(dict.fromkeys(n for g in reversed(self.groups) for n in g.members))
-        if not columns or again > AGAIN or len(members) > MAX_NODES or not near(columns[0].root, self.machine):
+        if not columns or len(members) > MAX_NODES or not near(columns[0].root, self.machine):
             return None
         outputs = [n for g in reversed(self.groups) for n in g.outputs if g is self.groups[0] or n in kept]
         if any(n.rank < len(self.shape) and n.shape != columns[0].root.shape for n in outputs):

@@ -14,10 +14,10 @@ from flowc.dims import DimLike, ceildiv, dmin, prod
 from flowc.graph import Node
 from flowc.kernel import LANES, Expr
 from flowc.op import Pointwise, Reduction
-from flowc.passes.fuse import FEW_ROWS, Group
+from flowc.passes.fuse import EXPENSIVE, FEW_ROWS, Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
-from flowc.passes.reductions import EXACT, Accumulators, phases, pow2, reduced_extents, reduced_index, result
+from flowc.passes.reductions import EXACT, Accumulators, feeds, phases, pow2, reduced_extents, reduced_index, result
 from flowc.passes.schedule import Machine
 from flowc.types import DType
 
@@ -37,12 +37,13 @@ def _monoid(n: Node) -> Reduction:
 
 
 class After(NamedTuple):
-    """Values of every element that are written after the reductions, and the values of whole columns they need, by
-    the batch after which these are known."""
+    """Values of every element that are written after the reductions, the values of whole columns they need, by the
+    batch after which these are known, and costly values of every element, by the batch that is fed them first."""
 
     outputs: Sequence[Node]
     write: Callable[[Node, Idx], None]
     columns: Sequence[Sequence[Node]]
+    elements: Sequence[Sequence[Node]]
 
 
 class Columns:
@@ -64,6 +65,8 @@ class Columns:
                  wide: bool, piece: tuple[DimLike, DimLike] | None = None, after: After | None = None):
         self.k, self.inl, self.batches, self.o = k, inl, batches, o
         self.after = after
+        self.filling: dict[Node, str] = {}
+        self.first: DimLike = 0
         self.nodes: Sequence[Node] = [n for batch in batches for n in batch]
         nodes = self.nodes
         self.columns = nodes[0].shape[-1]
@@ -71,7 +74,7 @@ class Columns:
         self.start, count = piece or (0, self.extents[0])
         self.walked = (count, *self.extents[1:])
         self.few = few_columns(nodes[0])
-        self.strip = self._near_strip() if after else self._strip_size(ctx.machine) if wide else STRIP
+        self.strip = self._near_strip(after, ctx.machine) if after else self._strip_size(ctx.machine) if wide else STRIP
         self.strips = ctx.machine.name == "cpu"  # elsewhere there is no near cache to keep the sums of a strip
         self.lanes = LANES
         if isinstance(self.columns, int):
@@ -91,10 +94,13 @@ class Columns:
             return WIDE_STRIP
         return max(STRIP, min(WIDE_STRIP, pow2(machine.l2 // (rows * size) + 1) // 2))
 
-    def _near_strip(self) -> int:
-        """As many columns as memory delivers in long runs, but enough strips to share."""
-        assert isinstance(self.columns, int)
-        return max(NEAR_STRIP[0], min(pow2(self.columns // MIN_STRIPS + 1) // 2, NEAR_STRIP[1]))
+    def _near_strip(self, after: After, machine: Machine) -> int:
+        """As many columns as memory delivers in long runs, whose rows stay in the second-level cache with what is kept
+        of them, but enough strips to share."""
+        rows, size = prod(self.walked), self.nodes[0].inputs[0].dtype.bytes * (1 + sum(map(len, after.elements)))
+        assert isinstance(self.columns, int) and isinstance(rows, int)
+        most = min(self.columns // MIN_STRIPS, machine.l2 // (rows * size))
+        return max(NEAR_STRIP[0], min(pow2(most + 1) // 2, NEAR_STRIP[1]))
 
     def emit(self, leave: Callable[[Node, tuple[Expr, ...], DimLike, Expr | None], None]) -> None:
         """The loops over strips; ``leave(node, state, column, where)`` takes each result."""
@@ -125,6 +131,9 @@ class Columns:
         """The element of every reduction at a place, as a state."""
         full = (r[0] + self.start, *r[1:])
         pos = self.k.b.index(linear_index(full, self.extents))
+        for m, t in self.filling.items():
+            at = reduced_index(self.nodes[0], (*self.o, column), full)
+            self.k.write(t, self._element(at, self.first), self.inl.value(m, at))
         for n in self.nodes:
             x = self.inl.value(n.inputs[0], reduced_index(n, (*self.o, column), full), where)
             yield _monoid(n).enter(self.k.b, x, pos)
@@ -203,14 +212,28 @@ class Columns:
     def _strip(self, first: DimLike, count: DimLike, leave: Callable[..., None]) -> None:
         for level, batch in enumerate(self.batches):
             self.nodes = batch
+            if self.after is not None:
+                room = prod(self.walked) * self.strip
+                self.filling = {n: self.k.alloc(n.dtype, room) for n in self.after.elements[level]}
+                self.first = first
             self._strip_walk(first, count, leave)
             if self.after is not None:
+                for n, t in self.filling.items():
+                    self.inl.bound[n] = self._kept(n, t, first)
                 self._keep(self.after.columns[level], first, count)
         if self.after is not None:
             with (nest(self.k, self.walked, "seq", "r") as r,
                   self.k.loop(count, "vector", "l", self.width) as lane):
                 for n in self.after.outputs:
                     self.after.write(n, reduced_index(self.nodes[0], (*self.o, first + lane), r))
+
+    def _element(self, idx: Idx, first: DimLike) -> DimLike:
+        """Where an element of the strip is kept."""
+        axes = self.nodes[0].attrs["axes"]
+        return linear_index(tuple(idx[a] for a in axes), self.walked) * self.strip + idx[-1] - first
+
+    def _kept(self, n: Node, t: str, first: DimLike) -> Callable[[Idx, Expr | None], Expr]:
+        return lambda idx, where: self.k.b.load(t, self.k.tidy(self._element(idx, first)), n.dtype)
 
     def _keep(self, values: Sequence[Node], first: DimLike, count: DimLike) -> None:
         """Compute values of every column of the strip and bind them."""
@@ -310,9 +333,9 @@ def few_columns(n: Node) -> bool:
 
 def near(n: Node, machine: Machine) -> bool:
     """Are the columns reduced by ``n`` so many and so short that strips of them stay in the second-level cache?"""
-    rows, size = prod(reduced_extents(n)), n.inputs[0].dtype.bytes
-    return (isinstance(rows, int) and isinstance(n.shape[-1], int) and n.shape[-1] >= MIN_STRIPS * NEAR_STRIP[0]
-            and rows * NEAR_STRIP[1] * size <= machine.l2)
+    rows, columns, size = prod(reduced_extents(n)), n.shape[-1], n.inputs[0].dtype.bytes
+    return (isinstance(rows, int) and isinstance(columns, int) and 0 < rows * NEAR_STRIP[1] * size <= machine.l2
+            and columns >= MIN_STRIPS * NEAR_STRIP[0])
 
 
 def _occupies(extents: Sequence[DimLike]) -> bool:
@@ -340,7 +363,7 @@ def lower_columns(g: Group, ctx: Context) -> Lowered:
         def write(n: Node, at: Idx) -> None:
             k.write(ctx.name_of(n), linear_index(at, n.shape), inl.value(n, at))
 
-        after = After(full, write, column_values(g, batches)) if full else None
+        after = After(full, write, column_values(g, batches), element_values(g, batches)) if full else None
         Columns(k, inl, batches, o, ctx, _occupies(g.root.shape[:-1]), after=after).emit(leave)
     declare_outputs(k, g, ctx)
     return Lowered([k.finish(ctx.dims, describe(g))], {}, [g.root.inputs[0].type.size * cost(g)])
@@ -360,4 +383,17 @@ def column_values(g: Group, batches: Sequence[Sequence[Node]]) -> list[list[Node
         if (level[n] >= 0 and n in spread and isinstance(n.op.lower, Pointwise) and not n.op.lower.movement
                 and n.shape[-1] == g.root.shape[-1] and [d for d in n.shape if d != 1] == one):
             out[level[n]].append(n)
+    return out
+
+
+def element_values(g: Group, batches: Sequence[Sequence[Node]]) -> list[list[Node]]:
+    """Costly values of every element that several walks need, by the batch of the first of them."""
+    out: list[list[Node]] = [[] for _ in batches]
+    full = [n for n in g.outputs if n.rank > g.root.rank]
+    for n in g.members:
+        if n.op.name not in EXPENSIVE or n.shape != g.root.inputs[0].shape:
+            continue
+        walks = [i for i, batch in enumerate(batches) if any(feeds(n, r, g) for r in batch)]
+        if walks and (len(walks) > 1 or any(n is f or feeds(n, f, g) for f in full)):
+            out[walks[0]].append(n)
     return out

@@ -243,7 +243,7 @@ def walk_row(k: KernelBuilder, inl: Inliner, g: Group, o: Idx, ctx: Context,
     where_cached = {n: k.alloc(n.dtype, prod(n.shape[g.outer:])) for n in caches}
     filled: set[Node] = set()
     for batch in phases(g):
-        now = [n for n in caches if n not in filled and any(_feeds(n, r, g) for r in batch)]
+        now = [n for n in caches if n not in filled and any(feeds(n, r, g) for r in batch)]
 
         def also(r: Idx, where: Expr | None, now=now) -> None:
             for n in now:
@@ -301,7 +301,7 @@ def phases(g: Group) -> list[list[Node]]:
     return [batches[key] for key in sorted(batches, key=lambda t: t[0])]
 
 
-def _feeds(node: Node, root: Node, g: Group) -> bool:
+def feeds(node: Node, root: Node, g: Group) -> bool:
     """Is ``node`` evaluated for every element while ``root`` is reduced?"""
     members = set(g.members)
     stack, seen = list(root.inputs), set()
@@ -327,8 +327,8 @@ def row_caches(g: Group) -> list[Node]:
             continue
         if not all(d is not None and d[:g.outer] == prefix for d in g.demands[n]):
             continue
-        walks = sum(any(_feeds(n, r, g) for r in b) for b in batches)
-        last = any(n is f or _feeds(n, f, g) for f in full)
+        walks = sum(any(feeds(n, r, g) for r in b) for b in batches)
+        last = any(n is f or feeds(n, f, g) for f in full)
         if walks and walks + last > 1:
             out.append(n)
     return out
