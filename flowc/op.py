@@ -36,7 +36,8 @@ class Reduction:
     ``enter(b, x, pos) -> tuple[Expr, ...]``: the state of one element, ``pos`` its i64 position along the reduced
     axes in C order; ``combine(b, s, t) -> tuple[Expr, ...]``: associative up to rounding, ``s`` covers the earlier
     positions (used for exact tie rules such as argmax's first); ``leave(b, s) -> Expr``: the result;
-    ``later(b, s, t)``: what ``combine`` gives where ``t`` is one element behind all of ``s``, if that takes less.
+    ``later(b, s, t)``: what ``combine`` gives where ``t`` is one element behind all of ``s``, if that takes less;
+    ``position``: which of the state is a position, if one is: its unit is the largest of its dtype.
     """
 
     state: Callable[[DType], tuple]
@@ -45,6 +46,7 @@ class Reduction:
     combine: Callable[..., tuple]
     leave: Callable[..., Any]
     later: Callable[..., tuple] | None = None
+    position: int | None = None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from flowc.passes.fuse import EXPENSIVE, Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.schedule import Machine, collapse
-from flowc.types import DType
+from flowc.types import DType, i32, i64
 
 if TYPE_CHECKING:
     from flowc.passes.margins import RowMargins
@@ -34,6 +34,8 @@ SIDE_BY_SIDE = (8, 4)  # rows walked together
 LARGE = 8 << 20        # bytes of an operand that lies in memory
 LONG = 4 << 10         # bytes of a row that memory delivers at its best
 REGISTERS = 2 << 10    # bytes of sums that stay in registers
+LAST_SHORT = (1 << 31) - 1  # no position
+TWINS = {"reduce_min": "argmin", "reduce_max": "argmax"}  # of the same elements, the second knows the first
 EXACT = frozenset({"reduce_max", "reduce_min", "reduce_and", "reduce_or", "argmax", "argmin"})
 
 
@@ -41,21 +43,37 @@ class Accumulators:
     """The lanes of one reduction: declaring, feeding, folding.
 
     lanes: 0 for one state, of whoever feeds it.  states: it is fed states of many elements, not elements in order.
+    count: elements of a result, if they are to be entered by ``enter``: positions among few are kept as i32, which
+    takes half the registers.
     """
 
-    def __init__(self, k: KernelBuilder, node: Node, lanes: int, states: bool = False):
+    def __init__(self, k: KernelBuilder, node: Node, lanes: int, states: bool = False, count: DimLike | None = None):
         self.k, self.node, self.lanes = k, node, lanes
         self.lower: Reduction = node.op.lower  # type: ignore[assignment]
         self.add = self.lower.later if self.lower.later and not states else self.lower.combine
         dt = node.inputs[0].dtype
         self.dtypes: tuple[DType, ...] = self.lower.state(dt)
         self.units = self.lower.unit(dt)
+        self.short = self.lower.position if isinstance(count, int) and count < LAST_SHORT else None
+        if self.short is not None:
+            self.dtypes = tuple(i32 if i == self.short else d for i, d in enumerate(self.dtypes))
+            self.units = tuple(LAST_SHORT if i == self.short else u for i, u in enumerate(self.units))
         self.names = self.fresh()
 
     def fresh(self) -> list[str]:
         k = self.k
         shape = (self.lanes,) if self.lanes else ()
         return [k.acc(d, k.b.const(u, d), shape) for d, u in zip(self.dtypes, self.units, strict=True)]
+
+    def enter(self, x: Expr, at: DimLike) -> tuple[Expr, ...]:
+        """The state of one element."""
+        b = self.k.b
+        state = self.lower.enter(b, x, b.index(at))
+        return tuple(b.cast(v, i32) if i == self.short else v for i, v in enumerate(state))
+
+    def _long(self, p: Expr) -> Expr:
+        b = self.k.b
+        return b.select(b.eq(p, LAST_SHORT), (1 << 63) - 1, b.cast(p, i64))
 
     def feed(self, names: Sequence[str], lane: DimLike | None, state: Sequence[Expr], where: Expr | None,
              states: bool = False) -> None:
@@ -78,7 +96,8 @@ class Accumulators:
         k.add(Fold(out, tuple(self.names), self.lanes, left, right, tuple(self.lower.combine(k.b, a, b))))
         for n in out:
             k.scopes[-1].names.add(n)
-        return tuple(k.b.ref(n, d) for n, d in zip(out, self.dtypes, strict=True))
+        state = tuple(k.b.ref(n, d) for n, d in zip(out, self.dtypes, strict=True))
+        return tuple(self._long(v) if i == self.short else v for i, v in enumerate(state))
 
 
 def result(k: KernelBuilder, node: Node, state: tuple[Expr, ...]) -> Expr:
@@ -167,23 +186,28 @@ def reduce_batch(k: KernelBuilder, inl: Inliner, nodes: Sequence[Node], rows: Se
     flat = flat or single(extents)
     walked: tuple[DimLike, ...] = (prod(extents),) if flat else extents
     lanes = lane_count(walked[-1])
-    places = [(n, o) for o in rows for n in nodes]
-    accs = [Accumulators(k, n, lanes) for n, _ in places]
+    twin = {n: m for n in nodes for m in nodes if TWINS.get(n.op.name) == m.op.name and n.inputs == m.inputs}
+    own = [n for n in nodes if n not in twin]
+    places = [(n, o) for o in rows for n in own]
+    accs = [Accumulators(k, n, lanes, count=prod(extents)) for n, _ in places]
     width = lane_width(machine, accs, lanes)
     with nest(k, walked[:-1], "seq", "q") as outer:
         def element(j: DimLike, where: Expr | None):
             r = unravel(j, extents) if flat else (*outer, j)
-            pos = k.b.index(linear_index((*outer, j), walked))
-            out = [a.lower.enter(k.b, inl.value(n.inputs[0], reduced_index(n, o, r), where), pos)
+            at = linear_index((*outer, j), walked)
+            out = [a.enter(inl.value(n.inputs[0], reduced_index(n, o, r), where), at)
                    for a, (n, o) in zip(accs, places, strict=True)]
             also(r, where)
             return out
         accumulate(k, accs, walked[-1], width, element, any(n.op.name not in EXACT for n in nodes),
                    None if margins is None else margins.walked(nodes, lanes))
-    states = [a.fold() for a in accs]
-    if margins is not None:
-        states = [margins.complete(n, s) for n, s in zip(nodes, states, strict=True)]
-    return [states[i:i + len(nodes)] for i in range(0, len(states), len(nodes))]
+    folded = iter([a.fold() for a in accs])
+    out = []
+    for _ in rows:
+        found = {n: next(folded) for n in own}
+        states = [found[n] if n in found else found[twin[n]][:1] for n in nodes]
+        out.append(states if margins is None else [margins.complete(n, s) for n, s in zip(nodes, states, strict=True)])
+    return out
 
 
 def lower_rows(g: Group, ctx: Context) -> Lowered:

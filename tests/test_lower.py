@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flowc
@@ -252,3 +252,19 @@ def test_building_is_linear_in_nodes(count):
     p = program(f, "f32[n]", "f32[n]")
     assert len(p.plan.steps) <= count / 20 + 2
     assert prod((1,)) == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 20), columns=st.sampled_from([1, 3, 16, 64, 65, 200]), seed=st.integers(0, 99),
+       dtype=st.sampled_from(["f2", "f4", "f8", "i1", "i4", "i8", "u8"]), low=st.booleans())
+def test_positions_beside_values(rows, columns, seed, dtype, low):
+    """Few different values, the least and the greatest among them, and NaN: the first one wins, and the value that is
+    kept beside the position is the extreme one."""
+    rng, d = np.random.default_rng(seed), np.dtype(dtype)
+    some = [np.nan, np.inf, -np.inf, -0.0, 1, 2] if d.kind == "f" else [np.iinfo(d).min, np.iinfo(d).max, 1, 2]
+    x = rng.choice(np.array(some, d), (rows, columns), p=None if seed % 2 else rng.dirichlet([.3] * len(some)))
+    position, value = (np.argmin, np.min) if low else (np.argmax, np.max)
+    got = flowc.jit(lambda x: (position(x, axis=1), value(x, axis=1)))(x)
+    np.testing.assert_array_equal(got[0], position(x, axis=1))
+    np.testing.assert_array_equal(got[1], value(x, axis=1))
+    assert got[0].dtype == np.int64 and got[1].dtype == d

@@ -178,15 +178,16 @@ def _position(name: str, doc: str, fn: Callable[..., Any], unit: Callable[[DType
 
     def later(b: Builder, s: tuple, t: tuple) -> tuple:
         (x, p), (y, q) = s, t
-        wins = b.emit(beats, y, x)
-        if x.dtype.floating:
-            wins = b.and_(b.or_(wins, b.ne(y, y)), b.eq(x, x))
+        if x.dtype.floating:  # a NaN wins by not losing, unless there was one before
+            wins = b.and_(b.not_(b.emit({"lt": "ge", "gt": "le"}[beats], y, x)), b.eq(x, x))
+        else:
+            wins = b.emit(beats, y, x)
         return b.select(wins, y, x), b.select(wins, q, p)
 
     # whoever beats nobody was never taken: then all elements are the least there is, and the first one wins
     lower = Reduction(state=lambda d: (*_wide(d), i64), unit=lambda d: (unit(d), LAST),
                       enter=lambda b, x, pos: (b.cast(x, _wide(x.dtype)[0]), pos), combine=combine,
-                      leave=lambda b, s: b.select(b.eq(s[1], LAST), b.const(0, i64), s[1]), later=later)
+                      leave=lambda b, s: b.select(b.eq(s[1], LAST), b.const(0, i64), s[1]), later=later, position=1)
     return declare(name, doc, numpy=in_f32(lambda x, axes: fn(x, axes[0])), infer=infer, lower=lower, attrs=("axes",),
                    dtypes=REAL, ulp=EXACT,
                    samples=calls(REAL, (((7,),), {"axes": (0,)}), (((3, 4),), {"axes": (1,)}),
