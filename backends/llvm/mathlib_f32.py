@@ -27,6 +27,7 @@ from flowc.backends.llvm.mathlib_parts import (
     MAGIC,
     bits,
     clamp,
+    cube_root,
     exponent_split,
     nan_like,
     poly,
@@ -344,19 +345,9 @@ def erfc(b: Builder, x: Expr) -> Expr:
 # ---- roots and powers -----------------------------------------------------------------------------------------------
 
 def cbrt(b: Builder, x: Expr) -> Expr:
-    a = b.abs(x)
-    tiny = b.lt(a, 2.0**-126)
-    y = b.select(tiny, b.mul(a, 2.0**24), a)
-    t = b.bitcast(b.add(b.idiv(bits(b, y), 3), 0x2A512CE3), f32)
-    quarter = b.mul(y, 0.25)  # 3*y may overflow
-    cube = b.mul(b.mul(b.mul(t, t), 0.25), t)
-    t = b.mul(t, b.div(b.fma(quarter, 2.0, cube), b.fma(cube, 2.0, quarter)))  # Halley: cubic convergence
-    square = b.mul(t, t)
-    rest = b.fma(b.neg(square), t, y)
-    rest = b.fma(b.neg(b.fma(t, t, b.neg(square))), t, rest)
-    t = b.add(t, b.div(rest, b.mul(square, 3.0)))
-    t = b.copysign(b.select(tiny, b.mul(t, 2.0**-8), t), x)
-    return b.select(b.and_(b.gt(a, 0.0), b.lt(a, INF)), t, x)
+    def start(b: Builder, y: Expr) -> Expr:
+        return b.bitcast(b.sub(0x54A20000, b.mul(b.shr(bits(b, y), 15), 10923)), f32)  # 10923 / 2**15: a third
+    return cube_root(b, x, start, 1, 30)
 
 
 def pow(b: Builder, x: Expr, y: Expr) -> Expr:

@@ -30,6 +30,7 @@ from flowc.backends.llvm.mathlib_parts import (
     MAGIC,
     bits,
     clamp,
+    cube_root,
     exponent_split,
     nan_like,
     poly,
@@ -418,21 +419,11 @@ def erfc(b: Builder, x: Expr) -> Expr:
 # ---- roots and powers -----------------------------------------------------------------------------------------------
 
 def cbrt(b: Builder, x: Expr) -> Expr:
-    a = b.abs(x)
-    tiny = b.lt(a, 2.0**-1022)
-    y = b.select(tiny, b.mul(a, 2.0**54), a)
-    start = b.idiv(b.cast(b.shr(bits(b, y), 32), i32), 3)  # the upper half is enough for the first digits
-    t = b.bitcast(b.shl(b.cast(b.add(start, 0x2A9F7893), i64), 32), f64)
-    quarter = b.mul(y, 0.25)  # 3*y may overflow
-    for _ in range(2):  # Halley: cubic convergence
-        cube = b.mul(b.mul(b.mul(t, t), 0.25), t)
-        t = b.mul(t, b.div(b.fma(quarter, 2.0, cube), b.fma(cube, 2.0, quarter)))
-    square = b.mul(t, t)
-    rest = b.fma(b.neg(square), t, y)
-    rest = b.fma(b.neg(b.fma(t, t, b.neg(square))), t, rest)
-    t = b.add(t, b.div(rest, b.mul(square, 3.0)))
-    t = b.copysign(b.select(tiny, b.mul(t, 2.0**-18), t), x)
-    return b.select(b.and_(b.gt(a, 0.0), b.lt(a, INF)), t, x)
+    def start(b: Builder, y: Expr) -> Expr:
+        high = b.shr(b.cast(b.shr(bits(b, y), 32), i32), 12)  # enough for the first digits
+        third = b.add(b.mul(high, 1365), b.add(b.shr(high, 2), b.shr(high, 4)))  # times 2**12
+        return b.bitcast(b.shl(b.cast(b.sub(0x553ECC00, third), i64), 32), f64)
+    return cube_root(b, x, start, 2, 54)
 
 
 def log_split(b: Builder, x: Expr) -> tuple[Expr, Expr]:

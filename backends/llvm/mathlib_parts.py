@@ -10,7 +10,7 @@ rounding.  ``lookup(i, table)`` is an element of a table of 8 or 16 numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -163,6 +163,33 @@ def clamp(b: Builder, x: Expr, lo: float, hi: float) -> Expr:
     """``x`` between lo and hi; NaN stays."""
     x = b.select(b.gt(x, hi), hi, x)
     return b.select(b.lt(x, lo), lo, x)
+
+
+ROOT = (0.17485319, 0.22352167, 0.33332681)  # ((1 - h)**(-1/3) - 1) / h for |h| < 0.113
+
+
+def cube_root(b: Builder, x: Expr, start: Callable[[Builder, Expr], Expr], steps: int, up: int) -> Expr:
+    """The cube root of any x, without a division: ``start`` gives 1 / root to 4 %; a step of fourth order and
+    ``steps - 1`` of Newton's follow, then one for the root, whose remainder is exact.  Numbers whose remainder might
+    not be normal are multiplied by 2**(3*up) before; they, 0, infinities and NaN are rare."""
+    d, a = x.dtype, b.abs(x)
+    unsigned, m = {f32: u32, f64: u64}[d], MANTISSA[d]
+    least = 3 * m  # exponent of normal numbers and their remainders
+    odd = b.ge(b.sub(b.bitcast(a, unsigned), least << m), (2 * BIAS[d] + 1 - least) << m)
+    tiny = b.lt(a, 2.0 ** (least - BIAS[d]))
+    y = rarely(b, odd, b.select(tiny, b.mul(a, 2.0 ** (3 * up)), a), a)
+    r = start(b, y)
+    for step in range(steps):
+        h = b.fma(b.neg(b.mul(y, r)), b.mul(r, r), 1.0)
+        r = b.fma(b.mul(r, h), poly(b, h, ROOT) if step == 0 else 1.0 / 3.0, r)
+    square = b.mul(r, r)
+    t = b.mul(y, square)
+    p, low = two_product(b, t, t)
+    rest = b.fma(b.neg(low), t, b.fma(b.neg(p), t, y))
+    t = b.fma(rest, b.mul(square, 1.0 / 3.0), t)
+    value = b.copysign(b.select(tiny, b.mul(t, 2.0 ** -up), t), x)
+    value = b.select(b.and_(b.gt(a, 0.0), b.lt(a, INF)), value, x)
+    return rarely(b, odd, value, b.copysign(t, x))
 
 
 def power_signs(b: Builder, x: Expr, y: Expr, value: Expr) -> Expr:
