@@ -31,7 +31,6 @@ from flowc.backends.llvm.mathlib_parts import (
     exponent_split,
     nan_like,
     poly,
-    poly_pairs,
     power_of_two,
     power_signs,
     quarter_turns_f32,
@@ -39,7 +38,7 @@ from flowc.backends.llvm.mathlib_parts import (
     scale,
     two_sum,
 )
-from flowc.backends.llvm.mathlib_pieces import ERF_F32, TANH_F32, pieces
+from flowc.backends.llvm.mathlib_pieces import ERF_F32, ERFCX_F32, TANH_F32, pieces
 from flowc.kernel import Builder, Expr
 from flowc.types import f32, f64, i32, i64
 
@@ -60,8 +59,6 @@ SIN = (2.83268992e-06, -0.000198530703, 0.0083333794, -0.166666672)
 COS = (2.44325638e-05, -0.00138873106, 0.0416666456)
 TAN = (0.00437231269, 9.88741303e-05, 0.0108270766, 0.0212862976, 0.0540589057, 0.133326754, 0.333333492)
 SINH = (2.78221319e-06, 0.000198428956, 0.00833331048, 0.166666672)
-ERFC = (0.00854108389, 0.0941135064, 0.391049504, 0.83603847, 0.871621072)
-ERFC_BELOW = (0.0665258691, 0.440893948, 1.39802611, 2.47903371, 2.40104818, 1.0)
 ATAN = (-0.0017875476, 0.0108873611, -0.0311270021, 0.0579065457, -0.0840047523, 0.109511748, -0.142640516,
         0.19998531, -0.333332986)
 ASIN = (0.0376968421, 0.0143148107, 0.0318390988, 0.0445133746, 0.0750052184, 0.166666597)
@@ -316,20 +313,6 @@ def acos(b: Builder, x: Expr) -> Expr:
 
 # ---- error functions ------------------------------------------------------------------------------------------------
 
-def _erfc_far(b: Builder, t: Expr) -> Expr:
-    """erfc(t) = exp(-t*t) * (1 + t * R(t) / S(t)) / (1 + 2 * t) for t >= 0 up to where it vanishes.
-
-    The fraction is small, and S is in numerator and denominator, so that few of the roundings count; no sum cancels.
-    In the exponent the square meets an exact multiple of LN2_SHORT before it is rounded."""
-    z = b.mul(t, t)
-    below = poly_pairs(b, t, z, ERFC_BELOW)
-    above = b.fma(t, poly_pairs(b, t, z, ERFC), below)
-    j, n = to_integer(b, z, -1.4426950408889634)
-    r = b.fma(j, -LN2_REST, b.fma(b.neg(t), t, b.mul(j, -LN2_SHORT)))
-    power = b.mul(r, b.fma(r, poly(b, r, EXP), 1.0))  # without the 1, which comes last
-    return scale(b, b.div(b.fma(above, power, above), b.fma(below, b.add(t, t), below)), j, n)
-
-
 def erf(b: Builder, x: Expr) -> Expr:
     """Around 0 the value is the argument: its slope there, 2 / sqrt(pi), is no f32, but 1 and the rest are."""
     key, d, slope, value = pieces(b, b.abs(x), ERF_F32)
@@ -337,8 +320,16 @@ def erf(b: Builder, x: Expr) -> Expr:
 
 
 def erfc(b: Builder, x: Expr) -> Expr:
+    """erfc(t) * exp(t*t) by pieces, times exp(-t*t), for t = |x|.  In the exponent the square meets an exact multiple
+    of LN2_SHORT before it is rounded."""
     a = b.abs(x)
-    far = _erfc_far(b, b.select(b.gt(a, 10.3), 10.3, a))
+    t = b.select(b.gt(a, ERFCX_F32.last), ERFCX_F32.last, a)
+    _, d, slope, value = pieces(b, a, ERFCX_F32)
+    j, n = to_integer(b, b.mul(t, t), -1.4426950408889634)
+    r = b.fma(j, -LN2_REST, b.fma(b.neg(t), t, b.mul(j, -LN2_SHORT)))
+    power = b.mul(r, b.fma(r, poly(b, r, EXP), 1.0))  # without the 1, which comes last
+    scaled = b.fma(d, slope, value)
+    far = scale(b, b.fma(scaled, power, scaled), j, n)
     return b.select(b.lt(x, 0.0), b.sub(2.0, far), far)
 
 
