@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,6 +25,7 @@ from flowc.graph import Graph, Node
 from flowc.op import Contraction
 from flowc.passes.fuse import EXPENSIVE
 from flowc.plan import Step
+from flowc.records import dataclass, field
 
 TRANSCENDENTAL = 16
 LEAST_ROUNDS, MOST_ROUNDS = 5, 2000

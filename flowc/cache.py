@@ -24,9 +24,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from flowc import config
+from flowc.records import dataclass
 
 MAGIC = b"flowc\x00\x01\n"
 _HEADER = struct.Struct("<8s32sQ32s")     # magic, SHA-256 of the key, payload bytes, SHA-256 of the payload

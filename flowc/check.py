@@ -8,7 +8,6 @@ Each group of kernels gets its operands from the interpreter, so that an error i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -19,6 +18,7 @@ from flowc.dims import evaluate
 from flowc.graph import Node
 from flowc.kernel import CHUNK, LANES
 from flowc.plan import Step
+from flowc.records import dataclass, field
 
 
 @dataclass

@@ -19,13 +19,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from flowc import cases, config
 from flowc.compiled import DEVICES
 from flowc.diag import FlowcError, FlowcValueError, VerifyError
 from flowc.graph import Graph
+from flowc.records import dataclass
 
 OK, DIFFERENT, BAD = 0, 1, 2
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from flowc.diag import FlowcTypeError, FlowcValueError
 from flowc.dims import DimLike, evaluate, linear, symbols
 from flowc.graph import Graph
 from flowc.plan import Program
+from flowc.records import dataclass, field
 from flowc.types import Type
 
 if TYPE_CHECKING:

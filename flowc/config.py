@@ -10,10 +10,10 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from flowc.diag import FlowcValueError
+from flowc.records import dataclass
 
 
 @dataclass(frozen=True)

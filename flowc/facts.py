@@ -11,7 +11,6 @@ that breaks the claim for every choice of sizes that was tried, and so is no mat
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from flowc.dims import (
 )
 from flowc.kernel import Expr
 from flowc.proofs import proved_le, question
+from flowc.records import dataclass, field
 
 STEPS = 300   # expressions looked at for one answer, with all its conditions: most proofs that exist are short
 TRIED = 6      # conditions that a proof may use one at a time, latest first

@@ -15,7 +15,6 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from flowc import config
 from flowc.compiled import Compiled, check_device, compile_graph
 from flowc.diag import FlowcTypeError, FlowcValueError, caller_loc
 from flowc.dims import Dim, DimLike, Range, sym, symbols
+from flowc.records import dataclass, field
 from flowc.size import SizeUnknownError
 from flowc.trace import Leaf, Tensor, Traced, current_trace, trace
 from flowc.tree import Tree, exact, flatten

@@ -16,7 +16,6 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from flowc.cache import DiskStore
 from flowc.diag import FlowcError
 from flowc.graph import CONSTANT, Graph, Literal, Node
 from flowc.ops import BUILTIN
+from flowc.records import replace
 
 if TYPE_CHECKING:
     from flowc.backends.llvm.cpu import CpuExecutable

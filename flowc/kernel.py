@@ -12,10 +12,10 @@ i64 values, linear in units of elements.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from flowc.dims import DimLike, Range, symbols
+from flowc.records import dataclass, field
 from flowc.types import DType, bool_, f32, i32, i64, u32
 
 LANES = 64   # accumulators of one reduction: part of the meaning (the summation tree), not of the machine

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,6 +44,7 @@ from flowc.numpy_core import (
 )
 from flowc.numpy_elementwise import METHODS, Selection
 from flowc.proofs import known_le
+from flowc.records import dataclass
 from flowc.size import SizeUnknownError, plain, ranges_now, rooms, stack
 from flowc.tensor import Tensor, View, active_trace, describe, outside, read, value_needed, wrap
 from flowc.types import bool_, i64

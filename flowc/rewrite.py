@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -25,6 +24,7 @@ from flowc.diag import Loc, VerifyError
 from flowc.dims import DimLike, Ranges
 from flowc.graph import CONSTANT, PARAM, Graph, Literal, Node, make
 from flowc.op import REGISTRY, Op, Pointwise
+from flowc.records import dataclass, field
 from flowc.types import Type
 
 PER_NODE = 100  # hits that one node of the input graph may cause: a guard against laws that feed each other

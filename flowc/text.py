@@ -17,7 +17,6 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +27,7 @@ from flowc.dims import Dim, DimLike, Range, substitute, sym, symbols
 from flowc.graph import Graph, Literal, Node
 from flowc.kernel import INSTRS, Acc, Alloc, Barrier, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, walk
 from flowc.plan import Plan, PlanBuffer, Program, Step
+from flowc.records import replace
 from flowc.types import DTYPES, DType, Type, bool_, dtype, f32, i64
 
 Constants = MutableMapping[str, np.ndarray]

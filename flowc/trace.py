@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from flowc.diag import FlowcTypeError, Loc, caller_loc
 from flowc.dims import Dim, Range
 from flowc.graph import Graph, Node, constant, make
+from flowc.records import dataclass, field
 from flowc.size import plain
 from flowc.tensor import Tensor, Trace, current_trace, read, wrap
 from flowc.tree import Tree, flatten

@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +28,7 @@ from flowc.diag import FlowcError
 from flowc.graph import Graph
 from flowc.passes.choices import Choices, fields_text, revised
 from flowc.plan import Program, Step
+from flowc.records import dataclass, replace
 from flowc.tuned import Tuned
 
 GAIN = 0.03          # a schedule must be faster by this part to be taken

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from typing import Any
 
 from flowc import cache, config
+from flowc.records import dataclass
 
 
 @dataclass(frozen=True)

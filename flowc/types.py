@@ -6,13 +6,13 @@ Not here: sizes (dims.py), values (graph.py).  Read next: op.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 
 from flowc.dims import DimLike, prod
+from flowc.records import dataclass
 
 
 class DType:

@@ -11,7 +11,6 @@ an error; what is only not proved is one if ``strict``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,7 @@ from flowc.kernel import (
     expressions,
 )
 from flowc.proofs import known_le
+from flowc.records import dataclass, field
 from flowc.text import dim_text, result_dtype, statement_text
 from flowc.types import DType, bool_, i64
 

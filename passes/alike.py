@@ -11,7 +11,6 @@ once they cost one module instead of one for each step, and an addition for each
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 from flowc.dims import DimLike, substitute, sym
@@ -20,6 +19,7 @@ from flowc.kernel import Kernel, Stmt, defined, walk
 from flowc.passes.fuse import Group
 from flowc.passes.rewriting import map_addresses, map_dims
 from flowc.plan import Step
+from flowc.records import replace
 
 FEW = 4  # integers that a kernel takes for the offsets that differ
 

@@ -7,7 +7,6 @@ place.py, memory.py).  Read next: backends/runtime.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ from flowc.passes.rowblocks import join_row_blocks
 from flowc.passes.schedule import Machine
 from flowc.passes.stencil import merge_stencils
 from flowc.plan import Place, Plan, PlanBuffer, Program, Step
+from flowc.records import dataclass, field, replace
 from flowc.types import Type
 
 

@@ -11,7 +11,6 @@ fixed number of steps ago.  What stands for results from before the first step i
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from flowc.graph import Attrs, Node
 from flowc.passes.edges import Edges, Wrap, edges_of, wrap_of
 from flowc.passes.fuse import EXPENSIVE, Group
 from flowc.passes.places import Place, Places, at_origin
+from flowc.records import dataclass, field
 
 PERIODS = (1, 2, 3, 4)   # maps of one step, at most
 MAX_STEPS = 1 << 12      # steps looked at together

@@ -21,7 +21,6 @@ of its own otherwise, and not at all where the input lies in memory as the loop 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod as int_prod
 
 from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, prod
@@ -49,6 +48,7 @@ from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, descr
 from flowc.passes.problem import exists
 from flowc.passes.schedule import Machine
 from flowc.passes.tiles import ceil_div
+from flowc.records import dataclass
 from flowc.types import DType
 
 LOCAL = 96 << 10     # bytes of one image that a task copies for itself, at most

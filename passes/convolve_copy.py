@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 from math import gcd
 
 from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, prod, sym
@@ -19,6 +18,7 @@ from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, inliner, nest
 from flowc.passes.problem import accumulator, exists
+from flowc.records import dataclass
 from flowc.types import Type
 
 LARGE = 512          # what an unknown size is taken for

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from math import prod as int_prod
 
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
@@ -42,6 +41,7 @@ from flowc.passes.lowering import Lowered, declare_outputs, describe, inliner, n
 from flowc.passes.problem import Problem, Roles
 from flowc.passes.schedule import ContractSchedule
 from flowc.passes.tiles import ceil_div, packed_schedule
+from flowc.records import replace
 from flowc.types import Type, i64
 
 TOGETHER = 16  # times the second-level cache: all gathered panels together, at most

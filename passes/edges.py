@@ -8,7 +8,6 @@ Not here: which maps form a stencil (chains.py), its loops (stencil_loops.py).  
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from flowc.graph import CONSTANT, Node
 from flowc.op import Pointwise
 from flowc.passes.places import Place, Places, part_start
 from flowc.proofs import known_eq
+from flowc.records import dataclass
 
 NEAR = 64   # an edge this close to an end of the axis is cut off
 COMPARES = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))

@@ -16,7 +16,6 @@ plain axes).  A reduction can be computed inside a group exactly if it is asked 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flowc.dims import DimLike, prod
@@ -24,6 +23,7 @@ from flowc.graph import CONSTANT, PARAM, Graph, Node
 from flowc.op import Contraction, General, HostCall, Pointwise, Reduction
 from flowc.passes.places import Place, Places, at_origin, evaluations
 from flowc.proofs import known_eq
+from flowc.records import dataclass, field
 
 if TYPE_CHECKING:
     from flowc.passes.stencil import Stencil

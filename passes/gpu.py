@@ -16,7 +16,6 @@ only as many blocks are bound as there are scratch areas, and each walks several
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from flowc.dims import ceildiv, dmin, prod, sym, symbols
 from flowc.kernel import Alloc, Buffer, Builder, Fold, If, Kernel, Let, Loop, Stmt, walk
@@ -35,6 +34,7 @@ from flowc.passes.gpu_space import (
     move_out,
     small,
 )
+from flowc.records import replace
 
 THREADS = 256  # of a block in maps and tasks
 

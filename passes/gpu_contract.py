@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from flowc.dims import DimLike, ceildiv, linear, prod, sym
 from flowc.graph import Node
@@ -23,6 +22,7 @@ from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner
 from flowc.passes.problem import accumulator, assign_roles, exists
+from flowc.records import dataclass
 from flowc.types import DType
 
 
@@ -70,7 +70,7 @@ class Product:
     put: Put
 
 
-def tiled_product(k: KernelBuilder, p: Product, tile: Tile = Tile()) -> None:
+def tiled_product(k: KernelBuilder, p: Product, tile: Tile) -> None:
     """Append the block and thread loops of a product to ``k``."""
     rows, cols = ceildiv(p.m, tile.width), ceildiv(p.n, tile.width)
     with _blocks(k, prod(p.outer) * rows * cols) as at:

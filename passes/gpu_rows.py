@@ -18,7 +18,6 @@ is needed.  The pairs are those of the Fold, hence the bits.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from flowc.dims import Dim, DimLike, ceildiv, dmin, linear, sym, symbols
 from flowc.kernel import (
@@ -55,6 +54,7 @@ from flowc.passes.gpu_space import (
 )
 from flowc.passes.rewriting import map_exprs
 from flowc.proofs import bounds
+from flowc.records import replace
 from flowc.types import DType
 
 RADIX = 8        # values one thread combines in one step of a Fold

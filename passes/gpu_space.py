@@ -6,7 +6,6 @@ Here: ``Space``, ``Bound``, ``Names`` and helpers.  Not here: the strategies (gp
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
 from flowc.dims import DimLike, Range, prod, symbols
 from flowc.kernel import (
@@ -27,6 +26,7 @@ from flowc.kernel import (
 from flowc.passes.rewriting import map_exprs
 from flowc.passes.schedule import collapse
 from flowc.proofs import bounds, simplify
+from flowc.records import dataclass, field, replace
 
 STACK_BYTES = 1 << 10    # working memory a thread may keep for itself
 SHARED_BYTES = 16 << 10  # working memory a block may keep in shared memory

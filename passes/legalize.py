@@ -11,7 +11,6 @@ the rows are long, it stays a contraction, which streams whole rows (contract_di
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from flowc.dims import prod
 from flowc.graph import Graph, Node, make
@@ -22,6 +21,7 @@ from flowc.passes.moments import Moments
 from flowc.passes.one_each import one_each
 from flowc.passes.pairs import by_coordinate, reduced_again
 from flowc.passes.tally import counted
+from flowc.records import dataclass
 from flowc.types import f32
 
 LONG = 128  # elements of a row: enough to fill registers

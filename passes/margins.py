@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, substitute, sym, symbols
 from flowc.graph import Node
@@ -26,6 +25,7 @@ from flowc.passes.inline import DecidedOps, Idx, Inliner, KernelBuilder, Scope, 
 from flowc.passes.lowering import Context, named, nest
 from flowc.passes.problem import Problem
 from flowc.proofs import bounds
+from flowc.records import dataclass
 from flowc.types import DType, bool_, i64
 
 ONCE = frozenset({"reduce_max", "reduce_min", "reduce_and", "reduce_or"})  # taking a value twice changes nothing

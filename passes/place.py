@@ -7,10 +7,10 @@ Not here: memory (memory.py), the decision to split a step over threads (backend
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flowc.plan import Plan, Step
+from flowc.records import replace
 
 if TYPE_CHECKING:
     import networkx as nx

@@ -12,7 +12,6 @@ outside.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from flowc.dims import DimLike, linear, prod, sym, symbols
 from flowc.graph import Node
@@ -23,6 +22,7 @@ from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, inliner, nest
 from flowc.proofs import proved_le
+from flowc.records import dataclass
 from flowc.types import DType, f32
 
 

@@ -14,7 +14,6 @@ the machine or on the number of threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
@@ -25,6 +24,7 @@ from flowc.passes.fuse import EXPENSIVE, Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.schedule import Machine, collapse
+from flowc.records import replace
 from flowc.types import DType
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ A schedule never changes a result: reductions have their tree fixed by lowering 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
 from flowc.dims import linear, substitute, symbols
 from flowc.kernel import Expr, Kernel, Loop, Stmt, expressions, walk
 from flowc.passes.choices import Choices, Problem, S
 from flowc.passes.rewriting import map_dims, sizes_in
+from flowc.records import dataclass, field, replace
 from flowc.types import DType
 
 

@@ -13,7 +13,6 @@ tiles, so no bit depends on them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -23,6 +22,7 @@ from flowc.graph import Graph, Node
 from flowc.passes.chains import Chain, Stage, Uses, chain_of, find_chains, join_padding, move_wraps, stage_of, uses_of
 from flowc.passes.fuse import Group, in_order
 from flowc.passes.schedule import Machine
+from flowc.records import dataclass
 
 REDUNDANT = 1.5        # computed elements per needed one, at most
 STEPS = 32             # steps of one kernel, at most

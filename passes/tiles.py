@@ -13,7 +13,6 @@ Where sizes are unknown there are several forms, each with the sizes that it is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from flowc.passes.problem import Problem
 from flowc.passes.schedule import ContractSchedule, Machine
 from flowc.passes.words import words
 from flowc.proofs import bounds
+from flowc.records import replace
 from flowc.types import DType
 
 THIN = 4              # rows that stream

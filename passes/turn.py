@@ -18,7 +18,6 @@ fills one (emit_stream.py); pieces of ``b`` therefore begin with a line.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 
 from flowc.dims import DimLike, ceildiv, dmin, linear, substitute, sym, symbols
@@ -28,6 +27,7 @@ from flowc.passes.rewriting import map_dims
 from flowc.passes.schedule import Machine, MapSchedule, collapse
 from flowc.passes.segments import tile_map
 from flowc.proofs import simplify
+from flowc.records import dataclass, replace
 from flowc.types import bool_, i64
 
 TILE = 64     # places of a tile that a long body reads, along either axis

@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass, replace
 
 from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.emit import emit_kernel
@@ -23,6 +22,7 @@ from flowc.diag import FlowcError, UnsupportedError
 from flowc.dims import DimLike
 from flowc.kernel import Buffer, Kernel
 from flowc.passes.gpu import bind
+from flowc.records import dataclass, replace
 
 ENTRY = re.compile(r"[^A-Za-z0-9_]")
 

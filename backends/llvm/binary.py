@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from flowc.backends.llvm.engine import Code, Object
 from flowc.dims import DimLike
 from flowc.plan import Plan
+from flowc.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import sysconfig
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,6 +64,7 @@ from flowc.backends.llvm.callpath_tables import (
 from flowc.backends.llvm.entry import buffer_slots, hidden_symbols
 from flowc.dims import Dim
 from flowc.plan import Plan
+from flowc.records import dataclass
 from flowc.types import DType, Type
 
 

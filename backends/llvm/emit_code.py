@@ -15,12 +15,12 @@ import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from flowc.backends.llvm.builder import Function, Module, float_literal
 from flowc.backends.llvm.target import Target
 from flowc.dims import DimLike, Range
+from flowc.records import dataclass, field
 from flowc.types import DType
 
 _NAMES = re.compile(r"%[\w.]+")

@@ -10,7 +10,6 @@ under a mask so that the body is written once.  A body that cannot run as lanes 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from flowc.backends.llvm.emit_code import Val
 from flowc.backends.llvm.emit_expr import Values
@@ -34,6 +33,7 @@ from flowc.kernel import (
     parts,
     walk,
 )
+from flowc.records import dataclass
 
 UNROLL = 8          # whole vectors of a static extent written one after the other, at most
 UNROLL_SETS = 64    # the same where the loop walks registers, which must have constant indices

@@ -7,10 +7,10 @@ Not here: what this machine is (engine.py), what is emitted (emit.py), launching
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from flowc.diag import UnsupportedError
+from flowc.records import dataclass, field
 
 # Operations of LLVM that the back end of each target turns into instructions.  Anything else may become a call to a
 # library, or end the process, so it is refused while emitting.

@@ -15,7 +15,6 @@ counts those that come before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from flowc.op import General
 from flowc.ops.rules import EXACT, add_up, declare, in_f32, n, need_axis
 from flowc.ops.samples import calls
 from flowc.ops.scan import WIDTH, nest, unravelled
+from flowc.records import dataclass
 from flowc.types import BOOLS, DTYPES, REALS, DType, Type, dtype, i64
 
 DIGIT = 8              # bits of a key that one pass sorts by
