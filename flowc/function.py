@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from threading import RLock
 from typing import Any, NamedTuple
@@ -30,9 +29,6 @@ from flowc.size import SizeUnknownError
 from flowc.trace import Leaf, Tensor, Traced, current_trace, trace
 from flowc.tree import Tree, exact, flatten
 from flowc.types import Type, bool_, c128, dtype, f64, i64
-
-log = logging.getLogger("flowc")
-log.addHandler(logging.NullHandler())
 
 MAX_VARIANTS = 16  # compiled variants of one rank and dtype signature; the next one makes every size a symbol
 

@@ -4,14 +4,15 @@ Here: ``dataclass`` with the meaning of the standard library's, ``field``, ``rep
 room (NamedTuple there).  Read next: nothing, this stands alone.
 
 The standard decorator writes and compiles the text of up to six methods for each class: for a compiler of many small
-records, of which a program needs some, that was a third of what importing it took.  Here a class gets its fields at
-once and each method on its first call.  To ``dataclasses`` the classes are dataclasses, to type checkers too.
+records, of which a program needs some, that was a third of what importing it took.  Here a class gets each of them
+on its first call.  To ``dataclasses`` the classes are dataclasses, to type checkers too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import reprlib
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -35,18 +36,34 @@ else:
 
 
 def _complete(cls: type, frozen: bool, eq: bool) -> type:
-    own = cls.__dict__
     methods: dict[str, Any] = {"__init__": _init(frozen), "__repr__": None}
     if eq:
         methods |= {"__eq__": _eq, "__hash__": _hash if frozen else None}
-    written = {name for name in ("__init__", "__repr__", "__eq__", "__hash__") if own.get(name) is not None}
-    cls = dataclasses.dataclass(init=False, repr=False, eq=False)(cls)
     for name, source in methods.items():
-        if name not in written:
+        if cls.__dict__.get(name) is None:  # a class with __eq__ and no __hash__ has None there
             setattr(cls, name, _repr if name == "__repr__" else source and _late(cls, name, source))
     if frozen:
         cls.__setattr__, cls.__delattr__ = _refuse_set, _refuse_delete  # type: ignore[method-assign,assignment]
+    for name in ("__dataclass_fields__", "__match_args__"):
+        setattr(cls, name, _LateFields(cls, name))
     return cls
+
+
+class _LateFields:
+    """What the standard decorator notes about the fields, noted when somebody asks."""
+
+    lock = threading.RLock()
+
+    def __init__(self, cls: type, name: str):
+        self.cls, self.name = cls, name
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        with self.lock:
+            if self.cls.__dict__[self.name] is self:
+                del self.cls.__match_args__  # type: ignore[attr-defined]  # the decorator keeps one that is there
+                self.cls.__doc__ = self.cls.__doc__ or self.cls.__name__  # else it writes one, which takes long
+                dataclasses.dataclass(init=False, repr=False, eq=False)(self.cls)
+            return self.cls.__dict__[self.name]
 
 
 def _late(cls: type, name: str, source: Callable[[Any, dict[str, Any]], str]) -> Callable[..., Any]:

@@ -11,7 +11,6 @@ import ctypes
 import functools
 import importlib
 import sys
-import sysconfig
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -211,7 +210,7 @@ def _numpy_table() -> Any:
 
 def _layout_holds() -> bool:
     """Do Python's and NumPy's objects look as the native call reads them?"""
-    if (sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED")
+    if (sys.implementation.name != "cpython" or "t" in getattr(sys, "abiflags", "")
             or sys.byteorder != "little" or ctypes.sizeof(ctypes.c_void_p) != 8
             or np.ndarray.__basicsize__ < FLAGS + 4 or float.__basicsize__ < HEADER + 8):
         return False
