@@ -201,8 +201,8 @@ class DiskStore:
         """Keep to the limit.  Reading a large folder takes longer than many a compile, so a process that has not done
         it does so by chance, the likelier the more it writes; all processes together go little beyond the limit."""
         with self._lock:
-            from random import random
-            if self._bytes is None and random() * self.limit * UNSEEN > size:
+            import random
+            if self._bytes is None and random.random() * self.limit * UNSEEN > size:
                 return
             if self._bytes is None or self._bytes + size > self.limit:
                 self._bytes = _shrink(folder, self.limit - size)

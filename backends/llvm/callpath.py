@@ -255,6 +255,11 @@ def wanted() -> list[engine.Source]:
     return [engine.Source(call_ir(), engine.QUICK)] if not _made and _usable() else []
 
 
+def on_its_way() -> bool:
+    """Is the native call being translated in the background, so that asking for it now would mean to wait?"""
+    return not _made and any(engine.begun(source) is False for source in wanted())
+
+
 def _native(store: engine.Store | None) -> _Native | None:
     """The native call for one more callable; None where it cannot be used."""
     global _asked
@@ -279,7 +284,7 @@ def _best_is_there(store: engine.Store | None) -> bool:
         if pool.num_threads() < 2:
             return True
         engine.begin([best], store)
-    return engine.begun(best)
+    return bool(engine.begun(best))
 
 
 _FLOATS = {"f64": FLOAT64, "f32": FLOAT32}

@@ -332,8 +332,8 @@ def begin(sources: Iterable[Source], store: Store | None) -> None:
     _AHEAD.begin({key: module for key, module in modules.items() if store is None or store.get(key) is None})
 
 
-def begun(source: Source) -> bool:
-    """Has a module that was begun been translated?"""
+def begun(source: Source) -> bool | None:
+    """Has a module that was begun been translated?  None: it was not begun, or has been compiled."""
     return _AHEAD.done(object_key(source.text, level=source.level))
 
 
