@@ -21,7 +21,7 @@ from flowc.plan import Program
 
 MODULE = 300                         # lines from which on a module takes no further kernel
 UNROLLED = 16                        # copies of the body of a loop that are counted
-LONG_ENTRY = 400                     # lines from which on the code between the kernels is compiled quickly
+LONG_ENTRY = 30                      # lines from which on the code between the kernels is compiled quickly, on its own
 
 _STAND_IN = "flowc_kernel_symbol"
 
