@@ -62,12 +62,17 @@ class _Compilation:
         for i, (name, kernel) in enumerate(kernels):
             progress.at("kernel", i, count)
             alone = Module()
-            emit_kernel(kernel, alone, self.target, _STAND_IN)
+            emit_kernel(kernel, alone, self.target, _STAND_IN, tiles=True)
             final = content_name(alone.text(), _STAND_IN)[1]
             self.symbols[name] = final
             if final in seen:
                 continue
             seen.add(final)
+            for tile, text in alone.tiles.items():
+                if tile not in seen:
+                    seen.add(tile)
+                    self.modules.append([])
+                    yield Source(text)
             lines = alone.lines()
             target, mine = (Module(), []) if lines >= MODULE else (module, symbols)
             target.take(alone, _STAND_IN, final)

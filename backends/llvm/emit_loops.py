@@ -125,6 +125,9 @@ class Loops(Values):
     def run(self, stmts: Sequence[Stmt]) -> None:
         raise TypeError("abstract")
 
+    def run_body(self, stmts: Sequence[Stmt]) -> None:
+        raise TypeError("abstract")
+
     def run_columns(self, s: Loop) -> None:
         raise TypeError("abstract")
 
@@ -182,7 +185,7 @@ class Loops(Values):
         self.enter(s.body)
         with self.loop(0, extent) as i:
             self.bind(s.var, i, s.extent)
-            self.run(s.body)
+            self.run_body(s.body)
         self.enter(s.body)
 
     def unrolled(self, s: Loop) -> None:
