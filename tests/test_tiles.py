@@ -112,3 +112,22 @@ def test_a_value_from_outside_is_no_part_of_a_tile():
                                    kernel.body[2]))
     emit_kernel(kernel, module := Module(), TARGET, "k", tiles=True)
     assert not module.tiles
+
+
+def test_memory_of_a_tile_is_the_callers_and_later_uses_keep_it_in_line():
+    """The tile is put into memory that is declared after its registers; what reads them later is no part of it."""
+    kernel = tiled(8 * k + i)
+    acc, loop, put = kernel.body[1].body
+    memory, last = kernel.body[0], kernel.body[2]
+    body = (acc, loop, memory, put)
+    emit_kernel(replace(kernel, body=(Loop("t", 2, "seq", (*body, last)),)), module := Module(), TARGET, "k",
+                tiles=True)
+    assert len(module.tiles) == 1 and "alloca [768 x float]" in module.text()
+    late = Loop("i", 384, "vector", (Store("o", i, b.ref("a", f32, 0, 0)),), 16)
+    emit_kernel(replace(kernel, body=(Loop("t", 2, "seq", (*body, last, late)),)), module := Module(), TARGET, "k",
+                tiles=True)
+    assert not module.tiles
+    loose = replace(memory, size=768 * sym("d"))
+    emit_kernel(replace(kernel, dims=("d",), body=(Loop("t", 2, "seq", (acc, loop, loose, put, last)),)),
+                module := Module(), TARGET, "k", tiles=True)
+    assert not module.tiles

@@ -72,9 +72,8 @@ class Emitter(Loops):
     streams: Streams | None = None
     tiles = False
 
-    def run_body(self, stmts: Sequence[Stmt]) -> None:
-        if not (self.tiles and tile_call(self, stmts)):
-            self.run(stmts)
+    def on_stack(self, s: Alloc) -> bool:
+        return static_stack(s)
 
     def begin_body(self, stmts: Sequence[Stmt]) -> None:
         """Before the statements of a function."""
@@ -126,9 +125,13 @@ class Emitter(Loops):
 
     def run(self, stmts: Sequence[Stmt]) -> None:
         self.releases.append([])
-        for s in stmts:
+        at = 0
+        while at < len(stmts):
             self.memo = {}
-            _STATEMENTS[type(s)](self, s)
+            count = tile_call(self, stmts, at) if self.tiles else 0
+            if not count:
+                _STATEMENTS[type(stmts[at])](self, stmts[at])
+            at += count or 1
         self.memo = {}
         for saved, block in reversed(self.releases.pop()):
             self._release([block])

@@ -139,9 +139,6 @@ class Loops(Values):
     def run(self, stmts: Sequence[Stmt]) -> None:
         raise TypeError("abstract")
 
-    def run_body(self, stmts: Sequence[Stmt]) -> None:
-        raise TypeError("abstract")
-
     def run_columns(self, s: Loop) -> None:
         raise TypeError("abstract")
 
@@ -199,7 +196,7 @@ class Loops(Values):
         self.enter(s.body)
         with self.loop(0, extent) as i:
             self.bind(s.var, i, s.extent)
-            self.run_body(s.body)
+            self.run(s.body)
         self.enter(s.body)
 
     def unrolled(self, s: Loop) -> None:

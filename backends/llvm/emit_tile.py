@@ -13,22 +13,24 @@ A tile runs for thousands of instructions, its call takes ten; the arithmetic is
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.emit_code import Mem, Val
+from flowc.backends.llvm.emit_loops import written
 from flowc.backends.llvm.engine import content_name
 from flowc.backends.llvm.target import Target
 from flowc.dims import Dim, DimLike, substitute, sym, symbols
-from flowc.kernel import Acc, Expr, If, Let, Loop, Set, Stmt, Store
+from flowc.kernel import Acc, Alloc, Expr, Fold, If, Let, Loop, Set, Stmt, Store, expressions, parts, walk
 from flowc.types import DType
 
 if TYPE_CHECKING:
     from flowc.backends.llvm.emit import Emitter
 
 LEAST = 12      # vector registers of a tile that is worth a function
-LONG = 64       # iterations of its loop, at least, where they are known
+LONG = 400      # vector operations of its longest loop, at least, where they are known
 MOST = 8        # arguments
 KEPT = 256      # texts that are remembered
 
@@ -51,15 +53,24 @@ class Tile(NamedTuple):
     flags: int
 
 
-def tile_call(e: Emitter, stmts: Sequence[Stmt]) -> bool:
-    """Call the function of a tile; False if the statements are none, or not worth a function."""
-    if e.target.grid is not None or e.lanes > 1 or e.mask is not None or not _worth(e, stmts):
-        return False
-    region = _Region(e)
+def tile_call(e: Emitter, stmts: Sequence[Stmt], at: int) -> int:
+    """Call the function of the tile that begins at ``stmts[at]``.  How many statements that were; 0 if they are no
+    tile, or not worth a function."""
+    first = stmts[at]
+    if e.target.grid is not None or e.lanes > 1 or e.mask is not None or not isinstance(first, Acc):
+        return 0
+    count = 1 + max((k for k, s in enumerate(stmts[at:]) if first.name in _used([s])), default=0)
+    found = stmts[at:at + count]
+    own = {s.name for s in found if isinstance(s, (Acc, Let))}
+    if not _worth(e, first, found) or not own.isdisjoint(_used(stmts[at + count:])):
+        return 0
+    memory = [s for s in found if isinstance(s, Alloc)]
     try:
-        tile = region.tile(stmts)
+        region = _Region(e, memory)
+        tile = region.tile([s for s in found if not isinstance(s, Alloc)])
     except _OtherError:
-        return False
+        return 0
+    e.run(memory)
     emitter: Any = type(e)
     name, text = _function(emitter, tile, e.target)
     e.module.tiles[name] = text
@@ -68,26 +79,35 @@ def tile_call(e: Emitter, stmts: Sequence[Stmt]) -> bool:
     args += [f"i1 {e.value(cond).text}" for cond in region.flags]
     e.module.declare(name, f"void ({', '.join(a.split(' ', 1)[0] for a in args)})")
     e.raw(f"call void @{name}({', '.join(args)})")
-    return True
+    e.enter(found)
+    return count
 
 
-def _worth(e: Emitter, stmts: Sequence[Stmt]) -> bool:
-    first = stmts[0] if stmts else None
-    if not isinstance(first, Acc) or len(first.shape) < 2:
-        return False
-    registers = 1
-    for n in first.shape:
-        registers *= n
-    return registers >= LEAST * max(e.widths.get(first.name, 1), 2) and any(
-        isinstance(s, Loop) and s.kind == "seq" and not (isinstance(s.extent, int) and s.extent < LONG)
-        for s in stmts[1:])
+def _used(stmts: Iterable[Stmt]) -> set[str]:
+    """The registers and values that statements mention."""
+    out = written(stmts)
+    for s in walk(stmts):
+        out.update(s.accs if isinstance(s, Fold) else ())
+        out.update(x.attr[0] for x in parts(expressions(s)) if x.op == "ref")
+    return out
+
+
+def _worth(e: Emitter, first: Acc, stmts: Sequence[Stmt]) -> bool:
+    width = e.widths.get(first.name, 1)
+    registers = math.prod(first.shape) // width
+    return width > 1 and registers >= LEAST and any(
+        isinstance(s, Loop) and s.kind == "seq" and not (isinstance(s.extent, int) and s.extent * registers < LONG)
+        for s in stmts)
 
 
 class _Region:
     """Takes statements from a kernel: names become numbers in the order in which they occur."""
 
-    def __init__(self, e: Emitter):
+    def __init__(self, e: Emitter, memory: Sequence[Alloc]):
         self.e = e
+        self.memory = {s.name: s.dtype for s in memory}
+        if not all(map(e.on_stack, memory)):
+            raise _OtherError
         self.names: dict[str, str] = {}                       # what the statements define
         self.inner: dict[str, DimLike] = {}                   # the integers among it
         self.buffers: dict[tuple[str, DimLike], str] = {}     # buffer and outer part of the index
@@ -98,8 +118,16 @@ class _Region:
         body = self.block(stmts)
         if len(self.buffers) + len(self.sizes) + len(self.flags) > MOST:
             raise _OtherError
-        mems = [self.e.mems[buffer] for buffer, _ in self.buffers]
-        return Tile(body, tuple((m.dtype, m.align) for m in mems), len(self.sizes), len(self.flags))
+        return Tile(body, tuple(self.element(buffer) for buffer, _ in self.buffers), len(self.sizes), len(self.flags))
+
+    def element(self, buffer: str) -> tuple[DType, int]:
+        """Type and alignment of the elements of a buffer."""
+        if buffer in self.memory:
+            return self.memory[buffer], self.memory[buffer].bytes
+        mem = self.e.mems.get(buffer)
+        if mem is None or mem.registers or mem.type != "ptr":
+            raise _OtherError
+        return mem.dtype, mem.align
 
     def block(self, stmts: Sequence[Stmt]) -> tuple[Stmt, ...]:
         return tuple([self.statement(s) for s in stmts])
@@ -117,7 +145,8 @@ class _Region:
         if isinstance(s, Set):
             return Set(self.known(s.name), self.places(s.index), self.value(s.value))
         if isinstance(s, Store) and s.where is None:
-            if self.e.streams is not None and self.e.mems[s.buffer].pointer in self.e.streams.sizes:
+            streams = self.e.streams
+            if s.buffer not in self.memory and streams is not None and self.e.mems[s.buffer].pointer in streams.sizes:
                 raise _OtherError  # how it is written is decided for the whole kernel
             return Store(*self.access(s.buffer, s.index), self.value(s.value))
         if isinstance(s, If):
@@ -157,9 +186,7 @@ class _Region:
         return tuple([inner + outer for inner, outer in parts])
 
     def access(self, buffer: str, index: DimLike) -> tuple[str, DimLike]:
-        mem = self.e.mems.get(buffer)
-        if mem is None or mem.registers or mem.type != "ptr":
-            raise _OtherError
+        self.element(buffer)
         inner, outer = self.apart(index)
         return self.buffers.setdefault((buffer, outer), f"p{len(self.buffers)}"), inner
 
