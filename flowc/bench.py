@@ -20,12 +20,12 @@ import numpy as np
 
 from flowc.backends import buffers
 from flowc.compiled import Compiled, compile_graph
+from flowc.dataclass import dataclass, field
 from flowc.dims import evaluate, prod
 from flowc.graph import Graph, Node
 from flowc.op import Contraction
 from flowc.passes.fuse import EXPENSIVE
 from flowc.plan import Step
-from flowc.records import dataclass, field
 
 TRANSCENDENTAL = 16
 LEAST_ROUNDS, MOST_ROUNDS = 5, 2000

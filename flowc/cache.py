@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flowc import config
-from flowc.records import dataclass
+from flowc.dataclass import dataclass
 
 MAGIC = b"flowc\x00\x01\n"
 _HEADER = struct.Struct("<8s32sQ32s")     # magic, SHA-256 of the key, payload bytes, SHA-256 of the payload

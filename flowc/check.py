@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from flowc.dataclass import dataclass, field
 from flowc.diag import FlowcError
 from flowc.dims import evaluate
 from flowc.graph import Node
 from flowc.kernel import CHUNK, LANES
 from flowc.plan import Step
-from flowc.records import dataclass, field
 
 
 @dataclass

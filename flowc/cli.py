@@ -23,9 +23,9 @@ from typing import Any
 
 from flowc import cases, config
 from flowc.compiled import DEVICES
+from flowc.dataclass import dataclass
 from flowc.diag import FlowcError, FlowcValueError, VerifyError
 from flowc.graph import Graph
-from flowc.records import dataclass
 
 OK, DIFFERENT, BAD = 0, 1, 2
 

@@ -21,11 +21,11 @@ import flowc.ops  # noqa: F401  (fills the registry)
 from flowc import config, image, progress, tuned
 from flowc.cache import default_store
 from flowc.check import Report, verify_compiled
+from flowc.dataclass import dataclass, field
 from flowc.diag import FlowcTypeError, FlowcValueError
 from flowc.dims import DimLike, evaluate, linear, symbols
 from flowc.graph import Graph
 from flowc.plan import Program
-from flowc.records import dataclass, field
 from flowc.types import Type
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
+from flowc.dataclass import dataclass
 from flowc.diag import FlowcValueError
-from flowc.records import dataclass
 
 
 @dataclass(frozen=True)

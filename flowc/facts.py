@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from flowc.dataclass import dataclass, field
 from flowc.dims import (
     Call,
     Dim,
@@ -34,7 +35,6 @@ from flowc.dims import (
 )
 from flowc.kernel import Expr
 from flowc.proofs import proved_le, question
-from flowc.records import dataclass, field
 
 STEPS = 300   # expressions looked at for one answer, with all its conditions: most proofs that exist are short
 TRIED = 6      # conditions that a proof may use one at a time, latest first

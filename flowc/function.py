@@ -22,9 +22,9 @@ import numpy as np
 import flowc.numpy_api  # noqa: F401  (fills the tables that tensors look into)
 from flowc import config
 from flowc.compiled import Compiled, check_device, compile_graph
+from flowc.dataclass import dataclass, field
 from flowc.diag import FlowcTypeError, FlowcValueError, caller_loc
 from flowc.dims import Dim, DimLike, Range, sym, symbols
-from flowc.records import dataclass, field
 from flowc.size import SizeUnknownError
 from flowc.trace import Leaf, Tensor, Traced, current_trace, trace
 from flowc.tree import Tree, exact, flatten

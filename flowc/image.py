@@ -22,10 +22,10 @@ import numpy as np
 
 from flowc import config
 from flowc.cache import DiskStore
+from flowc.dataclass import replace
 from flowc.diag import FlowcError
 from flowc.graph import CONSTANT, Graph, Literal, Node
 from flowc.ops import BUILTIN
-from flowc.records import replace
 
 if TYPE_CHECKING:
     from flowc.backends.llvm.cpu import CpuExecutable

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, Range, symbols
-from flowc.records import dataclass, field
 from flowc.types import DType, bool_, f32, i32, i64, u32
 
 LANES = 64   # accumulators of one reduction: part of the meaning (the summation tree), not of the machine

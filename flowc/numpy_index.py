@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from flowc.dataclass import dataclass
 from flowc.diag import FlowcIndexError, FlowcTypeError, FlowcValueError, caller_loc
 from flowc.dims import Dim, DimLike, ceildiv, dmax, dmin, floordiv, prod
 from flowc.graph import Node, constant
@@ -44,7 +45,6 @@ from flowc.numpy_core import (
 )
 from flowc.numpy_elementwise import METHODS, Selection
 from flowc.proofs import known_le
-from flowc.records import dataclass
 from flowc.size import SizeUnknownError, plain, ranges_now, rooms, stack
 from flowc.tensor import Tensor, View, active_trace, describe, outside, read, value_needed, wrap
 from flowc.types import bool_, i64

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flowc.records import dataclass, field
+from flowc.dataclass import dataclass, field
 from flowc.types import DType
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, Range
 from flowc.graph import Attrs, Literal
 from flowc.kernel import Kernel
-from flowc.records import dataclass, field
 from flowc.types import Type
 
 

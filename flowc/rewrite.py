@@ -20,11 +20,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from flowc.dataclass import dataclass, field
 from flowc.diag import Loc, VerifyError
 from flowc.dims import DimLike, Ranges
 from flowc.graph import CONSTANT, PARAM, Graph, Literal, Node, make
 from flowc.op import REGISTRY, Op, Pointwise
-from flowc.records import dataclass, field
 from flowc.types import Type
 
 PER_NODE = 100  # hits that one node of the input graph may cause: a guard against laws that feed each other

@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from flowc.dataclass import replace
 from flowc.diag import FlowcTypeError, Loc
 from flowc.dims import Dim, DimLike, Range, substitute, sym, symbols
 from flowc.graph import Graph, Literal, Node
 from flowc.kernel import INSTRS, Acc, Alloc, Barrier, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, walk
 from flowc.plan import Plan, PlanBuffer, Program, Step
-from flowc.records import replace
 from flowc.types import DTYPES, DType, Type, bool_, dtype, f32, i64
 
 Constants = MutableMapping[str, np.ndarray]

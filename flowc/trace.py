@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from flowc.dataclass import dataclass, field
 from flowc.diag import FlowcTypeError, Loc, caller_loc
 from flowc.dims import Dim, Range
 from flowc.graph import Graph, Node, constant, make
-from flowc.records import dataclass, field
 from flowc.size import plain
 from flowc.tensor import Tensor, Trace, current_trace, read, wrap
 from flowc.tree import Tree, flatten

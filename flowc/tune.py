@@ -24,11 +24,11 @@ from flowc import config, tuned
 from flowc.api import jit
 from flowc.bench import Stepper, rounds_for
 from flowc.compiled import Compiled, Stages, compile_graph, machine
+from flowc.dataclass import dataclass, replace
 from flowc.diag import FlowcError
 from flowc.graph import Graph
 from flowc.passes.choices import Choices, fields_text, revised
 from flowc.plan import Program, Step
-from flowc.records import dataclass, replace
 from flowc.tuned import Tuned
 
 GAIN = 0.03          # a schedule must be faster by this part to be taken

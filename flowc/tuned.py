@@ -14,7 +14,7 @@ import dataclasses
 from typing import Any
 
 from flowc import cache, config
-from flowc.records import dataclass
+from flowc.dataclass import dataclass
 
 
 @dataclass(frozen=True)

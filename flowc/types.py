@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, prod
-from flowc.records import dataclass
 
 
 class DType:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from flowc.dataclass import dataclass, field
 from flowc.diag import VerifyError
 from flowc.dims import SIZE_RANGE, Dim, DimLike, Range, prod, sym, symbols
 from flowc.facts import I64, STEPS, Access, Facts, separate
@@ -36,7 +37,6 @@ from flowc.kernel import (
     expressions,
 )
 from flowc.proofs import known_le
-from flowc.records import dataclass, field
 from flowc.text import dim_text, result_dtype, statement_text
 from flowc.types import DType, bool_, i64
 

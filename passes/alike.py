@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
+from flowc.dataclass import replace
 from flowc.dims import DimLike, substitute, sym
 from flowc.graph import CONSTANT, Node
 from flowc.kernel import Kernel, Stmt, defined, walk
 from flowc.passes.fuse import Group
 from flowc.passes.rewriting import map_addresses, map_dims
 from flowc.plan import Step
-from flowc.records import replace
 
 FEW = 4  # integers that a kernel takes for the offsets that differ
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from flowc.dataclass import dataclass
 from flowc.diag import FlowcError, Loc
 from flowc.graph import Graph, Node
 from flowc.passes.manager import PassContext, run_passes
 from flowc.passes.pipeline import GRAPH_PASSES
-from flowc.records import dataclass
 
 Bad = Callable[[Graph], bool]
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 from flowc import progress
+from flowc.dataclass import dataclass, field, replace
 from flowc.dims import symbols
 from flowc.graph import CONSTANT, Attrs, Graph, Literal, Node
 from flowc.kernel import Kernel
@@ -28,7 +29,6 @@ from flowc.passes.rowblocks import join_row_blocks
 from flowc.passes.schedule import Machine
 from flowc.passes.stencil import merge_stencils
 from flowc.plan import Place, Plan, PlanBuffer, Program, Step
-from flowc.records import dataclass, field, replace
 from flowc.types import Type
 
 

@@ -14,12 +14,12 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike
 from flowc.graph import Attrs, Node
 from flowc.passes.edges import Edges, Wrap, edges_of, wrap_of
 from flowc.passes.fuse import EXPENSIVE, Group
 from flowc.passes.places import Place, Places, at_origin
-from flowc.records import dataclass, field
 
 PERIODS = (1, 2, 3, 4)   # maps of one step, at most
 MAX_STEPS = 1 << 12      # steps looked at together

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import prod as int_prod
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, prod
 from flowc.kernel import Expr, Kernel
 from flowc.passes import minimal_filters
@@ -48,7 +49,6 @@ from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, descr
 from flowc.passes.problem import exists
 from flowc.passes.schedule import Machine
 from flowc.passes.tiles import ceil_div
-from flowc.records import dataclass
 from flowc.types import DType
 
 LOCAL = 96 << 10     # bytes of one image that a task copies for itself, at most

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from copy import copy
 from math import gcd
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, prod, sym
 from flowc.graph import Node
 from flowc.kernel import Expr, Kernel
@@ -18,7 +19,6 @@ from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, inliner, nest
 from flowc.passes.problem import accumulator, exists
-from flowc.records import dataclass
 from flowc.types import Type
 
 LARGE = 512          # what an unknown size is taken for

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod as int_prod
 
+from flowc.dataclass import replace
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
 from flowc.kernel import Expr, Kernel
 from flowc.passes.contract import Packed
@@ -41,7 +42,6 @@ from flowc.passes.lowering import Lowered, declare_outputs, describe, inliner, n
 from flowc.passes.problem import Problem, Roles
 from flowc.passes.schedule import ContractSchedule
 from flowc.passes.tiles import ceil_div, packed_schedule
-from flowc.records import replace
 from flowc.types import Type, i64
 
 TOGETHER = 16  # times the second-level cache: all gathered panels together, at most

@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import count
 
+from flowc.dataclass import replace
 from flowc.dims import Call, Dim, DimLike, symbols
 from flowc.kernel import Kernel, Loop, Stmt, Store, children, expressions, parts, walk
 from flowc.passes.rewriting import canonical, map_addresses
 from flowc.plan import Program, Step
-from flowc.records import replace
 
 
 def donate(program: Program, donated: Collection[int]) -> Program:

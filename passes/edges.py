@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike
 from flowc.graph import CONSTANT, Node
 from flowc.op import Pointwise
 from flowc.passes.places import Place, Places, part_start
 from flowc.proofs import known_eq
-from flowc.records import dataclass
 
 NEAR = 64   # an edge this close to an end of the axis is cut off
 COMPARES = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))

@@ -18,12 +18,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, prod
 from flowc.graph import CONSTANT, PARAM, Graph, Node
 from flowc.op import Contraction, General, HostCall, Pointwise, Reduction
 from flowc.passes.places import Place, Places, at_origin, evaluations
 from flowc.proofs import known_eq
-from flowc.records import dataclass, field
 
 if TYPE_CHECKING:
     from flowc.passes.stencil import Stencil

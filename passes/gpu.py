@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flowc.dataclass import replace
 from flowc.dims import ceildiv, dmin, prod, sym, symbols
 from flowc.kernel import Alloc, Buffer, Builder, Fold, If, Kernel, Let, Loop, Stmt, walk
 from flowc.passes.gpu_contract import lower_contraction
@@ -34,7 +35,6 @@ from flowc.passes.gpu_space import (
     move_out,
     small,
 )
-from flowc.records import replace
 
 THREADS = 256  # of a block in maps and tasks
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, linear, prod, sym
 from flowc.graph import Node
 from flowc.kernel import Barrier, Expr, Loop
@@ -22,7 +23,6 @@ from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner
 from flowc.passes.problem import accumulator, assign_roles, exists
-from flowc.records import dataclass
 from flowc.types import DType
 
 

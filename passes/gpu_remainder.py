@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flowc.dataclass import replace
 from flowc.dims import sym
 from flowc.kernel import Acc, Builder, Expr, If, Kernel, Let, Loop, Set, Stmt, expressions, parts, walk
 from flowc.passes.gpu_space import Names
 from flowc.passes.rewriting import map_exprs
-from flowc.records import replace
 from flowc.types import DType, f32, i64, u32, u64
 
 FORMATS = {"f32": (23, 0xFF, 127, u32), "f64": (52, 0x7FF, 1023, u64)}  # fraction bits, exponent mask, bias, integer

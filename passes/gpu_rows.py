@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from flowc.dataclass import replace
 from flowc.dims import Dim, DimLike, ceildiv, dmin, linear, sym, symbols
 from flowc.kernel import (
     LANES,
@@ -54,7 +55,6 @@ from flowc.passes.gpu_space import (
 )
 from flowc.passes.rewriting import map_exprs
 from flowc.proofs import bounds
-from flowc.records import replace
 from flowc.types import DType
 
 RADIX = 8        # values one thread combines in one step of a Fold

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from flowc.dataclass import dataclass, field, replace
 from flowc.dims import DimLike, Range, prod, symbols
 from flowc.kernel import (
     Alloc,
@@ -26,7 +27,6 @@ from flowc.kernel import (
 from flowc.passes.rewriting import map_exprs
 from flowc.passes.schedule import collapse
 from flowc.proofs import bounds, simplify
-from flowc.records import dataclass, field, replace
 
 STACK_BYTES = 1 << 10    # working memory a thread may keep for itself
 SHARED_BYTES = 16 << 10  # working memory a block may keep in shared memory

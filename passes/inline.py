@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, Range, sym, symbols
 from flowc.graph import CONSTANT, Node
 from flowc.kernel import (
@@ -31,7 +32,6 @@ from flowc.kernel import (
 )
 from flowc.op import Pointwise
 from flowc.proofs import known_eq, known_le, known_lt, proved_le, simplify
-from flowc.records import dataclass, field
 from flowc.types import DType, bool_, i64
 
 Idx = tuple[DimLike, ...]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from flowc.dataclass import dataclass
 from flowc.dims import prod
 from flowc.graph import Graph, Node, make
 from flowc.op import Reduction
@@ -21,7 +22,6 @@ from flowc.passes.moments import Moments
 from flowc.passes.one_each import one_each
 from flowc.passes.pairs import by_coordinate, reduced_again
 from flowc.passes.tally import counted
-from flowc.records import dataclass
 from flowc.types import f32
 
 LONG = 128  # elements of a row: enough to fill registers

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, Ranges, sym
 from flowc.graph import Node
 from flowc.kernel import Kernel, Store, walk
 from flowc.passes.fuse import EXPENSIVE, Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.schedule import Machine
-from flowc.records import dataclass, field
 from flowc.types import Type
 
 

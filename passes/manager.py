@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from flowc import config
+from flowc.dataclass import dataclass, field
 from flowc.diag import FlowcError, FlowcValueError
 from flowc.graph import CONSTANT, Graph, Node
-from flowc.records import dataclass, field
 from flowc.types import Type
 
 T = TypeVar("T")

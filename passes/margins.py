@@ -16,6 +16,7 @@ import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, substitute, sym, symbols
 from flowc.graph import Node
 from flowc.kernel import Expr, mentions
@@ -25,7 +26,6 @@ from flowc.passes.inline import DecidedOps, Idx, Inliner, KernelBuilder, Scope, 
 from flowc.passes.lowering import Context, named, nest
 from flowc.passes.problem import Problem
 from flowc.proofs import bounds
-from flowc.records import dataclass
 from flowc.types import DType, bool_, i64
 
 ONCE = frozenset({"reduce_max", "reduce_min", "reduce_and", "reduce_or"})  # taking a value twice changes nothing

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, Ranges, ceildiv
 from flowc.plan import Place, PlanBuffer, Step
 from flowc.proofs import proved_le
-from flowc.records import dataclass
 from flowc.types import Type
 
 ALIGN = 64

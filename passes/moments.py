@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from flowc.dataclass import dataclass
 from flowc.dims import prod
 from flowc.graph import Graph, Node, make
-from flowc.records import dataclass
 from flowc.rewrite import splat
 
 LARGE = 1 << 20            # bytes of what is reduced to one value that are worth one trip less

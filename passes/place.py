@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from flowc.dataclass import replace
 from flowc.plan import Plan, Step
-from flowc.records import replace
 
 if TYPE_CHECKING:
     import networkx as nx

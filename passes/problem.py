@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, linear, prod, sym, symbols
 from flowc.graph import Node
 from flowc.kernel import Expr
@@ -22,7 +23,6 @@ from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, inliner, nest
 from flowc.proofs import proved_le
-from flowc.records import dataclass
 from flowc.types import DType, f32
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from flowc.dataclass import replace
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
 from flowc.graph import Node
 from flowc.kernel import CHUNK, LANES, Expr, Fold
@@ -24,7 +25,6 @@ from flowc.passes.fuse import EXPENSIVE, Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.schedule import Machine, collapse
-from flowc.records import replace
 from flowc.types import DType
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 
+from flowc.dataclass import replace
 from flowc.dims import DimLike, substitute, sym
 from flowc.kernel import Acc, Alloc, Buffer, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, defined, walk
-from flowc.records import replace
 
 Size = Callable[[DimLike], DimLike]
 Address = Callable[[str, DimLike], tuple[str, DimLike]]

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from flowc.dataclass import replace
 from flowc.dims import DimLike, ceildiv, dmin, prod
 from flowc.graph import Node
 from flowc.kernel import Expr, Fold
@@ -35,7 +36,6 @@ from flowc.passes.register_tile import add_products, lanes_exist, store
 from flowc.passes.schedule import ContractSchedule, Machine
 from flowc.passes.tiles import BRING, CREWS, MANY, ceil_div, register_tile
 from flowc.proofs import known_eq
-from flowc.records import replace
 from flowc.types import DType, i64
 
 BLOCKS = (48, 32, 24, 16, 8)  # rows of a block, the first that fits

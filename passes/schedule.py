@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flowc.dataclass import dataclass, field, replace
 from flowc.dims import linear, substitute, symbols
 from flowc.kernel import Expr, Kernel, Loop, Stmt, expressions, walk
 from flowc.passes.choices import Choices, Problem, S
 from flowc.passes.rewriting import map_dims, sizes_in
-from flowc.records import dataclass, field, replace
 from flowc.types import DType
 
 

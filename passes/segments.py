@@ -14,12 +14,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 
+from flowc.dataclass import dataclass, replace
 from flowc.dims import Call, DimLike, Range, ceildiv, dim_of, dmax, dmin, linear, substitute, sym, symbols
 from flowc.kernel import Expr, If, Kernel, Let, Loop, Stmt, Store, expressions
 from flowc.passes.rewriting import map_dims, sizes_in
 from flowc.passes.schedule import MapSchedule, collapse
 from flowc.proofs import simplify
-from flowc.records import dataclass, replace
 from flowc.types import bool_, i64
 
 PIECES = 12        # that a loop is cut into, at most

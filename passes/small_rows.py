@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flowc.dataclass import replace
 from flowc.dims import DimLike, ceildiv, dmin, prod
 from flowc.graph import Node
 from flowc.kernel import Expr
@@ -30,7 +31,6 @@ from flowc.passes.reductions import (
     result,
 )
 from flowc.passes.schedule import collapse
-from flowc.records import replace
 
 ELEMENTS = 16    # of a row, at most
 NEIGHBOURS = 4   # elements of a row side by side, at most: lanes further apart are gathered, which is slow

@@ -17,12 +17,12 @@ from itertools import pairwise
 
 import numpy as np
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, prod
 from flowc.graph import Graph, Node
 from flowc.passes.chains import Chain, Stage, Uses, chain_of, find_chains, join_padding, move_wraps, stage_of, uses_of
 from flowc.passes.fuse import Group, in_order
 from flowc.passes.schedule import Machine
-from flowc.records import dataclass
 
 REDUNDANT = 1.5        # computed elements per needed one, at most
 STEPS = 32             # steps of one kernel, at most

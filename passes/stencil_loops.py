@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod, substitute, sym
 from flowc.graph import Node
 from flowc.kernel import Expr
@@ -25,7 +26,6 @@ from flowc.passes.inline import DecidedOps, Idx, Inliner, KernelBuilder, linear_
 from flowc.passes.lowering import Context, Lowered, declare_outputs, describe, inliner, nest
 from flowc.passes.rewriting import map_dims
 from flowc.passes.stencil import Stencil
-from flowc.records import dataclass
 
 ALIAS = 1024  # rows a multiple of this many bytes long compete for the same places of a cache
 

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+from flowc.dataclass import replace
 from flowc.dims import DimLike, dmax, dmin, prod
 from flowc.passes.problem import Problem
 from flowc.passes.schedule import ContractSchedule, Machine
 from flowc.passes.words import words
 from flowc.proofs import bounds
-from flowc.records import replace
 from flowc.types import DType
 
 THIN = 4              # rows that stream

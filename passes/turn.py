@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, reduce
 
+from flowc.dataclass import dataclass, replace
 from flowc.dims import DimLike, ceildiv, dmin, linear, substitute, sym, symbols
 from flowc.kernel import Alloc, Expr, If, Kernel, Let, Loop, Stmt, Store, expressions, parts
 from flowc.passes.records import fields_apart
@@ -27,7 +28,6 @@ from flowc.passes.rewriting import map_dims
 from flowc.passes.schedule import Machine, MapSchedule, collapse
 from flowc.passes.segments import tile_map
 from flowc.proofs import simplify
-from flowc.records import dataclass, replace
 from flowc.types import bool_, i64
 
 TILE = 64     # places of a tile that a long body reads, along either axis

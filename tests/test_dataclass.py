@@ -1,4 +1,4 @@
-"""Records are dataclasses: the same values, texts and refusals as the standard library's, for drawn classes."""
+"""Dataclasses with late methods: the same values, texts and refusals as the standard library's, for drawn classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowc import records
+from flowc import dataclass as late
 
 FIELDS = st.lists(st.tuples(st.sampled_from(["plain", "value", "made", "apart", "hidden"]), st.integers(0, 3)),
                   min_size=1, max_size=5)
@@ -32,7 +32,7 @@ def drawn(module: Any, fields: list[tuple[str, int]], **kinds: bool) -> Any:
 
 @given(FIELDS, st.booleans(), st.booleans(), st.lists(st.integers(0, 2), min_size=5, max_size=5), st.integers(0, 4))
 def test_as_the_standard_ones(fields, frozen, eq, numbers, more):
-    both = [drawn(m, fields, frozen=frozen, eq=eq) for m in (dataclasses, records)]
+    both = [drawn(m, fields, frozen=frozen, eq=eq) for m in (dataclasses, late)]
     plain = sum(kind == "plain" for kind, _ in fields)
     room = sum(kind != "hidden" for kind, _ in fields)
     args = numbers[:min(plain + more, room)]
@@ -42,9 +42,9 @@ def test_as_the_standard_ones(fields, frozen, eq, numbers, more):
     assert (type(a).__hash__ is None) == (type(b).__hash__ is None)
     if frozen and eq:
         assert (hash(a) == hash(c)) == (hash(b) == hash(d))
-    assert repr(dataclasses.replace(a)) == repr(records.replace(b)) == repr(dataclasses.replace(b))
+    assert repr(dataclasses.replace(a)) == repr(late.replace(b)) == repr(dataclasses.replace(b))
     if plain:
-        assert repr(records.replace(b, x0=7)) == repr(dataclasses.replace(a, x0=7))
+        assert repr(late.replace(b, x0=7)) == repr(dataclasses.replace(a, x0=7))
     for change in (lambda x: setattr(x, "x0", 1), lambda x: delattr(x, "x0"), lambda x: setattr(x, "other", 1)):
         seen = []
         for x in (copy.copy(a), copy.copy(b)):
@@ -56,7 +56,7 @@ def test_as_the_standard_ones(fields, frozen, eq, numbers, more):
         assert seen[0] == seen[1]
 
 
-@records.dataclass(frozen=True)
+@late.dataclass(frozen=True)
 class Pair:
     """Two."""
 

@@ -17,10 +17,10 @@ from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.emit import emit_kernel
 from flowc.backends.llvm.target import cpu_target
 from flowc.compiled import compile_graph
+from flowc.dataclass import replace
 from flowc.dims import sym
 from flowc.kernel import Acc, Alloc, Builder, Kernel, Let, Loop, Set, Store
 from flowc.kernel import Buffer as KernelBuffer
-from flowc.records import replace
 from flowc.types import f32
 
 TARGET = cpu_target(*engine.host())

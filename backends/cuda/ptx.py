@@ -18,11 +18,11 @@ from flowc.backends.llvm.emit import emit_kernel
 from flowc.backends.llvm.emit_loops import blocks_of, threads_of
 from flowc.backends.llvm.engine import Store, compile_ptx, object_key
 from flowc.backends.llvm.target import nvptx_target
+from flowc.dataclass import dataclass, replace
 from flowc.diag import FlowcError, UnsupportedError
 from flowc.dims import DimLike
 from flowc.kernel import Buffer, Kernel
 from flowc.passes.gpu import bind
-from flowc.records import dataclass, replace
 
 ENTRY = re.compile(r"[^A-Za-z0-9_]")
 

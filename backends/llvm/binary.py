@@ -10,9 +10,9 @@ import pickle
 from collections.abc import Mapping
 
 from flowc.backends.llvm.engine import Code, Object
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike
 from flowc.plan import Plan
-from flowc.records import dataclass
 
 
 @dataclass(frozen=True)

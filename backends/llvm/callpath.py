@@ -61,9 +61,9 @@ from flowc.backends.llvm.callpath_tables import (
     TUPLE_ITEMS,
 )
 from flowc.backends.llvm.entry import buffer_slots, hidden_symbols
+from flowc.dataclass import dataclass
 from flowc.dims import Dim
 from flowc.plan import Plan
-from flowc.records import dataclass
 from flowc.types import DType, Type
 
 

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from flowc.backends.llvm.builder import Function, Module, float_literal
 from flowc.backends.llvm.target import Target
+from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, Range
-from flowc.records import dataclass, field
 from flowc.types import DType
 
 _NAMES = re.compile(r"%[\w.]+")

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from flowc.backends.llvm.emit_code import Mem, Place, memory_type
+from flowc.dataclass import dataclass, replace
 from flowc.dims import DimLike, linear, substitute, sym, symbols
 from flowc.kernel import Expr, Let, Loop, Stmt, Store, expressions, parts, walk
 from flowc.passes.rewriting import map_dims
-from flowc.records import dataclass, replace
 
 if TYPE_CHECKING:
     from flowc.backends.llvm.emit import Emitter

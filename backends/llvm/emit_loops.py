@@ -15,6 +15,7 @@ from typing import NamedTuple
 from flowc.backends.llvm.emit_code import Val
 from flowc.backends.llvm.emit_expr import Values
 from flowc.backends.llvm.emit_interleave import in_blocks, straight, turned
+from flowc.dataclass import dataclass
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, prod, symbols
 from flowc.kernel import (
@@ -34,7 +35,6 @@ from flowc.kernel import (
     parts,
     walk,
 )
-from flowc.records import dataclass
 
 UNROLL = 8          # whole vectors of a static extent written one after the other, at most
 UNROLL_SETS = 64    # the same where the loop walks registers, which must have constant indices

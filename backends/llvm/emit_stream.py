@@ -19,9 +19,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from flowc.backends.llvm.emit_code import Mem, memory_type
+from flowc.dataclass import dataclass, field
 from flowc.dims import Call, Dim, DimLike, dim_of, prod, symbols
 from flowc.kernel import Kernel, Store, expressions, parts, walk
-from flowc.records import dataclass, field
 
 if TYPE_CHECKING:
     from flowc.backends.llvm.emit import Emitter

@@ -21,7 +21,7 @@ import numpy as np
 from flowc.backends import buffers
 from flowc.backends.llvm import engine, pool
 from flowc.backends.llvm.builder import Function, Module
-from flowc.records import dataclass
+from flowc.dataclass import dataclass
 
 CHAINS = 12          # accumulators: latency 4, two units, and some to spare; fits 16 registers with two operands
 LINE = 64            # bytes of a stream's unit

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from flowc.dataclass import dataclass, field
 from flowc.diag import UnsupportedError
-from flowc.records import dataclass, field
 
 # Operations of LLVM that the back end of each target turns into instructions.  Anything else may become a call to a
 # library, or end the process, so it is refused while emitting.

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, dmin, prod
 from flowc.graph import Node
 from flowc.kernel import Expr
@@ -26,7 +27,6 @@ from flowc.op import General
 from flowc.ops.rules import EXACT, add_up, declare, in_f32, n, need_axis
 from flowc.ops.samples import calls
 from flowc.ops.scan import WIDTH, nest, unravelled
-from flowc.records import dataclass
 from flowc.types import BOOLS, DTYPES, REALS, DType, Type, dtype, i64
 
 DIGIT = 8              # bits of a key that one pass sorts by

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from flowc.backends.cuda.sim.errors import PtxError
 from flowc.backends.cuda.sim.parse import Entry, Instruction, Operand, Reg, Sym
-from flowc.records import dataclass
+from flowc.dataclass import dataclass
 
 END = -1  # successor of a block after which a thread is done
 

@@ -31,7 +31,7 @@ from flowc.backends.cuda.sim.memory import (
 )
 from flowc.backends.cuda.sim.parse import ModuleText, param_block, parse
 from flowc.backends.cuda.sim.translate import Compiled, compile_entry
-from flowc.records import dataclass
+from flowc.dataclass import dataclass
 
 V = Any
 MAX_THREADS, MAX_SHARED, MAX_GRID = 1024, 227 << 10, ((1 << 31) - 1, 65535, 65535)

@@ -43,7 +43,7 @@ from flowc.backends.cuda.sim.parse import (
     Type,
     Vec,
 )
-from flowc.records import dataclass, field
+from flowc.dataclass import dataclass, field
 
 NO_RESULT = frozenset({"st", "red", "bra", "bar", "barrier", "membar", "fence", "prefetch", "prefetchu", "nanosleep",
                        "trap", "discard", "applypriority"})
