@@ -28,8 +28,9 @@ _STAND_IN = "flowc_kernel_symbol"
 
 def compile_binary(program: Program, store: Store | None = None) -> Binary:
     """Emit and compile a program.  Kernels are named by their content.  A large one is a module of its own, which
-    programs share in memory and on disk; small ones are put together, the last of them with ``@run`` and ``@sizes``,
-    since each module and function costs time whatever is in it."""
+    programs share in memory and on disk, as they do the tiles of contractions (emit_tile.py); small ones are put
+    together, since each module and function costs time whatever is in it.  ``@run`` and ``@sizes`` come last, with the
+    small kernels if they are short, else on their own."""
     return _Compilation(program).run(store)
 
 
