@@ -88,6 +88,10 @@ class Executable(ABC):
         ``fallback`` where this device has no faster way."""
         return fallback
 
+    def native_is_due(self) -> bool:
+        """May :meth:`native_callable` be asked now?  If not, what it needs is being made, and a later call may ask."""
+        return True
+
     def as_text(self, stage: str) -> str:
         """The whole program as ``llvm`` or ``asm`` text, on a GPU as ``llvm`` or ``ptx``.  FlowcError C213 for a stage
         that the device does not have."""

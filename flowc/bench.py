@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,6 +20,7 @@ import numpy as np
 
 from flowc.backends import buffers
 from flowc.compiled import Compiled, compile_graph
+from flowc.dataclass import dataclass, field
 from flowc.dims import evaluate, prod
 from flowc.graph import Graph, Node
 from flowc.op import Contraction

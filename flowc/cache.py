@@ -15,18 +15,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import logging
 import os
-import random
 import stat
 import struct
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
 from flowc import config
+from flowc.dataclass import dataclass
 
 MAGIC = b"flowc\x00\x01\n"
 _HEADER = struct.Struct("<8s32sQ32s")     # magic, SHA-256 of the key, payload bytes, SHA-256 of the payload
@@ -36,8 +35,16 @@ STALE = 3600.0                            # seconds after which an unfinished fi
 KEEP = 0.75                               # of the size limit remains after dropping old entries
 UNSEEN = 1 / 32                           # of the size limit may be written, on average, before somebody looks
 
-_log = logging.getLogger("flowc")
 _serial = itertools.count()
+
+
+def _log() -> Any:
+    """The logger of the compiler, silent unless the user listens."""
+    import logging
+    log = logging.getLogger("flowc")
+    if not log.handlers:
+        log.addHandler(logging.NullHandler())
+    return log
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,7 @@ class DiskStore:
 
     def _refuse(self, reason: str) -> str:
         self.refused = reason
-        _log.warning("compiled code is not kept on disk: %s", reason)
+        _log().warning("compiled code is not kept on disk: %s", reason)
         return ""
 
     def _file(self, folder: str, key: str) -> str:
@@ -186,7 +193,7 @@ class DiskStore:
             self._make_room(folder, size)
             _write(folder, self._file(folder, key), _pack(key, data), durable=False)
         except OSError as e:
-            _log.info("compiled code was not written to disk: %s", e)
+            _log().info("compiled code was not written to disk: %s", e)
             self._real = ""  # the folder may be gone: look again next time
             self._bytes = None
 
@@ -194,6 +201,7 @@ class DiskStore:
         """Keep to the limit.  Reading a large folder takes longer than many a compile, so a process that has not done
         it does so by chance, the likelier the more it writes; all processes together go little beyond the limit."""
         with self._lock:
+            import random
             if self._bytes is None and random.random() * self.limit * UNSEEN > size:
                 return
             if self._bytes is None or self._bytes + size > self.limit:

@@ -8,12 +8,12 @@ Each group of kernels gets its operands from the interpreter, so that an error i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from flowc.dataclass import dataclass, field
 from flowc.diag import FlowcError
 from flowc.dims import evaluate
 from flowc.graph import Node

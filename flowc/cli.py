@@ -19,11 +19,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from flowc import cases, config
 from flowc.compiled import DEVICES
+from flowc.dataclass import dataclass
 from flowc.diag import FlowcError, FlowcValueError, VerifyError
 from flowc.graph import Graph
 

@@ -7,9 +7,12 @@ Read next: function.py.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+import gc
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +21,7 @@ import flowc.ops  # noqa: F401  (fills the registry)
 from flowc import config, image, progress, tuned
 from flowc.cache import default_store
 from flowc.check import Report, verify_compiled
+from flowc.dataclass import dataclass, field
 from flowc.diag import FlowcTypeError, FlowcValueError
 from flowc.dims import DimLike, evaluate, linear, symbols
 from flowc.graph import Graph
@@ -199,10 +203,47 @@ def compile_graph(graph: Graph, *, device: str | None = None, target: Machine | 
     ctx, fuse, target = PassContext.from_config(), config.get("fuse"), target or machine(where)
     given = frozenset(donated) if where == "cpu" else frozenset()
     out = Compiled(graph, where, lambda: _lower(graph, where, target, ctx, fuse, given))
-    with progress.line(graph.name):
+    with progress.line(graph.name), _uncollected():
         _compile(out, target, ctx, given)
     _dump(out)
     return out
+
+
+_compiling = 0          # compiles under way
+_collected = False      # was garbage collected before them
+_count_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for cyclic garbage meanwhile: a compile makes many objects that live until its end, which would be
+    looked through again and again."""
+    global _compiling, _collected
+    with _count_lock:
+        if not _compiling:
+            _collected = gc.isenabled()
+            gc.disable()
+        _compiling += 1
+    try:
+        yield
+    finally:
+        with _count_lock:
+            _compiling -= 1
+            if not _compiling and _collected:
+                gc.enable()
+
+
+def _forked() -> None:
+    """In a forked child: the compiles of other threads stayed in the parent."""
+    global _compiling, _count_lock
+    _count_lock = threading.Lock()
+    if _compiling and _collected:
+        gc.enable()
+    _compiling = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def _lower(graph: Graph, device: str, target: Machine, ctx: PassContext, fuse: bool, donated: frozenset[int]) -> Stages:

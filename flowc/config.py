@@ -10,9 +10,9 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
+from flowc.dataclass import dataclass
 from flowc.diag import FlowcValueError
 
 

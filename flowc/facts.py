@@ -11,11 +11,11 @@ that breaks the claim for every choice of sizes that was tried, and so is no mat
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from flowc.dataclass import dataclass, field
 from flowc.dims import (
     Call,
     Dim,

@@ -43,9 +43,12 @@ class FastFunction(Function):
         return cls(fn, *options)
 
     def _offer(self, variant: Variant, args: Sequence[Any], kwargs: dict, found: Sequence[Argument]) -> None:
-        """Give calls like this one a native callable, if one can serve them."""
+        """Give calls like this one a native callable, if one can serve them.  Nobody waits for it: a first call ends
+        while the native call of the process is being translated, and later ones offer again."""
         style = variant, tuple(kwargs)
         if config.overridden() or style in self._offered:
+            return
+        if not variant.compiled.executable.native_is_due():
             return
         spec = self._call_spec(variant, args, kwargs, found)
         with self.lock:

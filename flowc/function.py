@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -24,15 +22,13 @@ import numpy as np
 import flowc.numpy_api  # noqa: F401  (fills the tables that tensors look into)
 from flowc import config
 from flowc.compiled import Compiled, check_device, compile_graph
+from flowc.dataclass import dataclass, field
 from flowc.diag import FlowcTypeError, FlowcValueError, caller_loc
 from flowc.dims import Dim, DimLike, Range, sym, symbols
 from flowc.size import SizeUnknownError
 from flowc.trace import Leaf, Tensor, Traced, current_trace, trace
 from flowc.tree import Tree, exact, flatten
 from flowc.types import Type, bool_, c128, dtype, f64, i64
-
-log = logging.getLogger("flowc")
-log.addHandler(logging.NullHandler())
 
 MAX_VARIANTS = 16  # compiled variants of one rank and dtype signature; the next one makes every size a symbol
 

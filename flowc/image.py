@@ -16,13 +16,13 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flowc import config
 from flowc.cache import DiskStore
+from flowc.dataclass import replace
 from flowc.diag import FlowcError
 from flowc.graph import CONSTANT, Graph, Literal, Node
 from flowc.ops import BUILTIN

@@ -12,9 +12,9 @@ i64 values, linear in units of elements.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, Range, symbols
 from flowc.types import DType, bool_, f32, i32, i64, u32
 

@@ -8,7 +8,6 @@ A builder gets nodes of the dtypes of NumPy's own loop and of one shape.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -397,6 +396,7 @@ def unsupported(name: str) -> UnsupportedError:
     """T006 with the names that come nearest."""
     short = name.split(".", 1)[1] if "." in name else name
     names = {n.rpartition(".")[2]: n for n in PUBLIC}
+    import difflib
     near = [names[n] for n in difflib.get_close_matches(short.rpartition(".")[2], names, 3, 0.7)]
     hint = f"nearest supported names: {', '.join(near)}; " if near else ""
     data = short in ("nonzero", "unique", "argwhere", "flatnonzero", "extract", "compress", "unique_values")

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from flowc.dataclass import dataclass
 from flowc.diag import FlowcIndexError, FlowcTypeError, FlowcValueError, caller_loc
 from flowc.dims import Dim, DimLike, ceildiv, dmax, dmin, floordiv, prod
 from flowc.graph import Node, constant

@@ -7,9 +7,9 @@ Read next: graph.py, then ops/elementwise.py for examples.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
+from flowc.dataclass import dataclass, field
 from flowc.types import DType
 
 

@@ -9,8 +9,8 @@ Steps of one wave do not depend on each other: the runtime may run them side by 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
+from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, Range
 from flowc.graph import Attrs, Literal
 from flowc.kernel import Kernel

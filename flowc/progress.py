@@ -9,7 +9,6 @@ the setting ``progress`` is on.  Only the thread that opened the line writes to 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import threading
 import time
@@ -33,6 +32,7 @@ class _Line:
             return
         self.last = now
         text = f"flowc: compiling {self.title}: {stage} {done} of {total} ({now - self.start:.0f} s)"
+        import shutil  # as this line is: seldom
         self._write(text[:max(20, shutil.get_terminal_size().columns - 1)])
         self.shown = True
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 
+from flowc.dataclass import dataclass, field
 from flowc.diag import Loc, VerifyError
 from flowc.dims import DimLike, Ranges
 from flowc.graph import CONSTANT, PARAM, Graph, Literal, Node, make
@@ -242,6 +242,7 @@ class Match:
         return x if not axes and not shape else self.make("broadcast", x, shape=shape, axes=axes)
 
 
+_ON_MATCHES = frozenset(dir(Match))
 Template = Pattern | Callable[[Match], "Node | None"]
 
 
@@ -267,7 +268,7 @@ def rule(name: str, lhs: Any, rhs: Any, when: Callable[[Match], bool] | None = N
          ulp: float = 0) -> Rule:
     if not isinstance(lhs, Apply):
         raise TypeError(f"rule {name}: the left side must apply an op")
-    taken = set(names(lhs)) & set(dir(Match))
+    taken = _ON_MATCHES.intersection(names(lhs))
     if taken:
         raise ValueError(f"rule {name}: {', '.join(sorted(taken))} means something else on a match")
     return Rule(name, lhs, rhs if callable(rhs) else lift(rhs), when, fast, ulp)
@@ -437,13 +438,14 @@ class RuleSet:
             if r.name in self.rules:
                 raise ValueError(f"two rules are called {r.name}")
             self.rules[r.name] = r
-        self._compiled = [c for r in self.rules.values() for c in _compile(r)]
+        self._compiled: dict[str, list[_Compiled]] = {}  # by rule, of those whose op some graph has had
         self.of = lru_cache(maxsize=None)(self._of)
         if name:
             _NAMED[name] = self
 
     def _of(self, op: Op, fast: bool) -> tuple[_Compiled, ...]:
-        return tuple(c for c in self._compiled if (fast or not c.rule.fast) and c.pattern.accepts(op))
+        return tuple(c for r in self.rules.values() if (fast or not r.fast) and r.lhs.accepts(op)
+                     for c in self._compiled.get(r.name) or self._compiled.setdefault(r.name, _compile(r)))
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules.values())

@@ -17,12 +17,12 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from flowc.dataclass import replace
 from flowc.diag import FlowcTypeError, Loc
 from flowc.dims import Dim, DimLike, Range, substitute, sym, symbols
 from flowc.graph import Graph, Literal, Node

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from flowc.dataclass import dataclass, field
 from flowc.diag import FlowcTypeError, Loc, caller_loc
 from flowc.dims import Dim, Range
 from flowc.graph import Graph, Node, constant, make

@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +24,7 @@ from flowc import config, tuned
 from flowc.api import jit
 from flowc.bench import Stepper, rounds_for
 from flowc.compiled import Compiled, Stages, compile_graph, machine
+from flowc.dataclass import dataclass, replace
 from flowc.diag import FlowcError
 from flowc.graph import Graph
 from flowc.passes.choices import Choices, fields_text, revised

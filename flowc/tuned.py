@@ -11,11 +11,10 @@ Nothing in a record changes a result: it says how loops are cut and when threads
 from __future__ import annotations
 
 import dataclasses
-import json
-from dataclasses import dataclass
 from typing import Any
 
 from flowc import cache, config
+from flowc.dataclass import dataclass
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,7 @@ def _read(folder: str, processor: str) -> tuple[Tuned, str]:
 
 def _parse(data: bytes) -> Tuned:
     """The record in a file; ValueError for anything that is none."""
+    import json
     content: Any = json.loads(data)
     names = {f.name for f in dataclasses.fields(Tuned)}
     if not isinstance(content, dict) or set(content) != names:
@@ -105,6 +105,7 @@ def _parse(data: bytes) -> Tuned:
 
 def save(processor: str, record: Tuned) -> str:
     """Keep a record; returns its file.  OSError if that is not possible."""
+    import json
     data = json.dumps(dataclasses.asdict(record)).encode()
     _parse(data)
     path = cache.DiskStore(cache.default_path()).put_note(_key(processor), data)

@@ -6,12 +6,12 @@ Not here: sizes (dims.py), values (graph.py).  Read next: op.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, prod
 
 

@@ -11,11 +11,11 @@ an error; what is only not proved is one if ``strict``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from flowc.dataclass import dataclass, field
 from flowc.diag import VerifyError
 from flowc.dims import SIZE_RANGE, Dim, DimLike, Range, prod, sym, symbols
 from flowc.facts import I64, STEPS, Access, Facts, separate

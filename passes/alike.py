@@ -11,9 +11,9 @@ once they cost one module instead of one for each step, and an addition for each
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
+from flowc.dataclass import replace
 from flowc.dims import DimLike, substitute, sym
 from flowc.graph import CONSTANT, Node
 from flowc.kernel import Kernel, Stmt, defined, walk

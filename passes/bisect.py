@@ -11,8 +11,8 @@ return is a step after which a good graph is bad, also if later steps mend it or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from flowc.dataclass import dataclass
 from flowc.diag import FlowcError, Loc
 from flowc.graph import Graph, Node
 from flowc.passes.manager import PassContext, run_passes

@@ -7,11 +7,11 @@ place.py, memory.py).  Read next: backends/runtime.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
 from flowc import progress
+from flowc.dataclass import dataclass, field, replace
 from flowc.dims import symbols
 from flowc.graph import CONSTANT, Attrs, Graph, Literal, Node
 from flowc.kernel import Kernel

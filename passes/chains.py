@@ -11,10 +11,10 @@ fixed number of steps ago.  What stands for results from before the first step i
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
+from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike
 from flowc.graph import Attrs, Node
 from flowc.passes.edges import Edges, Wrap, edges_of, wrap_of

@@ -21,9 +21,9 @@ of its own otherwise, and not at all where the input lies in memory as the loop 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod as int_prod
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, prod
 from flowc.kernel import Expr, Kernel
 from flowc.passes import minimal_filters

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 from math import gcd
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, prod, sym
 from flowc.graph import Node
 from flowc.kernel import Expr, Kernel

@@ -21,9 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from math import prod as int_prod
 
+from flowc.dataclass import replace
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
 from flowc.kernel import Expr, Kernel
 from flowc.passes.contract import Packed

@@ -28,9 +28,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
 from itertools import chain
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
 from flowc.kernel import Expr, Fold, Kernel
 from flowc.passes.convolve_copy import Convolution, bound, guess, steps, turned

@@ -11,9 +11,9 @@ reads each element just before it writes the same one.  Such a kernel gets one b
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import count
 
+from flowc.dataclass import replace
 from flowc.dims import Call, Dim, DimLike, symbols
 from flowc.kernel import Kernel, Loop, Stmt, Store, children, expressions, parts, walk
 from flowc.passes.rewriting import canonical, map_addresses

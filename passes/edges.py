@@ -8,11 +8,11 @@ Not here: which maps form a stencil (chains.py), its loops (stencil_loops.py).  
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike
 from flowc.graph import CONSTANT, Node
 from flowc.op import Pointwise

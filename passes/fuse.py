@@ -16,9 +16,9 @@ plain axes).  A reduction can be computed inside a group exactly if it is asked 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, prod
 from flowc.graph import CONSTANT, PARAM, Graph, Node
 from flowc.op import Contraction, General, HostCall, Pointwise, Reduction

@@ -16,8 +16,8 @@ only as many blocks are bound as there are scratch areas, and each walks several
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
+from flowc.dataclass import replace
 from flowc.dims import ceildiv, dmin, prod, sym, symbols
 from flowc.kernel import Alloc, Buffer, Builder, Fold, If, Kernel, Let, Loop, Stmt, walk
 from flowc.passes.gpu_contract import lower_contraction

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, linear, prod, sym
 from flowc.graph import Node
 from flowc.kernel import Barrier, Expr, Loop
@@ -70,7 +70,7 @@ class Product:
     put: Put
 
 
-def tiled_product(k: KernelBuilder, p: Product, tile: Tile = Tile()) -> None:
+def tiled_product(k: KernelBuilder, p: Product, tile: Tile) -> None:
     """Append the block and thread loops of a product to ``k``."""
     rows, cols = ceildiv(p.m, tile.width), ceildiv(p.n, tile.width)
     with _blocks(k, prod(p.outer) * rows * cols) as at:

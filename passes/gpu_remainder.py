@@ -10,8 +10,8 @@ left is the remainder.  A quotient below 2**n takes n + 1 rounds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
+from flowc.dataclass import replace
 from flowc.dims import sym
 from flowc.kernel import Acc, Builder, Expr, If, Kernel, Let, Loop, Set, Stmt, expressions, parts, walk
 from flowc.passes.gpu_space import Names

@@ -18,8 +18,8 @@ is needed.  The pairs are those of the Fold, hence the bits.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
+from flowc.dataclass import replace
 from flowc.dims import Dim, DimLike, ceildiv, dmin, linear, sym, symbols
 from flowc.kernel import (
     LANES,

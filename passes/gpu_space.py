@@ -6,8 +6,8 @@ Here: ``Space``, ``Bound``, ``Names`` and helpers.  Not here: the strategies (gp
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
+from flowc.dataclass import dataclass, field, replace
 from flowc.dims import DimLike, Range, prod, symbols
 from flowc.kernel import (
     Alloc,

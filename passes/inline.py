@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
+from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, Range, sym, symbols
 from flowc.graph import CONSTANT, Node
 from flowc.kernel import (

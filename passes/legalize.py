@@ -11,8 +11,8 @@ the rows are long, it stays a contraction, which streams whole rows (contract_di
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from flowc.dataclass import dataclass
 from flowc.dims import prod
 from flowc.graph import Graph, Node, make
 from flowc.op import Reduction

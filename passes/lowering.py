@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 
+from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, Ranges, sym
 from flowc.graph import Node
 from flowc.kernel import Kernel, Store, walk

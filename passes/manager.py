@@ -14,10 +14,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from flowc import config
+from flowc.dataclass import dataclass, field
 from flowc.diag import FlowcError, FlowcValueError
 from flowc.graph import CONSTANT, Graph, Node
 from flowc.types import Type

@@ -15,8 +15,8 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, substitute, sym, symbols
 from flowc.graph import Node
 from flowc.kernel import Expr, mentions

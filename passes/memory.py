@@ -10,8 +10,8 @@ sets its size; everything else gets a slot of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, Ranges, ceildiv
 from flowc.plan import Place, PlanBuffer, Step
 from flowc.proofs import proved_le

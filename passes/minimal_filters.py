@@ -19,7 +19,6 @@ data jumps between neighbours, a result knows the largest element of its tile.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from math import prod as int_prod
 from typing import Any, Protocol
@@ -27,6 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flowc import config
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv
 from flowc.graph import Node
 from flowc.passes.convolve_copy import guess

@@ -15,8 +15,8 @@ rounding p leaves; with it the identity holds for the rounded p as well.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from flowc.dataclass import dataclass
 from flowc.dims import prod
 from flowc.graph import Graph, Node, make
 from flowc.rewrite import splat

@@ -7,9 +7,9 @@ Not here: memory (memory.py), the decision to split a step over threads (backend
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from flowc.dataclass import replace
 from flowc.plan import Plan, Step
 
 if TYPE_CHECKING:

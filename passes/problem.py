@@ -12,8 +12,8 @@ outside.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, linear, prod, sym, symbols
 from flowc.graph import Node
 from flowc.kernel import Expr

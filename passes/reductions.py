@@ -14,9 +14,9 @@ the machine or on the number of threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from flowc.dataclass import replace
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
 from flowc.graph import Node
 from flowc.kernel import CHUNK, LANES, Expr, Fold

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from itertools import count
 
+from flowc.dataclass import replace
 from flowc.dims import DimLike, substitute, sym
 from flowc.kernel import Acc, Alloc, Buffer, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, defined, walk
 

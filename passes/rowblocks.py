@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
+from flowc.dataclass import replace
 from flowc.dims import DimLike, ceildiv, dmin, prod
 from flowc.graph import Node
 from flowc.kernel import Expr, Fold

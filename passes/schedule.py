@@ -9,8 +9,8 @@ A schedule never changes a result: reductions have their tree fixed by lowering 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
+from flowc.dataclass import dataclass, field, replace
 from flowc.dims import linear, substitute, symbols
 from flowc.kernel import Expr, Kernel, Loop, Stmt, expressions, walk
 from flowc.passes.choices import Choices, Problem, S

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 
+from flowc.dataclass import dataclass, replace
 from flowc.dims import Call, DimLike, Range, ceildiv, dim_of, dmax, dmin, linear, substitute, sym, symbols
 from flowc.kernel import Expr, If, Kernel, Let, Loop, Stmt, Store, expressions
 from flowc.passes.rewriting import map_dims, sizes_in

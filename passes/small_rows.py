@@ -10,8 +10,8 @@ any other row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
+from flowc.dataclass import replace
 from flowc.dims import DimLike, ceildiv, dmin, prod
 from flowc.graph import Node
 from flowc.kernel import Expr

@@ -13,11 +13,11 @@ tiles, so no bit depends on them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, prod
 from flowc.graph import Graph, Node
 from flowc.passes.chains import Chain, Stage, Uses, chain_of, find_chains, join_padding, move_wraps, stage_of, uses_of

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod, substitute, sym
 from flowc.graph import Node
 from flowc.kernel import Expr

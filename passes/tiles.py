@@ -13,10 +13,10 @@ Where sizes are unknown there are several forms, each with the sizes that it is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
+from flowc.dataclass import replace
 from flowc.dims import DimLike, dmax, dmin, prod
 from flowc.passes.problem import Problem
 from flowc.passes.schedule import ContractSchedule, Machine

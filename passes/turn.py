@@ -18,9 +18,9 @@ fills one (emit_stream.py); pieces of ``b`` therefore begin with a line.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 
+from flowc.dataclass import dataclass, replace
 from flowc.dims import DimLike, ceildiv, dmin, linear, substitute, sym, symbols
 from flowc.kernel import Alloc, Expr, If, Kernel, Let, Loop, Stmt, Store, expressions, parts
 from flowc.passes.records import fields_apart

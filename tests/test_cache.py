@@ -229,7 +229,7 @@ def test_size_bound_drops_what_was_used_least_recently(folder):
 
 
 def test_folder_is_read_by_chance_unless_much_is_written(folder, monkeypatch):
-    monkeypatch.setattr(cache.random, "random", lambda: 0.5)
+    monkeypatch.setattr("random.random", lambda: 0.5)
     reads = []
     real = cache._shrink
     monkeypatch.setattr(cache, "_shrink", lambda *a: (reads.append(a), real(*a))[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import io
 import os
 import pickle
@@ -15,6 +16,7 @@ import pytest
 import flowc
 import flowc.numpy as fnp
 from flowc import dims, progress
+from flowc.backends import runtime
 from flowc.backends.llvm import engine, translate
 from flowc.compiled import compile_graph
 from flowc.diag import FlowcError
@@ -264,3 +266,25 @@ def test_progress_line(monkeypatch, terminal, wanted, shown):
     if shown:
         assert out.getvalue().endswith("\r\x1b[K"), "the line is removed"
     assert progress._state.line is None if shown else True
+
+
+# -- garbage
+
+def test_collection_is_as_before_after_a_compile(monkeypatch):
+    """Nothing looks for garbage during a compile, also if that fails, and whoever had it off keeps it off."""
+    seen = []
+    prepare = runtime.prepare
+    monkeypatch.setattr(runtime, "prepare", lambda *args: seen.append(gc.isenabled()) or prepare(*args))
+    graph = lowered(lambda x: fnp.sin(x) * 7.25, np.ones(5, np.float32)).graph
+    compile_graph(graph)
+    assert seen == [False] and gc.isenabled()
+    gc.disable()
+    try:
+        compile_graph(graph)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    monkeypatch.setattr(runtime, "prepare", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError), flowc.options(fuse=False):
+        compile_graph(graph)
+    assert gc.isenabled()

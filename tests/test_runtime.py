@@ -160,10 +160,11 @@ def test_store_is_used():
 
     store = Memory()
     want = runtime.compile_program(chain(3), store=store).run([vector(5)], {"n": 5})
-    assert len(store) == 1
+    kept = dict(store)
+    assert 1 <= len(kept) <= 2  # the kernels, and the code between them if it is on its own
     gc.collect()
     again = runtime.compile_program(chain(3), store=store).run([vector(5)], {"n": 5})
-    assert len(store) == 1
+    assert store == kept
     assert np.array_equal(want[0], again[0])
 
 

@@ -12,13 +12,13 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass, replace
 
 from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.emit import emit_kernel
 from flowc.backends.llvm.emit_loops import blocks_of, threads_of
 from flowc.backends.llvm.engine import Store, compile_ptx, object_key
 from flowc.backends.llvm.target import nvptx_target
+from flowc.dataclass import dataclass, replace
 from flowc.diag import FlowcError, UnsupportedError
 from flowc.dims import DimLike
 from flowc.kernel import Buffer, Kernel

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from flowc.backends.llvm.engine import Code, Object
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike
 from flowc.plan import Plan
 

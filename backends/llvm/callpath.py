@@ -11,11 +11,9 @@ import ctypes
 import functools
 import importlib
 import sys
-import sysconfig
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -63,6 +61,7 @@ from flowc.backends.llvm.callpath_tables import (
     TUPLE_ITEMS,
 )
 from flowc.backends.llvm.entry import buffer_slots, hidden_symbols
+from flowc.dataclass import dataclass
 from flowc.dims import Dim
 from flowc.plan import Plan
 from flowc.types import DType, Type
@@ -211,7 +210,7 @@ def _numpy_table() -> Any:
 
 def _layout_holds() -> bool:
     """Do Python's and NumPy's objects look as the native call reads them?"""
-    if (sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED")
+    if (sys.implementation.name != "cpython" or "t" in getattr(sys, "abiflags", "")
             or sys.byteorder != "little" or ctypes.sizeof(ctypes.c_void_p) != 8
             or np.ndarray.__basicsize__ < FLAGS + 4 or float.__basicsize__ < HEADER + 8):
         return False
@@ -256,6 +255,11 @@ def wanted() -> list[engine.Source]:
     return [engine.Source(call_ir(), engine.QUICK)] if not _made and _usable() else []
 
 
+def on_its_way() -> bool:
+    """Is the native call being translated in the background, so that asking for it now would mean to wait?"""
+    return not _made and any(engine.begun(source) is False for source in wanted())
+
+
 def _native(store: engine.Store | None) -> _Native | None:
     """The native call for one more callable; None where it cannot be used."""
     global _asked
@@ -280,7 +284,7 @@ def _best_is_there(store: engine.Store | None) -> bool:
         if pool.num_threads() < 2:
             return True
         engine.begin([best], store)
-    return engine.begun(best)
+    return bool(engine.begun(best))
 
 
 _FLOATS = {"f64": FLOAT64, "f32": FLOAT32}

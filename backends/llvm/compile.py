@@ -21,15 +21,16 @@ from flowc.plan import Program
 
 MODULE = 300                         # lines from which on a module takes no further kernel
 UNROLLED = 16                        # copies of the body of a loop that are counted
-LONG_ENTRY = 400                     # lines from which on the code between the kernels is compiled quickly
+LONG_ENTRY = 30                      # lines from which on the code between the kernels is compiled quickly, on its own
 
 _STAND_IN = "flowc_kernel_symbol"
 
 
 def compile_binary(program: Program, store: Store | None = None) -> Binary:
     """Emit and compile a program.  Kernels are named by their content.  A large one is a module of its own, which
-    programs share in memory and on disk; small ones are put together, the last of them with ``@run`` and ``@sizes``,
-    since each module and function costs time whatever is in it."""
+    programs share in memory and on disk, as they do the tiles of contractions (emit_tile.py); small ones are put
+    together, since each module and function costs time whatever is in it.  ``@run`` and ``@sizes`` come last, with the
+    small kernels if they are short, else on their own."""
     return _Compilation(program).run(store)
 
 
@@ -62,12 +63,17 @@ class _Compilation:
         for i, (name, kernel) in enumerate(kernels):
             progress.at("kernel", i, count)
             alone = Module()
-            emit_kernel(kernel, alone, self.target, _STAND_IN)
+            emit_kernel(kernel, alone, self.target, _STAND_IN, tiles=True)
             final = content_name(alone.text(), _STAND_IN)[1]
             self.symbols[name] = final
             if final in seen:
                 continue
             seen.add(final)
+            for tile, text in alone.tiles.items():
+                if tile not in seen:
+                    seen.add(tile)
+                    self.modules.append([])
+                    yield Source(text)
             lines = alone.lines()
             target, mine = (Module(), []) if lines >= MODULE else (module, symbols)
             target.take(alone, _STAND_IN, final)

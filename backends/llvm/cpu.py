@@ -114,6 +114,9 @@ class CpuExecutable(Executable):
             return fallback
         return make_callable(self.plan, spec, self.binary.entry, fallback, self.constants, self._store)
 
+    def native_is_due(self) -> bool:
+        return not callpath.on_its_way()
+
     # -- looking inside
 
     def codes(self) -> list[Code]:
@@ -161,7 +164,7 @@ def _aligned(array: np.ndarray) -> np.ndarray:
 def prepare(store: Store | None = None) -> None:
     """Begin with the code that the first program of a process needs besides its own, while that is being made."""
     if pool.num_threads() > 1:
-        begin([*callpath.wanted(), *pool.wanted()], store)
+        begin([*pool.wanted(), *callpath.wanted()], store)
 
 
 def compile_program(program: Program, store: Store | None = None) -> CpuExecutable:

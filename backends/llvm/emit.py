@@ -23,6 +23,7 @@ from flowc.backends.llvm.emit_interleave import Column, store_columns
 from flowc.backends.llvm.emit_loops import Loops, threads_of
 from flowc.backends.llvm.emit_outline import uses_inline
 from flowc.backends.llvm.emit_stream import Streams
+from flowc.backends.llvm.emit_tile import tile_call
 from flowc.backends.llvm.target import Target
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, prod, symbols
@@ -34,8 +35,9 @@ ALIGN = 64          # of working memory: one cache line, one widest vector
 FILLS = 128         # registers set one by one at most; more are set by a loop
 
 
-def emit_kernel(kernel: Kernel, module: Module, target: Target, symbol: str) -> None:
-    """Add ``kernel`` to ``module`` as function ``symbol``.
+def emit_kernel(kernel: Kernel, module: Module, target: Target, symbol: str, tiles: bool = False) -> None:
+    """Add ``kernel`` to ``module`` as function ``symbol``.  ``tiles``: those that kernels share are calls of functions,
+    which ``module.tiles`` then holds.
 
     Raises UnsupportedError for what the target cannot do."""
     gpu = target.grid is not None
@@ -49,7 +51,7 @@ def emit_kernel(kernel: Kernel, module: Module, target: Target, symbol: str) -> 
     else:
         threads, args = 1, "ptr noalias readonly %args, i64 %chunk, i64 %nchunks"
     e = Emitter(module, target, symbol, args, attrs)
-    e.threads = threads
+    e.threads, e.tiles = threads, tiles
     if gpu:
         e.lines[0] = e.lines[0].replace("define void", "define ptx_kernel void")
     e.run_kernel(kernel, gpu)
@@ -68,6 +70,17 @@ class Emitter(Loops):
 
     columns: list[Column] | None = None
     streams: Streams | None = None
+    tiles = False
+
+    def on_stack(self, s: Alloc) -> bool:
+        return static_stack(s)
+
+    def begin_body(self, stmts: Sequence[Stmt]) -> None:
+        """Before the statements of a function."""
+        self.widths = _register_widths(stmts)
+        self.inline = uses_inline(stmts)
+        self.releases: list[list[tuple[str, str]]] = []
+        self.per_call: dict[str, str] = {}
 
     def run_columns(self, s: Loop) -> None:
         """An unrolled loop of loads and stores, those of neighbouring columns together."""
@@ -82,9 +95,7 @@ class Emitter(Loops):
 
     def run_kernel(self, kernel: Kernel, gpu: bool) -> None:
         self.ranges.update(dict(kernel.ranges))
-        self.widths = _register_widths(kernel)
-        self.inline = uses_inline(kernel.body)
-        self.releases: list[list[tuple[str, str]]] = []
+        self.begin_body(kernel.body)
         pointer = self.target.pointers["param"]
         for i, p in enumerate(kernel.params):
             text = f"%p{i}" if gpu else self._slot(i, "ptr")
@@ -93,7 +104,6 @@ class Emitter(Loops):
             self.env[d] = Val(f"%d{i}" if gpu else self._slot(len(kernel.params) + i, "i64"))
         self.chunked = None if gpu else parallel_nest(kernel)
         self.streams = Streams(kernel, self)
-        self.per_call: dict[str, str] = {}
         blocks = []
         for s in walk(kernel.body):  # once per call where no loop decides the size
             if not gpu and isinstance(s, Alloc) and not static_stack(s) and symbols(s.size) <= set(kernel.dims):
@@ -115,9 +125,13 @@ class Emitter(Loops):
 
     def run(self, stmts: Sequence[Stmt]) -> None:
         self.releases.append([])
-        for s in stmts:
+        at = 0
+        while at < len(stmts):
             self.memo = {}
-            _STATEMENTS[type(s)](self, s)
+            count = tile_call(self, stmts, at) if self.tiles else 0
+            if not count:
+                _STATEMENTS[type(stmts[at])](self, stmts[at])
+            at += count or 1
         self.memo = {}
         for saved, block in reversed(self.releases.pop()):
             self._release([block])
@@ -389,7 +403,7 @@ _STATEMENTS: dict[type, Callable[[Emitter, Any], None]] = {
     Alloc: Emitter._alloc, If: Emitter.branch_if, Barrier: Emitter._barrier, Loop: Emitter.run_loop}
 
 
-def _register_widths(kernel: Kernel) -> dict[str, int]:
+def _register_widths(body: Sequence[Stmt]) -> dict[str, int]:
     """For each Acc, the lanes of the vector loops that walk it: its elements are grouped so."""
     out: dict[str, int] = {}
 
@@ -423,7 +437,7 @@ def _register_widths(kernel: Kernel) -> dict[str, int]:
                 if v in loops:
                     out[name] = max(out.get(name, 1), loops[v])
 
-    visit(kernel.body, {})
+    visit(body, {})
     return out
 
 

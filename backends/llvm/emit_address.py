@@ -6,6 +6,7 @@ Here: taking an index apart, pointers to what it names.  Not here: scopes and sh
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 from flowc.backends.llvm.builder import Module
@@ -120,8 +121,7 @@ class Addresses(Code):
         if terms is None:
             with self.index_arithmetic():
                 terms = sums[key] = [self.mul(text, c) for text, c in rest]  # type: ignore[misc]
-        pattern = tuple([stride * k for k in range(self.lanes)]) if stride and self.lanes > 1 else None
-        return Place(terms, const, stride, None, pattern)
+        return Place(terms, const, stride, None, _pattern(stride, self.lanes) if stride and self.lanes > 1 else None)
 
     def _simple_term(self, mono, c: int, strides: list) -> str | int | None:
         """The scalar part of a symbol times a number, as nearly all terms are; None for other terms."""
@@ -250,13 +250,16 @@ class Addresses(Code):
 
     def address(self, mem: Mem, p: Place, extra: int = 0) -> str:
         """Pointer to the element of lane 0, ``extra`` elements further: outer terms first, the constant last."""
+        scale = max(mem.lanes, 1)
+        const = (p.const + extra) * scale
+        sums, key = self.scopes[-1].sums, (mem.pointer, *p.terms)
+        out = sums.get(key)
+        if out is not None and not const:
+            return out
         with self.index_arithmetic():
-            ty, scale = memory_type(mem.dtype), max(mem.lanes, 1)
-            sums, key = self.scopes[-1].sums, (mem.pointer, *p.terms)
-            out = sums.get(key)
+            ty = memory_type(mem.dtype)
             if out is None:
                 out = sums[key] = self._base(mem, p.terms, ty, scale)
-            const = (p.const + extra) * scale
             return self.op(f"getelementptr {ty}, {mem.type} {out}, i64 {const}") if const else out
 
     def _base(self, mem: Mem, terms: Sequence[str], ty: str, scale: int) -> str:
@@ -287,6 +290,11 @@ class Addresses(Code):
                 one = self.op(f"insertelement {vector} poison, {mem.type} {base}, i64 0")
                 return self.op(f"shufflevector {vector} {one}, {vector} poison, <{self.lanes} x i32> zeroinitializer")
             return self.op(f"getelementptr {ty}, {mem.type} {base}, {self.vec('i64')} {steps}")
+
+
+@functools.cache
+def _pattern(stride: int, lanes: int) -> tuple[int, ...]:
+    return tuple([stride * k for k in range(lanes)])
 
 
 class _Symbols(Mapping[str, "str | int"]):

@@ -15,11 +15,11 @@ import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from flowc.backends.llvm.builder import Function, Module, float_literal
 from flowc.backends.llvm.target import Target
+from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, Range
 from flowc.types import DType
 
@@ -154,20 +154,16 @@ class Code(Function):
         known = self.known.get(text)
         if known is not None:
             return known
-        at = max(self._level(text), self._floor())
+        at, level, scopes = self._floor(), self.level, self.scopes
+        for operand in _NAMES.findall(text):
+            if level[operand] > at:
+                at = level[operand]
         name = self.fresh()
-        line = f"  {name} = {text}"
-        if at == len(self.scopes) - 1:
-            self.lines.append(line)
-        else:
-            self.scopes[at + 1].pre.append(line)
-        self._share(text, name, at)
-        self.level[name] = at
-        return name
-
-    def _share(self, text: str, name: str, at: int) -> None:
+        (self.lines if at == len(scopes) - 1 else scopes[at + 1].pre).append(f"  {name} = {text}")
         self.known[text] = name
-        self.scopes[at].shared.append(text)
+        scopes[at].shared.append(text)
+        level[name] = at
+        return name
 
     def here(self, text: str, key: str = "") -> str:
         """A value that must be computed at this place, such as a load.  Calls with one ``key`` share it."""
@@ -178,12 +174,9 @@ class Code(Function):
         self.raw(f"{name} = {text}")
         self.level[name] = len(self.scopes) - 1
         if key:
-            self._share(key, name, len(self.scopes) - 1)
+            self.known[key] = name
+            self.scopes[-1].shared.append(key)
         return name
-
-    def _level(self, text: str) -> int:
-        level = self.level
-        return max([level[n] for n in _NAMES.findall(text)], default=0)
 
     def _floor(self) -> int:
         """The innermost scope that runs under a condition: work does not leave it."""

@@ -65,10 +65,11 @@ class Values(Addresses):
                 stack.pop()
                 continue
             operands: Sequence[Expr] = x.args
-            if x.op == "rarely":
+            if x.op in _DIRECT:
+                if x.op in COMPARE and _compares_sizes(x):
+                    operands = ()
+            elif x.op == "rarely":
                 operands = (x.args[0], x.args[2])
-            elif x.op in _DIRECT:
-                operands = () if _compares_sizes(x) else x.args
             elif not (called[id(x)] if id(x) in called else called.setdefault(id(x), outlined(self, x))):
                 whole = self._expansion(x)
                 if whole is not None:
@@ -82,6 +83,7 @@ class Values(Addresses):
                 stack.extend(reversed(missing))
                 continue
             given = [memo[id(a)] for a in operands]
+            stack.pop()
             if x.op == "rarely":
                 memo[id(x)] = self._rarely(x, *given)
             else:
@@ -138,8 +140,10 @@ class Values(Addresses):
         if fn is None:
             raise UnsupportedError("C121", f"the instruction {x.op} on {x.dtype} has no code for {self.target.name}",
                                    cure="this is an error of flowc: add it to the emitter or to mathlib")
-        if x.op not in _PLAIN and any(half(a.dtype) for a in x.args):
-            return self._through_float(x, args)
+        if x.op not in _PLAIN:
+            for a in x.args:
+                if a.dtype.bits == 16 and half(a.dtype):
+                    return self._through_float(x, args)
         return fn(self, x, args)
 
     # -- operands
@@ -488,7 +492,7 @@ class Values(Addresses):
 
 def _compares_sizes(x: Expr) -> bool:
     """A comparison whose operands are sizes: they need not be computed one by one."""
-    return x.op in COMPARE and all(a.op == "index" or a.op == "const" and a.dtype is i64 for a in x.args)
+    return all(a.op == "index" or a.op == "const" and a.dtype is i64 for a in x.args)
 
 
 def _half_value(bits: int, d: DType) -> float:

@@ -11,10 +11,10 @@ j is a gather for each k; four neighbouring k are four columns of a table whose 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flowc.backends.llvm.emit_code import Mem, Place, memory_type
+from flowc.dataclass import dataclass, replace
 from flowc.dims import DimLike, linear, substitute, sym, symbols
 from flowc.kernel import Expr, Let, Loop, Stmt, Store, expressions, parts, walk
 from flowc.passes.rewriting import map_dims

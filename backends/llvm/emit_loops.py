@@ -10,11 +10,12 @@ under a mask so that the body is written once.  A body that cannot run as lanes 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from flowc.backends.llvm.emit_code import Val
 from flowc.backends.llvm.emit_expr import Values
 from flowc.backends.llvm.emit_interleave import in_blocks, straight, turned
+from flowc.dataclass import dataclass
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, prod, symbols
 from flowc.kernel import (
@@ -116,11 +117,24 @@ class Lanes:
     mask: str | None
 
 
+class Traits(NamedTuple):
+    """A loop, and what is known of its body: can it run as lanes, its instructions, does it index registers."""
+
+    loop: Loop
+    lanes: bool
+    size: int
+    sets: bool
+
+
 class Loops(Values):
     """Emits loops; ``run(stmts)`` and the registers of the kernel come from the layer above."""
 
     chunked: Loop | None = None      # the parallel nest that the caller's chunk arguments share out
     threads: int = 1                 # threads per block
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._traits: dict[int, Traits] = {}  # by the identity of the loops, which it keeps
 
     def run(self, stmts: Sequence[Stmt]) -> None:
         raise TypeError("abstract")
@@ -269,7 +283,7 @@ class Loops(Values):
         if isinstance(extent, int):
             while width > 1 and width // 2 >= extent:
                 width //= 2
-        if not self.target.vectors or width == 1 or self.lanes > 1 or not self.as_lanes(s):
+        if not self.target.vectors or width == 1 or self.lanes > 1 or not self.traits(s).lanes:
             self._element_wise(s)
         elif isinstance(extent, int):
             self._static_vectors(s, extent, width)
@@ -277,15 +291,15 @@ class Loops(Values):
             self._dynamic_vectors(s, width)
 
     def _element_wise(self, s: Loop) -> None:
-        if isinstance(s.extent, int) and s.extent <= UNROLL_SETS and self.indexes_registers(s):
+        if isinstance(s.extent, int) and s.extent <= UNROLL_SETS and self.traits(s).sets:
             self.unrolled(s)
         else:
             self._sequential(s)
 
     def _static_vectors(self, s: Loop, extent: int, width: int) -> None:
         full, rest = divmod(extent, width)
-        size = body_size(s.body)
-        if self.indexes_registers(s):  # worth it unless the work hides what memory costs
+        size = self.traits(s).size
+        if self.traits(s).sets:  # worth it unless the work hides what memory costs
             most = UNROLL_SETS if size <= 4 * LARGE else 1
         else:
             most = UNROLL if size <= LARGE else 1
@@ -306,7 +320,7 @@ class Loops(Values):
 
     def _dynamic_vectors(self, s: Loop, width: int) -> None:
         n = self.size(s.extent)
-        if body_size(s.body) > (LARGE if self.target.masks else LARGE * MASKED_COST):
+        if self.traits(s).size > (LARGE if self.target.masks else LARGE * MASKED_COST):
             self.enter(s.body)
             with self.loop(0, n, width) as base:
                 self.as_vector(s, width, base, self.left_mask(self.sub(n, base), width))
@@ -336,6 +350,13 @@ class Loops(Values):
         self.ranges[f"{s.var}.step"] = (0, (s.extent - 1) // width)
         self.run(s.body)
         self.lanes, self.lane_base, self.env, self.mask = saved.count, saved.base, saved.env, saved.mask
+
+    def traits(self, s: Loop) -> Traits:
+        """What is asked of a vector loop by every copy of the unrolled loops around it."""
+        known = self._traits.get(id(s))
+        if known is None:
+            known = self._traits[id(s)] = Traits(s, self.as_lanes(s), body_size(s.body), self.indexes_registers(s))
+        return known
 
     def as_lanes(self, s: Loop) -> bool:
         """Can the body run as lanes?  No loop in it may run differently in two lanes, and what is private to a lane

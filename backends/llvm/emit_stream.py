@@ -16,10 +16,10 @@ until some can be written under one question.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from flowc.backends.llvm.emit_code import Mem, memory_type
+from flowc.dataclass import dataclass, field
 from flowc.dims import Call, Dim, DimLike, dim_of, prod, symbols
 from flowc.kernel import Kernel, Store, expressions, parts, walk
 

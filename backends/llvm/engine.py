@@ -258,11 +258,11 @@ def content_name(ir_text: str, stand_in: str) -> tuple[str, str]:
     return ir_text.replace(stand_in, name), name
 
 
-_MASKED = re.compile(r"^.*@llvm\.masked\..*$", re.M)
-_BARRIER = re.compile(r"@llvm\.nvvm\.barrier\.cta\.sync\.aligned\.all\(i32(?: 0)?\)")
-_THREADS = re.compile(r'^define ptx_kernel void (@[\w.$]+)\(.*"nvvm\.reqntid"="(\d+)"', re.M)
-_POINTERS = re.compile(r"(?P<type>\bptr(?: addrspace\(\d+\))?>?)"
-                       r"(?: align (?P<align>\d+) (?P<value>[%@][\w.$]+))?(?=, )")
+# these are compiled when they are first used: many a process never does
+_MASKED = r"(?m)^.*@llvm\.masked\..*$"
+_BARRIER = r"@llvm\.nvvm\.barrier\.cta\.sync\.aligned\.all\(i32(?: 0)?\)"
+_THREADS = r'(?m)^define ptx_kernel void (@[\w.$]+)\(.*"nvvm\.reqntid"="(\d+)"'
+_POINTERS = r"(?P<type>\bptr(?: addrspace\(\d+\))?>?)(?: align (?P<align>\d+) (?P<value>[%@][\w.$]+))?(?=, )"
 
 
 def spelled_for(version: Sequence[int], ir_text: str) -> str:
@@ -272,8 +272,8 @@ def spelled_for(version: Sequence[int], ir_text: str) -> str:
     the barrier of a CUDA block has another name, and the threads of a block are metadata.
     """
     if version[0] < 21:
-        ir_text = _BARRIER.sub("@llvm.nvvm.barrier0()", ir_text)
-        sizes = [f'!{{ptr {name}, !"reqntidx", i32 {threads}}}' for name, threads in _THREADS.findall(ir_text)]
+        ir_text = re.sub(_BARRIER, "@llvm.nvvm.barrier0()", ir_text)
+        sizes = [f'!{{ptr {name}, !"reqntidx", i32 {threads}}}' for name, threads in re.findall(_THREADS, ir_text)]
         ir_text += "".join(f"!{k} = {text}\n" for k, text in enumerate(sizes, 9000))
         if sizes:
             ir_text += f"!nvvm.annotations = !{{{', '.join(f'!{k}' for k in range(9000, 9000 + len(sizes)))}}}\n"
@@ -282,7 +282,7 @@ def spelled_for(version: Sequence[int], ir_text: str) -> str:
 
     def pointers(m: re.Match[str]) -> str:
         return f"{m['type']}, i32" if m["align"] is None else f"{m['type']} {m['value']}, i32 {m['align']}"
-    return _MASKED.sub(lambda line: _POINTERS.sub(pointers, line[0], count=1), ir_text)
+    return re.sub(_MASKED, lambda line: re.sub(_POINTERS, pointers, line[0], count=1), ir_text)
 
 
 def passes_for(ir_text: str) -> tuple[str, ...]:
@@ -332,8 +332,8 @@ def begin(sources: Iterable[Source], store: Store | None) -> None:
     _AHEAD.begin({key: module for key, module in modules.items() if store is None or store.get(key) is None})
 
 
-def begun(source: Source) -> bool:
-    """Has a module that was begun been translated?"""
+def begun(source: Source) -> bool | None:
+    """Has a module that was begun been translated?  None: it was not begun, or has been compiled."""
     return _AHEAD.done(object_key(source.text, level=source.level))
 
 
@@ -468,13 +468,13 @@ def _load(parts: Sequence[tuple[Source, str, Job | bytes]], others: Sequence[Cod
 # ---- PTX ------------------------------------------------------------------------------------------------------------
 
 # What NVPTX selects.  On any other intrinsic LLVM ends the process, so the list says what is let through.
-_PTX_SAFE = re.compile(
+_PTX_SAFE = (
     r"llvm\.(?:nvvm\.[\w.]+|(?:fma|fabs|sqrt|floor|ceil|trunc|rint|nearbyint|round|roundeven|copysign|minnum|maxnum|"
     r"minimum|maximum)\.(?:v\d+)?(?:f16|bf16|f32|f64)|exp2\.f32|(?:smin|smax|umin|umax|abs|ctpop|ctlz|cttz|bswap|"
     r"bitreverse|fshl|fshr|sadd\.sat|ssub\.sat|uadd\.sat|usub\.sat|[su](?:add|sub|mul)\.with\.overflow)\.(?:v\d+)?i\d+|"
     r"fpto[su]i\.sat\.(?:v\d+)?i\d+\.(?:v\d+)?b?f\d+|lifetime\.(?:start|end)[.\w]*|assume|trap|expect\.i\d+|"
     r"mem(?:cpy|set)\.[\w.]+|is\.fpclass\.f\d+)$")
-_ARCH = re.compile(r"sm_\d{2,3}[af]?$")
+_ARCH = r"sm_\d{2,3}[af]?$"
 
 
 def compile_ptx(ir_text: str, arch: str, ptx: int | None = None) -> str:
@@ -484,10 +484,10 @@ def compile_ptx(ir_text: str, arch: str, ptx: int | None = None) -> str:
     Raises UnsupportedError C111 for an operation that PTX does not have, naming it, and FlowcError C112 for code that
     would call a function outside the module.
     """
-    if not _ARCH.match(arch):
+    if not re.match(_ARCH, arch):
         raise FlowcError("C110", f"{arch!r} is not an NVIDIA architecture", cure="use a name such as sm_80")
     names = [quoted or plain for quoted, plain in _DECLARED.findall(ir_text)]
-    unknown = [n for n in names if n.startswith("llvm.") and not _PTX_SAFE.match(n)]
+    unknown = [n for n in names if n.startswith("llvm.") and not re.match(_PTX_SAFE, n)]
     outside = foreign(ir_text)
     if unknown:
         raise UnsupportedError("C111", f"PTX has no operation for {', '.join(unknown)}",

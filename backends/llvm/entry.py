@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from flowc.backends.llvm.builder import Function, Module
 from flowc.backends.llvm.pool_ir import RUN_MANY, RUN_ONE
 from flowc.backends.llvm.share import ROW, costs, field, field_at, put
+from flowc.dataclass import replace
 from flowc.dims import Call, Dim, DimLike, prod, substitute, sym, symbols
 from flowc.kernel import Kernel, Let, Loop
 from flowc.plan import Place, Plan, Program, Step

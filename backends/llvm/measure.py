@@ -14,7 +14,6 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -22,6 +21,7 @@ import numpy as np
 from flowc.backends import buffers
 from flowc.backends.llvm import engine, pool
 from flowc.backends.llvm.builder import Function, Module
+from flowc.dataclass import dataclass
 
 CHAINS = 12          # accumulators: latency 4, two units, and some to spare; fits 16 registers with two operands
 LINE = 64            # bytes of a stream's unit

@@ -7,9 +7,9 @@ Not here: what this machine is (engine.py), what is emitted (emit.py), launching
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from flowc.dataclass import dataclass, field
 from flowc.diag import UnsupportedError
 
 # Operations of LLVM that the back end of each target turns into instructions.  Anything else may become a call to a

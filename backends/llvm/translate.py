@@ -140,11 +140,12 @@ class Team:
     """Threads that translate what they are given while the caller goes on; for use in a ``with`` block.
 
     translate: ``(text, level) -> object code``, called in any of the threads.  helpers: threads besides the caller.
+    ordered: what came first is translated first, not what is longest.
     Leaving the block by an exception, Ctrl-C among them, drops the modules that nobody has begun.
     """
 
-    def __init__(self, translate: Callable[[str, int], bytes], helpers: int):
-        self._translate, self._helpers = translate, helpers
+    def __init__(self, translate: Callable[[str, int], bytes], helpers: int, ordered: bool = False):
+        self._translate, self._helpers, self._ordered = translate, helpers, ordered
         self._jobs: list[Job] = []
         self._waiting: list[Job] = []
         self._busy = 0
@@ -194,7 +195,7 @@ class Team:
 
     def _next(self) -> Job:
         """The longest of the waiting jobs: what is left at the end is short."""
-        job = max(self._waiting, key=lambda j: len(j.text))
+        job = self._waiting[0] if self._ordered else max(self._waiting, key=lambda j: len(j.text))
         self._waiting.remove(job)
         self._busy += 1
         return job
@@ -256,7 +257,7 @@ class Team:
 class Ahead:
     """Modules that a thread in the background translates before anybody asks for them.
 
-    translate: as of a :class:`Team`.  Whoever asks too early takes part.
+    translate: as of a :class:`Team`.  What is needed first comes first.  Whoever asks too early takes part.
     """
 
     def __init__(self, translate: Callable[[str, int], bytes]):
@@ -269,14 +270,14 @@ class Ahead:
         with self._lock:
             new = {key: module for key, module in modules.items() if key not in self._jobs}
             if new:
-                team = Team(self._translate, 1)
+                team = Team(self._translate, 1, ordered=True)
                 self._jobs |= {key: (team.submit(*module), team) for key, module in new.items()}
                 team.close()
 
-    def done(self, key: str) -> bool:
-        """Is a module there that was begun?"""
+    def done(self, key: str) -> bool | None:
+        """Is a module there that was begun?  None: it was not, or has been taken."""
         found = self._jobs.get(key)
-        return found is not None and found[0].done
+        return None if found is None else found[0].done
 
     def take(self, key: str) -> Job | None:
         """The job of a module that was begun, when it is done; None for any other."""

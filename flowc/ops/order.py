@@ -15,11 +15,11 @@ counts those that come before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, dmin, prod
 from flowc.graph import Node
 from flowc.kernel import Expr

@@ -14,7 +14,7 @@ import numpy as np
 from flowc.types import DType
 
 Call = tuple[tuple[np.ndarray, ...], dict[str, Any]]
-Samples = Callable[[np.random.Generator], list[Call]]
+Samples = Callable[["np.random.Generator"], list[Call]]  # by name: NumPy loads it on first use
 SHAPES: tuple[tuple[int, ...], ...] = ((), (0,), (7,), (3, 5))
 
 

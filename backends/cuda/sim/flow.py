@@ -12,10 +12,10 @@ thread frontiers of Diamos et al., "SIMD re-convergence at thread frontiers" (20
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from flowc.backends.cuda.sim.errors import PtxError
 from flowc.backends.cuda.sim.parse import Entry, Instruction, Operand, Reg, Sym
+from flowc.dataclass import dataclass
 
 END = -1  # successor of a block after which a thread is done
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from flowc.backends.cuda.sim.memory import (
 )
 from flowc.backends.cuda.sim.parse import ModuleText, param_block, parse
 from flowc.backends.cuda.sim.translate import Compiled, compile_entry
+from flowc.dataclass import dataclass
 
 V = Any
 MAX_THREADS, MAX_SHARED, MAX_GRID = 1024, 227 << 10, ((1 << 31) - 1, 65535, 65535)

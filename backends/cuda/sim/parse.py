@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from flowc.backends.cuda.sim.errors import PtxError
+from flowc.dataclass import dataclass, field
 
 _TOKEN = re.compile(r"""
     (?P<float>0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16})

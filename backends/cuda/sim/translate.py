@@ -12,7 +12,6 @@ in all lanes stay NumPy scalars until something lane-dependent meets them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,6 +43,7 @@ from flowc.backends.cuda.sim.parse import (
     Type,
     Vec,
 )
+from flowc.dataclass import dataclass, field
 
 NO_RESULT = frozenset({"st", "red", "bra", "bar", "barrier", "membar", "fence", "prefetch", "prefetchu", "nanosleep",
                        "trap", "discard", "applypriority"})

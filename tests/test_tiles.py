@@ -1,0 +1,133 @@
+"""Register tiles as shared functions: the same bits as in line, one function for all contractions of a form."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import flowc
+import flowc.numpy as fnp
+from flowc.backends.llvm import compile as compiling
+from flowc.backends.llvm import engine
+from flowc.backends.llvm.builder import Module
+from flowc.backends.llvm.emit import emit_kernel
+from flowc.backends.llvm.target import cpu_target
+from flowc.compiled import compile_graph
+from flowc.dataclass import replace
+from flowc.dims import sym
+from flowc.kernel import Acc, Alloc, Builder, Kernel, Let, Loop, Set, Store
+from flowc.kernel import Buffer as KernelBuffer
+from flowc.types import f32
+
+TARGET = cpu_target(*engine.host())
+PACKED = "dot * *: form=packed mr=8 nr=32 kc=64"
+
+
+def drawn(shape, dtype, seed):
+    x = np.random.default_rng(seed).standard_normal(shape) * 4
+    return x.astype(dtype)
+
+
+def product(m, k, n, dtype="float32"):
+    with flowc.options(schedules=PACKED):
+        return compile_graph(flowc.jit(lambda a, b: fnp.maximum(a @ b, 0)).lower(
+            drawn((m, k), dtype, 1), drawn((k, n), dtype, 2)).graph)
+
+
+def tiles(compiled):
+    out = {}
+    for kernel in compiled.program.kernels.values():
+        module = Module()
+        emit_kernel(kernel, module, TARGET, "k", tiles=True)
+        out |= module.tiles
+    return out
+
+
+@settings(max_examples=12)
+@given(st.integers(1, 60), st.integers(65, 200), st.integers(30, 120), st.sampled_from(["float32", "float64", "int32"]))
+def test_same_bits_as_in_line(m, k, n, dtype):
+    args = [drawn((m, k), dtype, 1), drawn((k, n), dtype, 2)]
+    results = []
+    with pytest.MonkeyPatch.context() as patch:
+        for shared in (True, False):
+            patch.setattr(compiling, "emit_kernel", partial(_emit, shared))
+            results.append(product(m, k, n, dtype)(args)[0])
+    assert results[0].tobytes() == results[1].tobytes()
+
+
+def _emit(shared, kernel, module, target, symbol, tiles):
+    emit_kernel(kernel, module, target, symbol, tiles=tiles and shared)
+
+
+def test_contractions_of_one_form_share_a_function():
+    one, other = tiles(product(128, 512, 512)), tiles(product(100, 512, 700))
+    assert len(one) == 1 and one == other
+    (name, text), = one.items()
+    assert engine.exported(text) == [name] and not engine.foreign(text)
+    assert tiles(product(128, 512, 512, "float64")).keys() != one.keys()
+
+
+def test_programs_share_the_loaded_function():
+    for c, (m, k, n) in [(product(*shape), shape) for shape in ((128, 512, 512), (100, 512, 700))]:
+        assert c.verify([drawn((m, k), "float32", 1), drawn((k, n), "float32", 2)])
+
+
+b, i, j, k, r, t = Builder(), *map(sym, ("i", "j", "k", "r", "t"))
+
+
+def tiled(index):
+    """A kernel with one tile that reads its rows at ``index``."""
+    body = (Acc("a", f32, (8, 48), b.const(0.0, f32)),
+            Loop("k", 200, "seq", (Loop("i", 8, "unroll", (Loop("j", 48, "vector", (
+                Set("a", (i, j), b.fma(b.load("x", index, f32), b.load("y", 48 * k + j, f32), b.ref("a", f32, i, j))),
+            ), 16),)),)),
+            Loop("i", 8, "unroll", (Loop("j", 48, "vector", (
+                Store("z", 384 * t + 48 * i + j, b.ref("a", f32, i, j)),), 16),)))
+    return Kernel("k", (KernelBuffer("x", f32, (4000,)), KernelBuffer("y", f32, (9600,)),
+                        KernelBuffer("o", f32, (384,), "out")), (), (
+        Alloc("z", f32, 768), Loop("t", 2, "seq", body),
+        Loop("i", 384, "vector", (Store("o", i, b.load("z", i, f32)),), 16)))
+
+
+@pytest.mark.parametrize(("index", "shared"), [
+    (8 * k + i + 1600 * t, True), (8 * k + i, True), (7 * k + i + 3, True), ((k + t) // 2 + i, False),
+    (t * k + i, False)])
+def test_what_is_a_tile(index, shared):
+    module = Module()
+    emit_kernel(tiled(index), module, TARGET, "k", tiles=True)
+    assert len(module.tiles) == shared
+    emit_kernel(tiled(index), plain := Module(), TARGET, "k")
+    assert not plain.tiles and ("fma" in module.text()) != shared
+
+
+def test_a_value_from_outside_is_no_part_of_a_tile():
+    kernel = tiled(8 * k + i)
+    loop = kernel.body[1]
+    body = (Acc("a", f32, (8, 48), b.ref("v", f32)), *loop.body[1:])
+    kernel = replace(kernel, body=(kernel.body[0], Let("v", b.load("x", 0, f32)), Loop("t", 2, "seq", body),
+                                   kernel.body[2]))
+    emit_kernel(kernel, module := Module(), TARGET, "k", tiles=True)
+    assert not module.tiles
+
+
+def test_memory_of_a_tile_is_the_callers_and_later_uses_keep_it_in_line():
+    """The tile is put into memory that is declared after its registers; what reads them later is no part of it."""
+    kernel = tiled(8 * k + i)
+    acc, loop, put = kernel.body[1].body
+    memory, last = kernel.body[0], kernel.body[2]
+    body = (acc, loop, memory, put)
+    emit_kernel(replace(kernel, body=(Loop("t", 2, "seq", (*body, last)),)), module := Module(), TARGET, "k",
+                tiles=True)
+    assert len(module.tiles) == 1 and "alloca [768 x float]" in module.text()
+    late = Loop("i", 384, "vector", (Store("o", i, b.ref("a", f32, 0, 0)),), 16)
+    emit_kernel(replace(kernel, body=(Loop("t", 2, "seq", (*body, last, late)),)), module := Module(), TARGET, "k",
+                tiles=True)
+    assert not module.tiles
+    loose = replace(memory, size=768 * sym("d"))
+    emit_kernel(replace(kernel, dims=("d",), body=(Loop("t", 2, "seq", (acc, loop, loose, put, last)),)),
+                module := Module(), TARGET, "k", tiles=True)
+    assert not module.tiles
