@@ -387,9 +387,14 @@ class Values(Addresses):
             return Val(self.intrinsic(name, ty, f"{ty} {a}", f"{ty} {b}"), wide)
         if x.op in self.target.native:  # NaN from either side
             return Val(self.intrinsic({"min": "minimum", "max": "maximum"}[x.op], ty, f"{ty} {a}", f"{ty} {b}"), wide)
+        numbers = [e.op == "const" and e.attr == e.attr for e in x.args]
+        if numbers[1]:
+            a, b = b, a
         first = self.op(f"fcmp {'olt' if x.op == 'min' else 'ogt'} {ty} {a}, {b}")
         flags = self.vec("i1", wide)
         best = self.op(f"select {flags} {first}, {ty} {a}, {ty} {b}")  # b where b is NaN, as the machine's min and max
+        if any(numbers):  # a is one
+            return Val(best, wide)
         nan = self.op(f"fcmp uno {ty} {a}, {a}")
         return Val(self.op(f"select {flags} {nan}, {ty} {a}, {ty} {best}"), wide)
 
