@@ -18,6 +18,7 @@ from flowc.backends.llvm.emit_interleave import BLOCK, COLUMNS, load_columns, lo
 from flowc.backends.llvm.emit_outline import call, outlined
 from flowc.backends.llvm.emit_registers import dot_bf16, dot_i8, dot_i16
 from flowc.backends.llvm.emit_scale import ldexp
+from flowc.backends.llvm.emit_shifted import load_beside
 from flowc.backends.llvm.mathlib import EXPAND
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, linear
@@ -228,7 +229,8 @@ class Values(Addresses):
         buffer, index = x.attr
         mem = self.mems[buffer]
         if not args:
-            return self.read(mem, index, x.dtype)
+            near = load_beside(self, mem, index, self.place(index)) if buffer in self.beside else None
+            return Val(near, True) if near is not None else self.read(mem, index, x.dtype)
         where, other = args
         if where.constant and not where.wide:
             return self.read(mem, index, x.dtype) if where.text == "true" else other
@@ -301,8 +303,8 @@ class Values(Addresses):
             table[key] = load_columns(self, mem, start, count)
         return table[key][at - first]
 
-    def fetch(self, mem: Mem, ty: str, pointer: str) -> str:
-        text = f"load {ty}, {mem.type} {pointer}, align {mem.align}"
+    def fetch(self, mem: Mem, ty: str, pointer: str, align: int = 0) -> str:
+        text = f"load {ty}, {mem.type} {pointer}, align {align or mem.align}"
         return self.here(text, f"{text} @{mem.epoch}")
 
     def _contiguous(self, mem: Mem, ty: str, p: Place, mask: str | None, filler: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from flowc.backends.llvm.emit_code import Val
 from flowc.backends.llvm.emit_expr import Values
 from flowc.backends.llvm.emit_interleave import in_blocks, straight, turned
+from flowc.backends.llvm.emit_shifted import beside
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, prod, symbols
 from flowc.kernel import (
@@ -331,11 +332,13 @@ class Loops(Values):
     def as_vector(self, s: Loop, width: int, base: str | int, mask: str | None) -> None:
         """The body for ``width`` neighbouring iterations from ``base``, a multiple of ``width``."""
         saved = Lanes(self.lanes, self.lane_base, dict(self.env), self.mask)
+        near, self.beside = self.beside, beside(self, s, width, mask)
         self.lanes, self.lane_base, self.mask = width, {s.var: base}, mask
         self.ranges[s.var] = (0, s.extent - 1)
         self.ranges[f"{s.var}.step"] = (0, (s.extent - 1) // width)
         self.run(s.body)
         self.lanes, self.lane_base, self.env, self.mask = saved.count, saved.base, saved.env, saved.mask
+        self.beside = near
 
     def as_lanes(self, s: Loop) -> bool:
         """Can the body run as lanes?  No loop in it may run differently in two lanes, and what is private to a lane
