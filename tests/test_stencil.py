@@ -449,7 +449,7 @@ def wave(steps: int):
 
 
 def padded_first(rank: int, steps: int):
-    """Steps that begin by padding: the neighbours are read padded, the element itself is not, nor is the last result."""
+    """Steps that begin by padding: neighbours are read padded, the element itself is not, nor is the last result."""
     def run(u):
         for _ in range(steps):
             c = np.pad(u, 1)
