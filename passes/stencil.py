@@ -8,8 +8,8 @@ does all steps there, each on a part that shrinks towards the tile, and copies t
 for many steps (overlapped tiling: Krishnamoorthy et al., PLDI 2007).  What tiles overlap is computed twice; that
 bounds the number of steps.  Where there are several axes, all steps go over the first one together, some rows or planes
 at a time, each a little behind the step before it: buffers only hold what lies between the first step and the last
-(time skewing within a tile), and a tile may be long, with little overlap.  Every element is computed from the same operands by the same instructions as without
-tiles, so no bit depends on them.
+(time skewing within a tile), and a tile may be long, with little overlap.  Every element is computed from the same
+operands by the same instructions as without tiles, so no bit depends on them.
 """
 
 from __future__ import annotations
@@ -406,8 +406,9 @@ def _best_tile(chain: Chain, reach: Sequence[Reach], extent: Sequence[DimLike], 
     done = sum(part([r.before[q] + mid * r.grow for r in reach], [r.behind[q] + mid * r.grown for r in reach],
                     PER_ROW * lanes) * (PACE * s.cost / lanes + passed / len(stages) / L1)
                for q, s in enumerate(stages))
-    traffic: float = passed + sum(n.dtype.bytes for s in stages for n in s.outputs)  # a line is read before it is written
-    traffic += 3 * sum(s.between for step in chain.steps for s in step) / count
+    between = sum(s.between for step in chain.steps for s in step) / count
+    written = sum(n.dtype.bytes for s in stages for n in s.outputs)  # a line is read before it is written
+    traffic = passed + written + 3 * between
     rate = MEMORY if not isinstance(size, int) or size * passed > SHARED else L3 if size * passed > machine.l2 else L2
     copies = part(low, high, PER_ROW * lanes) * inputs * (2 / L2 + 1 / rate) + np.prod(grid, axis=0) * outputs * (
         2 / L2 + 2 / rate)

@@ -4,10 +4,11 @@ Here: the kernel of a plan.  Not here: which maps form it, reach and tile (stenc
 an axis (edges.py).  Read next: inline.py.
 
 All buffers of a tile have one shape and one place: element ``r`` along axis ``a`` is element ``tile * t + r - low`` of
-the tensor.  Along the first axis they are windows that move with the sweep: ``r`` lies at ``r`` modulo the window.  A task copies its inputs there, with a ring's neighbours behind its ends.  A step computes whole vectors
-of whole rows as if no element were near an edge; what it computes beyond the tensor or its own part is never read.
-Elements near an edge are computed once more, with all conditions, in one loop nest over the pieces along all axes.
-Results lie in as many buffers as steps look back at, plus one.
+the tensor.  Along the first axis they are windows that move with the sweep: ``r`` lies at ``r`` modulo the window.  A
+task copies its inputs there, with a ring's neighbours behind its ends.  A step computes whole vectors of whole rows as
+if no element were near an edge; what it computes beyond the tensor or its own part is never read.  Elements near an
+edge are computed once more, with all conditions, in one loop nest over the pieces along all axes.  Results lie in as
+many buffers as steps look back at, plus one.
 """
 
 from __future__ import annotations
