@@ -43,7 +43,7 @@ SHIFTS = frozenset(("slice", "pad", "concatenate", "update_slice", "gather"))  #
 LINES = (1024, 2048, 4096, 8192, 16384)
 OUTER = (4, 8, 16, 24, 32, 48, 64, 96, 128)
 FIRST = (16, 32, 64, 128, 256, 512, 1024)
-BAND = 4               # rows that a step does at once, at least, or half as many planes
+BAND = 8               # rows that a step does at once, at least; a quarter as many planes
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ def _sweep(chain: Chain, reach: Sequence[Reach]) -> Sweep | None:
     low = max(0, *[-r.low[b] for r in reads for b, a in enumerate(r.axes) if a == 0])
     behind = tuple(n + ahead for n in behind)
     span = slope * (len(chain.steps) - 1) + max(behind) + low
-    window = 1 << (span + (BAND if len(reach) == 2 else BAND // 2) - 1).bit_length()
+    window = 1 << (span + (BAND if len(reach) == 2 else BAND // 4) - 1).bit_length()
     return Sweep(window - span, window, slope, behind)
 
 

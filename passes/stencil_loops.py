@@ -28,6 +28,7 @@ from flowc.passes.lowering import Context, Lowered, declare_outputs, describe, i
 from flowc.passes.rewriting import map_dims
 from flowc.passes.stencil import Stencil, Sweep
 
+SHORT = 4     # elements near the ends of rows that are computed one by one, at most
 ALIAS = 1024  # rows a multiple of this many bytes long compete for the same places of a cache
 
 
@@ -340,14 +341,24 @@ class _Tiles:
 
     def around(self, s: Stage, parts: Sequence[Part], body: _Body) -> None:
         """What lies near the edges, one piece after the other in the same loops: all of it before the middle along the
-        first axis, then behind it, then what is left along the next."""
-        k, unit = self.k, self.plan.unit // 2
+        first axis, then behind it, then what is left along the next.  The ends of rows are short: one by one."""
         pieces = [(a, side) for a, e in enumerate(s.edges) for side in (0, 1)
                   if (e.low, e.high)[side] and a not in self.plan.rings]
+        end = self.rank - 1
+        short = [(a, side) for a, side in pieces if a == end and max(s.edges[a].low, s.edges[a].high) <= SHORT]
+        everywhere = [(0, n - 1) for n in s.shape]
+        within = [(e.low, n - e.high - 1) for e, n in zip(s.edges[:-1], s.shape, strict=False)]
+        self.pieces([p for p in pieces if p not in short], s, parts, body, everywhere, self.plan.unit // 2)
+        self.pieces(short, s, parts, body, [*within, everywhere[-1]], 1)
+
+    def pieces(self, pieces: Sequence[tuple[int, int]], s: Stage, parts: Sequence[Part], body: _Body,
+               known: Sequence[tuple], unit: int) -> None:
+        """Elements near an edge, ``unit`` of a row at once."""
+        k = self.k
         if not pieces:
             return
         with k.loop(len(pieces), "seq", "e") as number, ExitStack() as stack:
-            rows = []
+            rows: list[DimLike] = []
             for a, p in enumerate(parts):
                 lows = [p.first if a < b else p.start if a > b or not side else p.last for b, side in pieces]
                 highs = [p.last if a < b else p.end if a > b or side else p.first for b, side in pieces]
@@ -355,10 +366,14 @@ class _Tiles:
                 if a < self.rank - 1:
                     rows.append(lo + stack.enter_context(body.loop(a, hi - lo, "seq")))
                     self.in_window(a, [rows[0] + far for far in s.lines])
+            if unit == 1:
+                i = stack.enter_context(body.loop(self.rank - 1, hi - lo, "seq"))
+                body.emit([*rows, lo + i], None, known)
+                return
             block = stack.enter_context(k.loop(ceildiv(hi - lo, unit), "seq", "j"))
             lane = stack.enter_context(body.loop(self.rank - 1, unit, "vector", unit))
             where = k.b.lt(k.b.index(lane), k.b.index(hi - lo - unit * block))
-            body.emit([*rows, lo + unit * block + lane], where, [(0, n - 1) for n in s.shape])
+            body.emit([*rows, lo + unit * block + lane], where, known)
 
     def choose(self, number: DimLike, values: Sequence[DimLike], p: Part) -> DimLike:
         """The value of that number."""

@@ -437,7 +437,7 @@ def test_many_steps_are_short_code():
     """The steps of a kernel are a loop: ten cost what two do."""
     few, many = (built(jacobi(n), "f32[n, m]") for n in (6, 12))
     assert count_tiled(few) == count_tiled(many) == 1
-    assert instructions(many) == instructions(few) < 70
+    assert instructions(many) == instructions(few) < 80
 
 
 def wave(steps: int):
