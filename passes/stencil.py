@@ -403,8 +403,9 @@ def _best_tile(chain: Chain, reach: Sequence[Reach], extent: Sequence[DimLike], 
     passed = sum(sum(x.dtype.bytes for x in s.reads if x.rank == rank) + sum(n.dtype.bytes for n in s.outputs)
                  for s in stages)
     mid = (count - 1) / 2
+    near = np.where(room <= machine.l1, L1, L2) if rank == 1 else L1
     done = sum(part([r.before[q] + mid * r.grow for r in reach], [r.behind[q] + mid * r.grown for r in reach],
-                    PER_ROW * lanes) * (PACE * s.cost / lanes + passed / len(stages) / L1)
+                    PER_ROW * lanes) * (PACE * s.cost / lanes + passed / len(stages) / near)
                for q, s in enumerate(stages))
     between = sum(s.between for step in chain.steps for s in step) / count
     written = sum(n.dtype.bytes for s in stages for n in s.outputs)  # a line is read before it is written
