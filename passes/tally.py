@@ -331,8 +331,8 @@ class _Counts(_Table):
 def _few(n: Node, machine: Machine) -> bool:
     """Are there so few places, and equal integers for them, that all are compared with?"""
     places = n.type.size
-    return (isinstance(places, int) and n.dtype.integer and n.rank == 1 and places <= 2 * _bytes_at_once(machine)[1]
-            and _same_everywhere(n.inputs[2]))
+    return (isinstance(places, int) and n.dtype.integer and n.rank == 1 and machine.vector_bits >= 128
+            and places <= 2 * _bytes_at_once(machine)[1] and _same_everywhere(n.inputs[2]))
 
 
 def _bytes_at_once(machine: Machine) -> tuple[int, int]:

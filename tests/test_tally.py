@@ -12,6 +12,11 @@ from hypothesis import strategies as st
 import flowc
 import flowc.nn as nn
 import flowc.numpy as fnp
+from flowc.backends.runtime import compile_program
+from flowc.passes.build import BuildOptions, build
+from flowc.passes.manager import PassContext
+from flowc.passes.pipeline import optimise
+from flowc.passes.schedule import Machine
 
 few = settings(max_examples=12, deadline=None)
 SIZES = st.sampled_from([1, 31, 33, 4_096, 4_097, 32_769, 70_001])
@@ -49,6 +54,14 @@ def test_counts_of_all_integers(n, places, first, ends, dtype, counts):
 
 SHORT = {**{f"int{b}": f"i{b}" for b in (8, 16, 32, 64)}, **{f"uint{b}": f"u{b}" for b in (8, 16, 32, 64)},
          "float32": "f32", "float64": "f64"}
+
+
+def test_registers_of_any_length():
+    k = np.random.default_rng(0).integers(-2, 30, 70_001).astype("int32")
+    graph = optimise(flowc.jit(lambda k: (count(fnp, k, np.arange(24)), k + 1)).lower(k).graph, PassContext())
+    for bits in (0, 64, 128, 256, 512):
+        counts, more = compile_program(build(graph, BuildOptions(Machine(vector_bits=bits)))).run((k,), {})
+        assert np.array_equal(counts, count(np, k, np.arange(24))) and np.array_equal(more, k + 1)
 
 
 def test_values_that_count_up_only_as_long_as_they_fit():
