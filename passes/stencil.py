@@ -435,7 +435,7 @@ def _candidates(n: DimLike, a: int, rank: int, moves: Sequence[bool], unit: int)
         return [1]
     sizes = LINES if inner and not any(moves[:-1]) else INNER if inner else OUTER if a else FIRST
     if not isinstance(n, int):
-        return list(sizes)
+        return [t for t in sizes if inner or t <= OUTER[-1]]  # there may be few rows for many threads
     by = unit if inner else 1
     parts = {-(-n // (-(-n // t) * by)) * by for t in sizes if t < n}
     whole = {-(-n // by) * by} if n <= 2 * sizes[-1] else set()
