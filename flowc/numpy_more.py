@@ -44,7 +44,7 @@ from flowc.numpy_shape import astype, broadcast_to, flip, moveaxis
 from flowc.proofs import known_le
 from flowc.size import SizeUnknownError, ranges_now, rooms
 from flowc.tensor import Tensor, read, wrap
-from flowc.types import DType, bool_, i32, i64
+from flowc.types import DType, bool_, i32, i64, u64
 
 # ---- choosing -------------------------------------------------------------------------------------------------------
 
@@ -469,8 +469,13 @@ def bincount(x: Any, weights: Any = None, minlength: Any = 0, *, length: Any = N
     if t.ndim != 1 or t.type.dtype.kind not in "iu":
         raise argument_error(f"bincount needs a vector of integers, got {t.type}", "ravel it, cast it", FlowcTypeError)
     at = node_of(t, i64)
-    d = i64 if weights is None else to_dtype(np.float64)
-    amount = fill(1, i64, at.type.shape) if weights is None else node_of(operand(weights), d)
+    if weights is None:  # equal amounts for every position, one place for those outside
+        bits = emit("cast", at, dtype=u64)
+        at = emit("cast", emit("min", bits, emit("cast", spread(size_node(n), at.type.shape), dtype=u64)), dtype=i64)
+        counts = emit("scatter_add", fill(0, i64, (n + 1,)), at, fill(1, i64, at.type.shape), axis=0)
+        return wrap(emit("slice", counts, start=(0,), stop=(n,), step=(1,)), corder=True)
+    d = to_dtype(np.float64)
+    amount = node_of(operand(weights), d)
     inside = emit("and", emit("ge", at, fill(0, i64, at.type.shape)),
                   emit("lt", at, spread(size_node(n), at.type.shape)))
     amount = emit("select", inside, spread(amount, at.type.shape), fill(0, d, at.type.shape))

@@ -29,6 +29,7 @@ from flowc.passes.rewriting import canonical
 from flowc.passes.rowblocks import join_row_blocks
 from flowc.passes.schedule import Machine
 from flowc.passes.stencil import merge_stencils
+from flowc.passes.tally import tallies
 from flowc.plan import Place, Plan, PlanBuffer, Program, Step
 from flowc.types import Type
 
@@ -97,7 +98,9 @@ class _Builder:
         graph = self.graph
         for i, p in enumerate(graph.params):
             self.names[p] = f"p{i}"
-        groups = partition(graph, self.options.fuse, partial(native, machine=self.options.machine.name), self.allow)
+        machine = self.options.machine
+        groups = partition(graph, self.options.fuse, partial(native, machine=machine.name), self.allow,
+                           partial(tallies, machine=machine))
         if self.options.fuse and self.options.machine.name == "cpu":
             probe = Context(lambda n: "x", "k", self.symbols, graph.ranges, self.options.machine, lower_contraction)
             groups = join_row_blocks(groups, probe, set(graph.outputs), self.allow)

@@ -76,6 +76,13 @@ class Stage:
         return self.group.outputs
 
     @cached_property
+    def lines(self) -> list[int]:
+        """Offsets along the first axis at which operands are read, and that of the result."""
+        far = {f for r in self.reads.values() for b, a in enumerate(r.axes) if a == 0
+               for f in range(r.low[b], r.high[b] + 1)}
+        return sorted(far | {0})
+
+    @cached_property
     def cost(self) -> int:
         """Instructions per element."""
         computed = [n for n in self.group.members if n.rank and not n.op.lower.movement]  # type: ignore[union-attr]
@@ -269,9 +276,10 @@ def chain_of(steps: list[list[Stage]], uses: Uses) -> Chain | None:
         for j in range(len(steps[0][q].operands)):
             if not _slot(chain, q, j, made):
                 return None
-    inside, readers = uses.of(steps), uses.readers
+    inside = uses.of(steps)
     for n, (q, o, k) in made.items():
-        if not readers[n] <= inside or not readers[n]:
+        readers = uses.reading(n)
+        if not readers <= inside or not readers:
             if k < len(steps) - 1 - chain.depth.get((q, o), 0):
                 return None
             chain.outside.append((q, o, k))
@@ -308,13 +316,18 @@ def _slot(chain: Chain, q: int, j: int, made: Mapping[Node, tuple[int, int, int]
 @dataclass(eq=False)
 class Uses:
     """readers: for every result the groups that read it; None stands for the caller.  inner: tensors that are padded
-    by a group of its own.  rings: tensors that are taken for rings by the group that computes them.  parts: groups
-    made of parts of others, and which."""
+    by a group of its own; plain: the other way round.  rings: tensors that are taken for rings by the group that
+    computes them.  parts: groups made of parts of others, and which."""
 
     readers: dict[Node, set[Group | None]]
     inner: dict[Node, Inner] = field(default_factory=dict)
+    plain: dict[Node, Node] = field(default_factory=dict)
     rings: dict[Node, Group] = field(default_factory=dict)
     parts: dict[Group, tuple[Group, ...]] = field(default_factory=dict)
+
+    def reading(self, n: Node) -> set[Group | None]:
+        """The groups that read a tensor, or what is padded in it."""
+        return self.readers[n] | self.readers[self.plain[n]] if n in self.plain else self.readers[n]
 
     def of(self, steps: Sequence[Sequence[Stage]]) -> set[Group]:
         """The groups that steps are made of."""
@@ -354,6 +367,7 @@ def join_padding(groups: Sequence[Group], uses: Uses) -> list[Group]:
         both.refused = [*a.refused, *p.refused]
         joined[a], joined[p] = None, both
         uses.inner[x], uses.parts[both] = Inner(n, tuple(low)), (a, p)
+        uses.plain[n] = x
     return [h for g in groups if (h := joined.get(g, g)) is not None]
 
 

@@ -11,8 +11,8 @@ strip where that is costly.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
+from flowc.dataclass import replace
 from flowc.dims import DimLike, Ranges
 from flowc.graph import Graph, Node
 from flowc.passes.columns import near

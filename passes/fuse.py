@@ -10,6 +10,8 @@ where that is cheaper than memory, or starts a group of its own.
 A group computes over a *space*: ``outer`` leading axes, one iteration each, and the axes inside.  For every node it
 records *demands*: at which axes of the space the node is asked for, position by position (None: at other places than
 plain axes).  A reduction can be computed inside a group exactly if it is asked for at the outer axes in order.
+Scatters into few places (tally.py) have their updates for a space: what they are computed from, and maps and scatters
+over the same elements, may be outputs of their group.
 *Places* (places.py) tell shifted demands apart: they bound how often a node is computed again.
 """
 
@@ -77,18 +79,20 @@ class Group:
 
 
 def partition(graph: Graph, enabled: bool = True, native: Callable[[Node], bool] = lambda node: True,
-              allow: Callable[[str, Node], bool] = lambda name, node: True) -> list[Group]:
+              allow: Callable[[str, Node], bool] = lambda name, node: True,
+              tally: Callable[[Node], bool] = lambda node: False) -> list[Group]:
     """Groups that together compute the graph, each after the groups it reads.
 
     native(node): can the node be computed by a kernel at all (else it becomes a host call).
     allow(name, node): fuel; where it says no, a node gets a group of its own.
+    tally(node): is it a scatter whose kernel walks over the updates.
     """
-    return _Partitioner(graph, enabled, native, allow).run()
+    return _Partitioner(graph, enabled, native, allow, tally).run()
 
 
 class _Partitioner:
-    def __init__(self, graph: Graph, enabled: bool, native, allow):
-        self.graph, self.enabled, self.native, self.allow = graph, enabled, native, allow
+    def __init__(self, graph: Graph, enabled: bool, native, allow, tally):
+        self.graph, self.enabled, self.native, self.allow, self.tally = graph, enabled, native, allow, tally
         self.users = graph.users()
         self.outputs = set(graph.outputs)
         self.homes: dict[Node, list[Group]] = {}      # groups that compute a node (several: recomputed)
@@ -116,7 +120,8 @@ class _Partitioner:
         needed = node in self.outputs
         lower = node.op.lower
         if isinstance(lower, (General, HostCall)) or not self.native(node):
-            self.start(node, wanted)
+            if not (self.enabled and self.native(node) and self.tally(node) and self.tally_beside(node, wanted)):
+                self.start(node, wanted)
             return
         if not self.enabled:  # a broadcast scalar is an operand, no operation of its own
             if needed or not _trivial(node) or not self.repeat(node, wanted):
@@ -139,6 +144,8 @@ class _Partitioner:
             g.kind = "host"
         elif isinstance(lower, General):
             g.kind = "general"
+            if self.tally(node):
+                g.space, g.outer = _updates(node)
         elif isinstance(lower, Contraction):
             g.kind, g.contraction = "contraction", node
         elif isinstance(lower, Reduction):
@@ -158,6 +165,10 @@ class _Partitioner:
         for k, x in enumerate(node.inputs):
             self.readers.setdefault(x, []).append(g)
             into = g.demands.setdefault(x, set())
+            if k and self.tally(node):  # update by update, as the group walks
+                into.add(tuple(range(x.rank)))
+                g.places.setdefault(x, set()).add(at_origin(x.rank))
+                continue
             for d in demands:
                 into.add(_pass_on(node, k, d))
             g.places.setdefault(x, set()).update(self.table.pass_on(node, k, p) for p in places)
@@ -334,6 +345,8 @@ class _Partitioner:
     def writable(self, node: Node, g: Group) -> bool:
         demands = g.demands[node]
         prefix = tuple(range(g.outer))
+        if g.kind == "general" and not self.tally(g.root):
+            return False
         if not any(d is not None and d[:g.outer] == prefix for d in demands):
             return False
         if g.kind == "contraction":
@@ -380,11 +393,32 @@ class _Partitioner:
                 return True
         return False
 
+    def tally_beside(self, node: Node, wanted: Sequence[Group]) -> bool:
+        """Make a tally part of a group that walks over its updates anyway: another tally, or a map that reads memory
+        where it lies."""
+        space, outer = _updates(node)
+        for x in self.sources(node):
+            for g in dict.fromkeys(reversed(self.readers.get(x, [])[-6:])):
+                if g in wanted or len(g.members) >= MAX_NODES or not self.same(space, g.space):
+                    continue
+                straight = all(d == tuple(range(y.rank)) for y, ds in g.demands.items() if y.rank for d in ds)
+                if not (g.kind == "map" and len(space) == outer and straight or
+                        g.kind == "general" and self.tally(g.root) and outer == g.outer):
+                    continue
+                if any(self.reaches(g, h) for h in wanted) or not self.allow("tally", node):
+                    continue
+                if g.kind == "map":
+                    g.kind, g.root = "general", node
+                self.enter(node, g, {None})
+                self.publish(node, g, wanted)
+                return True
+        return False
+
     def sources(self, node: Node) -> list[Node]:
-        """What a node is computed from: its operands, and for a reduction what these are computed from element by
-        element, the nearest first."""
+        """What a node is computed from: its operands, and for a reduction or a tally what these are computed from
+        element by element, the nearest first."""
         out = [x for x in node.inputs if x.rank]
-        if isinstance(node.op.lower, Reduction):
+        if isinstance(node.op.lower, (Reduction, General)):
             for x in out:  # grows on the way
                 if isinstance(x.op.lower, Pointwise) and len(out) < SOURCES:
                     out += [y for y in x.inputs if y.op.name != "broadcast" and self.same(y.shape, x.shape)
@@ -395,7 +429,7 @@ class _Partitioner:
         if len(g.members) >= MAX_NODES or len(g.demands) > MAX_BUFFERS or not self.same(node.shape, g.space[:g.outer]):
             return False
         if isinstance(node.op.lower, Pointwise):
-            return g.kind == "map" and len(g.space) == g.outer
+            return g.kind == "map" and len(g.space) == g.outer or g.kind == "general" and self.tally(g.root)
         x, axes = node.inputs[0], node.attrs["axes"]
         if g.kind == "row" and g.reductions:
             return (isinstance(g.root.op.lower, Reduction) and self.same(x.shape, g.root.inputs[0].shape)
@@ -412,6 +446,12 @@ def _after_product(graph: Graph) -> set[Node]:
                 x.shape == n.shape and (x in out or isinstance(x.op.lower, Contraction)) for x in n.inputs):
             out.add(n)
     return out
+
+
+def _updates(node: Node) -> tuple[tuple[DimLike, ...], int]:
+    """The space of the updates of a scatter, and how many of its axes the positions have."""
+    _, indices, updates = node.inputs
+    return updates.shape, indices.rank
 
 
 ONE = -1  # the only index of an axis of size 1

@@ -40,7 +40,7 @@ def lower_group(g: Group, ctx: Context) -> Lowered:
     if g.kind == "row block":
         return lower_row_block(g, ctx)
     if g.kind == "general":
-        return lower_tally(g, ctx) if tallies(g, ctx) else lower_general(g, ctx)
+        return lower_tally(g, ctx) if tallies(g.root, ctx.machine) else lower_general(g, ctx)
     if g.kind == "map":
         return lower_map(g, ctx)
     if g.kind == "stencil":

@@ -6,8 +6,10 @@ kernel does.  Not here: finding chains (chains.py), the loops (stencil_loops.py)
 Each parallel task owns a tile of the result.  It copies what the tile depends on into buffers that stay in the cache,
 does all steps there, each on a part that shrinks towards the tile, and copies the tile out: memory is passed over once
 for many steps (overlapped tiling: Krishnamoorthy et al., PLDI 2007).  What tiles overlap is computed twice; that
-bounds the number of steps.  Every element is computed from the same operands by the same instructions as without
-tiles, so no bit depends on them.
+bounds the number of steps.  Where there are several axes, all steps go over the first one together, some rows or planes
+at a time, each a little behind the step before it: buffers only hold what lies between the first step and the last
+(time skewing within a tile), and a tile may be long, with little overlap.  Every element is computed from the same
+operands by the same instructions as without tiles, so no bit depends on them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from flowc.dataclass import dataclass
+from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, prod
 from flowc.graph import Graph, Node
 from flowc.passes.chains import Chain, Stage, Uses, chain_of, find_chains, join_padding, move_wraps, stage_of, uses_of
@@ -30,16 +32,18 @@ BACK = 4               # steps that a step looks back, at most
 GAIN = 0.95            # time with tiles by time without, at most
 MAX_REACH = 256        # elements beyond a tile, at most
 SHARED = 24 << 20      # bytes of one step that stay in the caches that cores share
-MEMORY, L3, L2, L1 = 8, 24, 32, 128  # bytes that one core moves per cycle, from and to where they are
+MEMORY, L3, L2, L1 = 8, 12, 32, 128  # bytes that one core moves per cycle, from and to where they are
 PACE = 0.6             # cycles per vector instruction: loads and arithmetic run side by side
 PER_ROW = 3            # vectors' worth of time that a row costs beside its vectors
 PER_TASK = 20_000      # elements' worth of time that a task costs beside its elements
 TASKS = 8              # tasks that occupy a machine
 MIN_SIZE = 1 << 15     # elements below which there is nothing to gain
-INNER = (128, 256, 512, 1024)
+INNER = (128, 256, 512, 1024, 2048)
 SHIFTS = frozenset(("slice", "pad", "concatenate", "update_slice", "gather"))  # ops that read at other places
 LINES = (1024, 2048, 4096, 8192, 16384)
 OUTER = (4, 8, 16, 24, 32, 48, 64, 96, 128)
+FIRST = (16, 32, 64, 128, 256, 512, 1024)
+BAND = 8               # rows that a step does at once, at least; a quarter as many planes
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,23 @@ class Reach:
     high: int
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """All steps go over the first axis of a tile together, ``band`` elements of it at a time, each as far behind the
+    one before as it reaches: step s, stage q by ``slope * s + behind[q]``.  Buffers hold ``window`` of them: what is
+    between the first that are copied and the last that are read."""
+
+    band: int
+    window: int
+    slope: int
+    behind: tuple[int, ...]
+
+
 @dataclass(eq=False)
 class Stencil:
     """A chain, its reach along every axis, the tile, the extents of the tiled space, and the elements of a row that
-    one vector loop does at once."""
+    one vector loop does at once.  written: the results that others read, the node each is for them, and where that
+    begins in it."""
 
     chain: Chain
     reach: tuple[Reach, ...]
@@ -67,6 +84,8 @@ class Stencil:
     extent: tuple[DimLike, ...]
     unit: int
     redundant: float
+    sweep: Sweep | None
+    written: list[tuple[tuple[int, int, int], Node, tuple[int, ...]]] = field(default_factory=list)
 
     @property
     def rings(self) -> frozenset[int]:
@@ -89,6 +108,9 @@ def merge_stencils(groups: list[Group], graph: Graph, machine: Machine,
     plans = _plans(groups, maps, uses, machine, allow)
     if not plans and (moved := move_wraps(maps, uses)) != maps:
         plans = _plans(groups, moved, uses, machine, allow)
+    everything = set().union(*plans.values())
+    for plan, inside in plans.items():
+        plan.written = [w for key in plan.chain.outside for w in _forms(plan.chain, key, uses, inside, everything)]
     merged = {g: group for plan, inside in plans.items() for group in [_merged(plan)] for g in inside}
     if not merged:
         return groups
@@ -143,21 +165,29 @@ def _operands(g: Group) -> set[Node]:
 
 
 def _lost(chain: Chain, inside: set[Group], everything: set[Group], uses: Uses) -> bool:
-    """Does a group that is no part of a stencil read a tensor that is kept in another form, or the other way round?"""
-    made = {n for g in inside for n in g.outputs}
-    if any(x in made and i.padded in made and not uses.readers[x] <= everything for x, i in uses.inner.items()):
-        return True
+    """Does a group that is no part of a stencil read a ring as it is kept inside of one, or the other way round?"""
     results = {n for step in chain.steps for s in step for n in s.outputs}
     read = {x for step in chain.steps for s in step for x in s.reads} - results
     return any(not uses.readers[x] <= everything for x in results & uses.rings.keys()) or any(
         uses.rings[x] not in everything for x in read & uses.rings.keys())
 
 
+def _forms(chain: Chain, key: tuple[int, int, int], uses: Uses, inside: set[Group], everything: set[Group]
+           ) -> list[tuple[tuple[int, int, int], Node, tuple[int, ...]]]:
+    """A result as others read it, and where that begins in it: padded, as other stencils do, or not, or both."""
+    n = chain.result(key)
+    x = uses.plain.get(n)
+    whole, part = (key, n, (0,) * n.rank), uses.readers[x] - everything if x is not None else set()
+    others = uses.readers[n] | uses.readers[x] & everything if x is not None else uses.readers[n]
+    out = [whole] if others - inside or not part else []
+    return [*out, (key, x, uses.inner[x].low)] if x is not None and part else out
+
+
 def _merged(plan: Stencil) -> Group:
     stages = plan.chain.groups
     g = Group("stencil", stages[-1].root, stages[-1].space, stages[-1].outer)
     g.members = list(dict.fromkeys(n for s in stages for n in s.members))
-    g.outputs = [plan.chain.result(key) for key in plan.chain.outside]
+    g.outputs = [n for _, n, _ in plan.written]
     g.refused = list(dict.fromkeys(r for s in stages for r in s.refused))[:8]
     g.stencil = plan
     return g
@@ -205,7 +235,7 @@ def _longest(steps: list[list[Stage]], first: int, uses: Uses) -> int:
         return first
     inside = uses.of(steps[first:limit])
     last = next((k for k in range(first, limit) if any(
-        not uses.readers[n] <= inside for s in steps[k] for n in s.outputs)), limit - 1)
+        not uses.reading(n) <= inside for s in steps[k] for n in s.outputs)), limit - 1)
     for end in range(min(limit, last + 1 + BACK), max(last, first + 1), -1):
         if chain_of(steps[first:end], uses) is not None:
             return end
@@ -259,8 +289,51 @@ def plan_stencil(chain: Chain, machine: Machine) -> tuple[Stencil, float] | None
         return None
     known = tuple(r for r in reach if r is not None)
     lanes = min(machine.lanes(n.dtype) for s in stages for n in s.group.members if n.rank)
-    best = _best_tile(chain, known, extent, lanes, machine)
-    return None if best is None else (Stencil(chain, known, best[0], extent, 2 * lanes, best[1]), best[2])
+    sweep = _sweep(chain, known)
+    best = _best_tile(chain, known, extent, lanes, machine, sweep.window if sweep else 0)
+    if best is None:
+        return None
+    return Stencil(chain, known, best[0], extent, 2 * lanes, best[1], sweep), best[2]
+
+
+def _sweep(chain: Chain, reach: Sequence[Reach]) -> Sweep | None:
+    """How the steps of a chain follow each other along the first axis; None where there are no other axes, or where
+    it is a ring."""
+    if len(reach) < 2 or any(0 in s.rings for s in chain.stages):
+        return None
+    slope, behind = _behind(chain)
+    reads = [r for s in chain.stages for r in s.reads.values()]
+    ahead = max(0, *[r.high[b] for r in reads for b, a in enumerate(r.axes) if a == 0])
+    low = max(0, *[-r.low[b] for r in reads for b, a in enumerate(r.axes) if a == 0])
+    behind = tuple(n + ahead for n in behind)
+    span = slope * (len(chain.steps) - 1) + max(behind) + low
+    window = 1 << (span + (BAND if len(reach) == 2 else BAND // 4) - 1).bit_length()
+    return Sweep(window - span, window, slope, behind)
+
+
+def _behind(chain: Chain) -> tuple[int, tuple[int, ...]]:
+    """How far behind along the first axis steps and stages have to be: what is read has been computed, and what is
+    overwritten has been read."""
+    stages = chain.stages
+    links = []  # (behind, ahead, steps between, rows)
+    for q, s in enumerate(stages):
+        for x, source in chain.sources[q].items():
+            read = s.reads[x]
+            depth = chain.depth.get((source.stage, source.output), 0) + 1
+            links.append((q, source.stage, source.back, read.high[0]))
+            links.append((source.stage, q, depth - source.back, -read.low[0]))
+    slope = 0
+    while True:
+        behind = [0] * len(stages)
+        for _ in range(len(stages) + 1):
+            changed = False
+            for q, to, apart, far in links:
+                need = behind[to] + far - slope * apart
+                if need > behind[q]:
+                    behind[q], changed = need, True
+            if not changed:
+                return slope, tuple(behind)
+        slope += 1
 
 
 def _reach(chain: Chain, a: int) -> Reach | None:
@@ -299,8 +372,8 @@ def _side(chain: Chain, a: int, sign: int) -> tuple[tuple[int, ...], int, int] |
     return None
 
 
-def _best_tile(chain: Chain, reach: Sequence[Reach], extent: Sequence[DimLike], lanes: int, machine: Machine
-               ) -> tuple[tuple[int, ...], float, float] | None:
+def _best_tile(chain: Chain, reach: Sequence[Reach], extent: Sequence[DimLike], lanes: int, machine: Machine,
+               window: int) -> tuple[tuple[int, ...], float, float] | None:
     """The fastest tile among those whose buffers fit the cache, the elements it computes per needed one, and its time
     by the time of steps in kernels of their own."""
     rank, stages, count = len(extent), chain.stages, len(chain.steps)
@@ -309,9 +382,10 @@ def _best_tile(chain: Chain, reach: Sequence[Reach], extent: Sequence[DimLike], 
     grid = [g.astype(float) for g in np.meshgrid(*choices, indexing="ij")]
     alone = [g >= n if isinstance(n, int) else g < 0 for g, n in zip(grid, extent, strict=True)]
 
-    def part(before: Sequence[float], behind: Sequence[float], row: float) -> np.ndarray:
+    def part(before: Sequence[float], behind: Sequence[float], row: float, axes: Sequence[int] = range(rank)
+             ) -> np.ndarray:
         out = np.ones(())
-        for a in range(rank):
+        for a in axes:
             out = out * (grid[a] + np.where(alone[a], 0, before[a] + behind[a]) + (row if a == rank - 1 else 0))
         return out
 
@@ -323,15 +397,19 @@ def _best_tile(chain: Chain, reach: Sequence[Reach], extent: Sequence[DimLike], 
     inputs = kept + sum(x.dtype.bytes for x in chain.initial.values())
     outputs = sum(chain.result(key).dtype.bytes for key in chain.outside)
     room = part(low, high, 4 * lanes) * (state + kept)
+    if window:
+        room = room * window / part(low, high, 4 * lanes, (0,))
     size = prod(extent)
     passed = sum(sum(x.dtype.bytes for x in s.reads if x.rank == rank) + sum(n.dtype.bytes for n in s.outputs)
                  for s in stages)
     mid = (count - 1) / 2
+    near = np.where(room <= machine.l1, L1, L2) if rank == 1 else L1
     done = sum(part([r.before[q] + mid * r.grow for r in reach], [r.behind[q] + mid * r.grown for r in reach],
-                    PER_ROW * lanes) * (PACE * s.cost / lanes + passed / len(stages) / L1)
+                    PER_ROW * lanes) * (PACE * s.cost / lanes + passed / len(stages) / near)
                for q, s in enumerate(stages))
-    traffic = passed + sum(n.dtype.bytes for s in stages for n in s.outputs)  # a line is read before it is written
-    traffic += 3 * sum(s.between for s in stages)
+    between = sum(s.between for step in chain.steps for s in step) / count
+    written = sum(n.dtype.bytes for s in stages for n in s.outputs)  # a line is read before it is written
+    traffic = passed + written + 3 * between
     rate = MEMORY if not isinstance(size, int) or size * passed > SHARED else L3 if size * passed > machine.l2 else L2
     copies = part(low, high, PER_ROW * lanes) * inputs * (2 / L2 + 1 / rate) + np.prod(grid, axis=0) * outputs * (
         2 / L2 + 2 / rate)
@@ -355,9 +433,9 @@ def _candidates(n: DimLike, a: int, rank: int, moves: Sequence[bool], unit: int)
     inner = a == rank - 1
     if not inner and (a < rank - 3 or not moves[a] and a < rank - 2):
         return [1]
-    sizes = LINES if inner and not any(moves[:-1]) else INNER if inner else OUTER
+    sizes = LINES if inner and not any(moves[:-1]) else INNER if inner else OUTER if a else FIRST
     if not isinstance(n, int):
-        return list(sizes)
+        return [t for t in sizes if inner or t <= OUTER[-1]]  # there may be few rows for many threads
     by = unit if inner else 1
     parts = {-(-n // (-(-n // t) * by)) * by for t in sizes if t < n}
     whole = {-(-n // by) * by} if n <= 2 * sizes[-1] else set()

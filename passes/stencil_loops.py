@@ -4,15 +4,16 @@ Here: the kernel of a plan.  Not here: which maps form it, reach and tile (stenc
 an axis (edges.py).  Read next: inline.py.
 
 All buffers of a tile have one shape and one place: element ``r`` along axis ``a`` is element ``tile * t + r - low`` of
-the tensor.  A task copies its inputs there, with a ring's neighbours behind its ends.  A step computes whole vectors
-of whole rows as if no element were near an edge; what it computes beyond the tensor or its own part is never read.
-Elements near an edge are computed once more, with all conditions, in one loop nest over the pieces along all axes.
-Results lie in as many buffers as steps look back at, plus one.
+the tensor.  Along the first axis they are windows that move with the sweep: ``r`` lies at ``r`` modulo the window.  A
+task copies its inputs there, with a ring's neighbours behind its ends.  A step computes whole vectors of whole rows as
+if no element were near an edge; what it computes beyond the tensor or its own part is never read.  Elements near an
+edge are computed once more, with all conditions, in one loop nest over the pieces along all axes.  Results lie in as
+many buffers as steps look back at, plus one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from flowc.dataclass import dataclass
@@ -25,8 +26,9 @@ from flowc.passes.fuse import Group
 from flowc.passes.inline import DecidedOps, Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, declare_outputs, describe, inliner, nest
 from flowc.passes.rewriting import map_dims
-from flowc.passes.stencil import Stencil
+from flowc.passes.stencil import Stencil, Sweep
 
+SHORT = 4     # elements near the ends of rows that are computed one by one, at most
 ALIAS = 1024  # rows a multiple of this many bytes long compete for the same places of a cache
 
 
@@ -62,25 +64,38 @@ class _Tiles:
         self.low = [r.low for r in plan.reach]
         self.low[-1] = -(-self.low[-1] // unit) * unit  # rows begin where those of memory begin
         self.sizes = [lo + t + r.high for lo, t, r in zip(self.low, plan.tile, plan.reach, strict=True)]
+        self.length = self.sizes[0]
         row = -(-self.sizes[-1] // unit) * unit
         wide = max(n.dtype.bytes for s in self.chain.stages for n in s.outputs)
         self.sizes[-1] = row + unit * (row * wide % ALIAS == 0)
+        if plan.sweep is not None:
+            self.sizes[0] = plan.sweep.window
         self.slack = -(-plan.reach[-1].high // unit) * unit + unit  # neighbours of the first and the last row
         self.rings: dict[tuple[int, int], str] = {}
         self.fixed: dict[Node, str] = {}
         self.origin: list[DimLike] = []  # of the buffers, in the tensor
         self.step: DimLike = 0
+        self.band: DimLike | None = None  # where it begins along the first axis
+        self.near: Expr | None = None
+        self.lines: dict[DimLike, DimLike] = {}  # where elements of the first axis lie in the window of the buffers
 
     # -- buffers
 
+    def windowed(self, axes: Sequence[int | None]) -> bool:
+        """Is a buffer along the given axes as long as the window along the first?  Where that is the axis that lies
+        innermost in memory, all of it is copied at once."""
+        return self.plan.sweep is not None and 0 in axes[:-1]
+
     def extents(self, axes: Sequence[int | None]) -> list[int]:
-        return [1 if a is None else self.sizes[a] for a in axes]
+        return [1 if a is None else self.length if a == 0 and not self.windowed(axes) else self.sizes[a] for a in axes]
 
     def room(self, axes: Sequence[int | None]) -> int:
         return prod(self.extents(axes)) + 2 * self.slack  # type: ignore[return-value]
 
     def at(self, axes: Sequence[int | None], rows: Sequence[DimLike]) -> DimLike:
         """Where the element ``rows`` lies in a buffer that has the given axes of the space."""
+        if self.windowed(axes):
+            rows = [self.lines[r] if a == 0 else r for a, r in zip(axes, rows, strict=True)]
         return linear_index(rows, self.extents(axes)) + self.slack
 
     @property
@@ -112,19 +127,66 @@ class _Tiles:
         for q, s in enumerate(chain.stages):
             for o, n in enumerate(s.outputs):
                 self.rings[q, o] = k.alloc(n.dtype, self.depth((q, o)) * self.room(self.all))
-        for (q, o, step), x in chain.initial.items():
-            self.copy_in(x, self.all, self.rings[q, o], self.slot((q, o), step))
         for q, s in enumerate(chain.stages):
             for x in chain.fixed(q):
                 if x not in self.fixed:
-                    axes = s.reads[x].axes
-                    self.fixed[x] = k.alloc(x.dtype, self.room(axes))
-                    self.copy_in(x, axes, self.fixed[x], 0)
-        with k.loop(len(chain.steps), "seq", "s") as self.step:
-            for q, s in enumerate(chain.stages):
-                self.stage(q, s)
-        for key in chain.outside:
-            self.copy_out(key)
+                    self.fixed[x] = k.alloc(x.dtype, self.room(s.reads[x].axes))
+        self.near = self.near_edges()
+        if self.plan.sweep is None:
+            self.copies_in(lambda axes: True)
+            with k.loop(len(chain.steps), "seq", "s") as self.step:
+                for q, s in enumerate(chain.stages):
+                    self.stage(q, s)
+            for key, n, low in self.plan.written:
+                self.copy_out(key, n, low)
+        else:
+            self.sweep(self.plan.sweep)
+
+    def sweep(self, sweep: Sweep) -> None:
+        """All steps in one sweep over the bands of the tile: what a step reads is still in a near cache."""
+        k, chain, last = self.k, self.chain, len(self.chain.steps) - 1
+        self.copies_in(lambda axes: not self.windowed(axes))
+        behind = sweep.slope * last + max(sweep.behind)
+        with k.loop(ceildiv(self.length + behind, sweep.band), "seq", "b") as band, k.region():
+            k.scopes[-1].guarded = True
+            self.band = sweep.band * band
+            self.copies_in(self.windowed)
+            with k.loop(last + 1, "seq", "s") as self.step:
+                for q, stage in enumerate(chain.stages):
+                    self.band = sweep.band * band - sweep.slope * self.step - sweep.behind[q]
+                    self.stage(q, stage)
+            for key, n, low in self.plan.written:
+                self.band = sweep.band * band - sweep.slope * key[2] - sweep.behind[key[0]]
+                self.copy_out(key, n, low)
+
+    def copies_in(self, wanted: Callable[[Sequence[int | None]], bool]) -> None:
+        """Copies of the tensors along ``wanted`` axes that the tile depends on."""
+        if wanted(self.all):
+            for (q, o, step), x in self.chain.initial.items():
+                self.copy_in(x, self.all, self.rings[q, o], self.slot((q, o), step))
+        axes = {x: s.reads[x].axes for s in self.chain.stages for x in s.reads}
+        for x, buffer in self.fixed.items():
+            if wanted(axes[x]):
+                self.copy_in(x, axes[x], buffer, 0)
+
+    def in_window(self, a: int | None, rows: Iterable[DimLike]) -> None:
+        """Before anything is read or written there: where the elements of the first axis lie."""
+        if a == 0 and self.plan.sweep is not None:
+            n = self.plan.sweep.window
+            self.lines = {r: self.bind(r % n, 0, n - 1) for r in dict.fromkeys(rows)}
+
+    def near_edges(self) -> Expr | None:
+        """Is the tile so near to an edge that there is more to do than its middle?"""
+        b = self.k.b
+        out = None
+        for a in self.all:
+            if a in self.plan.rings or all(not s.edges[a].low and not s.edges[a].high for s in self.chain.stages):
+                continue
+            for low, behind in {(s.edges[a].low, s.edges[a].high - s.shape[a]) for s in self.chain.stages}:
+                end = b.index(self.origin[a] + self.extent(a) + behind)
+                one = b.or_(b.lt(b.index(self.origin[a]), low), b.gt(end, 0))
+                out = one if out is None else b.or_(out, one)
+        return None if out is None else self.k.let(out)
 
     def copy_in(self, x: Node, axes: Sequence[int | None], buffer: str, slot: DimLike) -> None:
         """What the tile depends on of a tensor in memory; a ring goes on beyond its ends."""
@@ -167,34 +229,58 @@ class _Tiles:
             return 0, 0
         if a not in self.plan.rings:
             start, first, count = self.inside(n, a)
+            start, first, count = self.of_band(a, start, first, count, n)
             i = stack.enter_context(self.k.loop(count, "seq"))
+            self.in_window(a, [first + i])
             return start + i, first + i
         end = self.bind(dmin(self.sizes[a], n - self.origin[a] + self.plan.reach[a].high), 0, self.sizes[a])
         r = stack.enter_context(self.k.loop(end, "seq"))
         return self.bind((self.origin[a] + r) % n, 0, n - 1), r
+
+    def extent(self, a: int) -> int:
+        """How far the tile and what it depends on reach along an axis."""
+        return self.length if a == 0 else self.sizes[a]
+
+    def of_band(self, a: int, start: DimLike, first: DimLike, count: DimLike, n: DimLike
+                ) -> tuple[DimLike, DimLike, DimLike]:
+        """What lies in the band of ``count`` elements, which begin at ``start`` in a tensor of size ``n`` and at
+        ``first`` in the tile: where it begins in both, and how long it is."""
+        if a or self.band is None or self.plan.sweep is None:
+            return start, first, count
+        ahead = start - first + self.band
+        begin = self.bind(dmin(dmax(ahead, start), start + count, n), 0, n)
+        end = self.bind(dmin(dmax(ahead + self.plan.sweep.band, begin), dmax(start + count, begin), n), begin, n)
+        return begin, begin - start + first, end - begin
 
     def inside(self, n: DimLike, a: int) -> tuple[DimLike, DimLike, DimLike]:
         """The part of a tensor of size ``n`` that lies under the buffers: where it begins in the tensor and in the
         buffers, and how long it is."""
         start = self.bind(dmin(dmax(self.origin[a], 0), n), 0, n)
         first = self.bind(dmax(-self.origin[a], 0), 0, self.low[a])
-        count = dmin(self.sizes[a] - first, n - start)
+        count = dmin(self.extent(a) - first, n - start)
         return start, first, self.bind(count, 0, count)
 
-    def copy_out(self, key: tuple[int, int, int]) -> None:
-        k, n = self.k, self.chain.result(key)
+    def copy_out(self, key: tuple[int, int, int], n: Node, low: Sequence[int]) -> None:
+        """What the tile owns of a result, or of ``n``, which begins at ``low`` in it."""
+        k = self.k
         slot = self.slot(key[:2], key[2])
         with k.region(), ExitStack() as stack:
             k.scopes[-1].guarded = True
-            idx, rows = [], []
-            starts = [self.bind(dmin(at + lo, size), 0, size) for at, lo, size in
-                      zip(self.origin, self.low, n.shape, strict=True)]
-            for a, (start, size, tile) in enumerate(zip(starts, n.shape, self.plan.tile, strict=True)):
-                count = dmin(tile, size - start)
+            idx: list[DimLike] = []
+            rows: list[DimLike] = []
+            for a, (size, tile) in enumerate(zip(n.shape, self.plan.tile, strict=True)):
+                before: DimLike = 0
+                start = self.origin[a] + self.low[a] - low[a]
+                if low[a] or size != self.plan.extent[a]:
+                    before = self.bind(dmax(-start, 0), 0, low[a])
+                    start = self.bind(dmin(dmax(start, 0), size), 0, size)
+                count = self.bind(dmax(dmin(tile - before, size - start), 0), 0, tile)
+                start, first, count = self.of_band(a, start, self.low[a] + before, count, size)
                 kind = ("vector", "l", self.plan.unit) if a == self.rank - 1 else ("seq", "i", 1)
-                i = stack.enter_context(k.loop(self.bind(count, 0, count), *kind))
+                i = stack.enter_context(k.loop(count, *kind))
                 idx.append(start + i)
-                rows.append(self.low[a] + i)
+                rows.append(first + i)
+                self.in_window(a, rows)
             v = k.b.load(self.rings[key[:2]], slot + self.at(self.all, rows), n.dtype)
             k.write(self.ctx.name_of(n), linear_index(idx, n.shape), v)
 
@@ -207,7 +293,11 @@ class _Tiles:
             body = _Body(self, q, s)
             parts = [self.part(q, s, a) for a in self.all]
             self.middle(s, parts, body)
-            self.around(s, parts, body)
+            if self.near is None:
+                self.around(s, parts, body)
+            else:
+                with k.if_(self.near):
+                    self.around(s, parts, body)
 
     def part(self, q: int, s: Stage, a: int) -> Part:
         n, edges, reach, last = s.shape[a], s.edges[a], self.plan.reach[a], len(self.chain.steps) - 1
@@ -218,12 +308,21 @@ class _Tiles:
         if a in self.plan.rings:
             start: DimLike = self.bind(lo, *most)
             end = self.bind(dmin(hi, n - self.origin[a] + hi - self.low[a] - self.plan.tile[a]), *most)
-            return Part(start, start, end, end, most)
+            return self.in_band(a, Part(start, start, end, end, most))
         start = self.bind(dmax(lo, -self.origin[a]), *most)
         end = self.bind(dmax(dmin(hi, n - self.origin[a]), start), *most)
         first = self.bind(dmax(dmin(edges.low - self.origin[a], end), start), *most) if edges.low else start
         behind = self.bind(dmax(dmin(n - edges.high - self.origin[a], end), first), *most) if edges.high else end
-        return Part(start, first, behind, end, most)
+        return self.in_band(a, Part(start, first, behind, end, most))
+
+    def in_band(self, a: int, p: Part) -> Part:
+        """What of a part lies in the band."""
+        if a or self.band is None or self.plan.sweep is None:
+            return p
+        lo = self.bind(dmin(dmax(self.band, p.most[0]), p.most[1]), *p.most)
+        hi = self.bind(dmin(dmax(self.band + self.plan.sweep.band, p.most[0]), p.most[1]), *p.most)
+        cut = {d: self.bind(dmin(dmax(d, lo), hi), *p.most) for d in dict.fromkeys((p.start, p.first, p.last, p.end))}
+        return Part(cut[p.start], cut[p.first], cut[p.last], cut[p.end], p.most)
 
     def middle(self, s: Stage, parts: Sequence[Part], body: _Body) -> None:
         """Whole rows in whole vectors, as if nothing were near an edge."""
@@ -231,8 +330,10 @@ class _Tiles:
         first = self.bind(row.start // unit, 0, row.most[1] // unit)
         last = self.bind(ceildiv(row.end, unit), 0, ceildiv(row.most[1], unit))
         with ExitStack() as stack:
-            rows = [p.start + stack.enter_context(body.loop(a, p.end - p.start, "seq"))
-                    for a, p in enumerate(parts[:-1])]
+            rows: list[DimLike] = []
+            for a, p in enumerate(parts[:-1]):
+                rows.append(p.start + stack.enter_context(body.loop(a, p.end - p.start, "seq")))
+                self.in_window(a, [rows[0] + far for far in s.lines])
             block = stack.enter_context(k.loop(last - first, "seq", "j"))
             lane = stack.enter_context(body.loop(self.rank - 1, unit, "vector", unit))
             body.emit([*rows, unit * (first + block) + lane], None,
@@ -240,24 +341,39 @@ class _Tiles:
 
     def around(self, s: Stage, parts: Sequence[Part], body: _Body) -> None:
         """What lies near the edges, one piece after the other in the same loops: all of it before the middle along the
-        first axis, then behind it, then what is left along the next."""
-        k, unit = self.k, self.plan.unit // 2
+        first axis, then behind it, then what is left along the next.  The ends of rows are short: one by one."""
         pieces = [(a, side) for a, e in enumerate(s.edges) for side in (0, 1)
                   if (e.low, e.high)[side] and a not in self.plan.rings]
+        end = self.rank - 1
+        short = [(a, side) for a, side in pieces if a == end and max(s.edges[a].low, s.edges[a].high) <= SHORT]
+        everywhere = [(0, n - 1) for n in s.shape]
+        within = [(e.low, n - e.high - 1) for e, n in zip(s.edges[:-1], s.shape, strict=False)]
+        self.pieces([p for p in pieces if p not in short], s, parts, body, everywhere, self.plan.unit // 2)
+        self.pieces(short, s, parts, body, [*within, everywhere[-1]], 1)
+
+    def pieces(self, pieces: Sequence[tuple[int, int]], s: Stage, parts: Sequence[Part], body: _Body,
+               known: Sequence[tuple], unit: int) -> None:
+        """Elements near an edge, ``unit`` of a row at once."""
+        k = self.k
         if not pieces:
             return
         with k.loop(len(pieces), "seq", "e") as number, ExitStack() as stack:
-            rows = []
+            rows: list[DimLike] = []
             for a, p in enumerate(parts):
                 lows = [p.first if a < b else p.start if a > b or not side else p.last for b, side in pieces]
                 highs = [p.last if a < b else p.end if a > b or side else p.first for b, side in pieces]
                 lo, hi = self.choose(number, lows, p), self.choose(number, highs, p)
                 if a < self.rank - 1:
                     rows.append(lo + stack.enter_context(body.loop(a, hi - lo, "seq")))
+                    self.in_window(a, [rows[0] + far for far in s.lines])
+            if unit == 1:
+                i = stack.enter_context(body.loop(self.rank - 1, hi - lo, "seq"))
+                body.emit([*rows, lo + i], None, known)
+                return
             block = stack.enter_context(k.loop(ceildiv(hi - lo, unit), "seq", "j"))
             lane = stack.enter_context(body.loop(self.rank - 1, unit, "vector", unit))
             where = k.b.lt(k.b.index(lane), k.b.index(hi - lo - unit * block))
-            body.emit([*rows, lo + unit * block + lane], where, [(0, n - 1) for n in s.shape])
+            body.emit([*rows, lo + unit * block + lane], where, known)
 
     def choose(self, number: DimLike, values: Sequence[DimLike], p: Part) -> DimLike:
         """The value of that number."""

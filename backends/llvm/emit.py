@@ -107,7 +107,7 @@ class Emitter(Loops):
         blocks = []
         for s in walk(kernel.body):  # once per call where no loop decides the size
             if not gpu and isinstance(s, Alloc) and not static_stack(s) and symbols(s.size) <= set(kernel.dims):
-                self.per_call[s.name], block = self._allocate(s.size * s.dtype.bytes)
+                self.per_call[s.name], block = self._allocate(whole_lines(s) * s.dtype.bytes)
                 blocks.append(block)
         if not gpu and self.chunked is None and any(isinstance(s, Loop) and s.kind == "parallel" for s in kernel.body):
             with self.branch(self.op("icmp eq i64 %chunk, 0")):  # several nests may depend on each other: one call
@@ -336,11 +336,12 @@ class Emitter(Loops):
         if s.space == "shared" and self.target.grid is not None:
             self._shared(s, ty)
             return
-        bytes_ = s.size * s.dtype.bytes
+        size = whole_lines(s)
+        bytes_ = size * s.dtype.bytes
         if static_stack(s):
             pointer = self.fresh("mem")
             self.level[pointer] = 0
-            self.entry.append(f"  {pointer} = alloca [{max(int(s.size), 1)} x {ty}], align {ALIGN}")  # type: ignore[arg-type]
+            self.entry.append(f"  {pointer} = alloca [{size} x {ty}], align {ALIGN}")
         elif self.target.grid is not None:
             raise UnsupportedError("C126", f"working memory of {s.size} elements per thread is too much for a GPU",
                                    cure="lower the graph for a GPU with the buffer in the arena")
@@ -350,7 +351,7 @@ class Emitter(Loops):
             saved = self.intrinsic("stacksave", "ptr", overloads=("ptr",), effect=True)
             pointer, block = self._allocate(bytes_)
             self.releases[-1].append((saved, block))
-        self.mems[s.name] = Mem(pointer, "ptr", s.dtype, s.dtype.bytes, epoch=self._next_epoch(s.name))
+        self.mems[s.name] = Mem(pointer, "ptr", s.dtype, s.dtype.bytes, epoch=self._next_epoch(s.name), whole=True)
 
     def _next_epoch(self, name: str) -> int:
         old = self.mems.get(name)
@@ -396,6 +397,12 @@ class Emitter(Loops):
 def static_stack(s: Alloc) -> bool:
     """Is the memory one stack slot for the whole call?"""
     return isinstance(s.size, int) and s.size * s.dtype.bytes <= STACK
+
+
+def whole_lines(s: Alloc) -> DimLike:
+    """The elements of working memory that is as long as whole registers."""
+    unit = ALIGN // s.dtype.bytes
+    return -(-max(s.size, 1) // unit) * unit if isinstance(s.size, int) else s.size + unit
 
 
 _STATEMENTS: dict[type, Callable[[Emitter, Any], None]] = {

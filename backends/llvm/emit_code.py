@@ -55,7 +55,8 @@ class Mem:
 
     ``lanes``: elements per place where each lane has a copy of its own (0: shared by the lanes).
     ``registers``: private memory that becomes registers; ``group``: elements that are one vector register there.
-    ``epoch`` counts writes.  ``size``: elements of a parameter, 0 for other memory."""
+    ``epoch`` counts writes.  ``size``: elements of a parameter, 0 for other memory.  ``whole``: aligned, and as long
+    as whole registers."""
 
     pointer: str
     type: str
@@ -67,6 +68,7 @@ class Mem:
     group: int = 1
     epoch: int = 0
     size: DimLike = 0
+    whole: bool = False
 
 
 @dataclass
@@ -142,6 +144,7 @@ class Code(Function):
         self.level: dict[str, int] = dict.fromkeys(_NAMES.findall(args), 0)
         self.lanes = 1
         self.lane_base: dict[str, str | int] = {}
+        self.beside: frozenset[str] = frozenset()
         self.env: dict[str, Val] = {}
         self.ranges: dict[str, Range] = {}
         self.mems: dict[str, Mem] = {}

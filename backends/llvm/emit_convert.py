@@ -72,17 +72,14 @@ def _to_integer(c: Values, v: Val, a: DType, b: DType) -> Val:
 
     signed = b.kind == "i"
     end, low = 2.0 ** (b.bits - signed), -(2.0 ** (b.bits - 1)) if signed else 0.0
+    above = c.op(f"fcmp ogt {ty} {v.text}, {number(low)}")  # not for NaN
+    safe = c.op(f"select {flags} {above}, {ty} {v.text}, {ty} {number(low)}")
+    r = c.op(f"{'fptosi' if signed else 'fptoui'} {ty} {safe} to {out}")  # anything for what is too large
     over = c.op(f"fcmp oge {ty} {v.text}, {number(end)}")
-    above = c.op(f"fcmp oge {ty} {v.text}, {number(low)}")
-    below = c.op(f"fcmp olt {ty} {v.text}, {number(end)}")
-    inside = c.op(f"and {flags} {above}, {below}")
-    safe = c.op(f"select {flags} {inside}, {ty} {v.text}, {ty} {number(0.0)}")
-    r = c.op(f"{'fptosi' if signed else 'fptoui'} {ty} {safe} to {out}")
-    most = (1 << (b.bits - signed)) - 1
-    r = c.op(f"select {flags} {over}, {out} {integer(most)}, {out} {r}")
+    r = c.op(f"select {flags} {over}, {out} {integer((1 << (b.bits - signed)) - 1)}, {out} {r}")
     if signed:
-        under = c.op(f"fcmp olt {ty} {v.text}, {number(low)}")
-        r = c.op(f"select {flags} {under}, {out} {integer(-(1 << (b.bits - 1)))}, {out} {r}")
+        nan = c.op(f"fcmp uno {ty} {v.text}, {number(0.0)}")
+        r = c.op(f"select {flags} {nan}, {out} {integer(0)}, {out} {r}")
     return Val(r, v.wide)
 
 

@@ -19,6 +19,7 @@ from flowc.backends.llvm.emit_lookup import lookup
 from flowc.backends.llvm.emit_outline import call, outlined
 from flowc.backends.llvm.emit_registers import dot_bf16, dot_i8, dot_i16
 from flowc.backends.llvm.emit_scale import ldexp, scale
+from flowc.backends.llvm.emit_shifted import load_beside
 from flowc.backends.llvm.mathlib import EXPAND
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, linear
@@ -233,7 +234,8 @@ class Values(Addresses):
         buffer, index = x.attr
         mem = self.mems[buffer]
         if not args:
-            return self.read(mem, index, x.dtype)
+            near = load_beside(self, mem, index, self.place(index)) if buffer in self.beside else None
+            return Val(near, True) if near is not None else self.read(mem, index, x.dtype)
         where, other = args
         if where.constant and not where.wide:
             return self.read(mem, index, x.dtype) if where.text == "true" else other
@@ -306,8 +308,8 @@ class Values(Addresses):
             table[key] = load_columns(self, mem, start, count)
         return table[key][at - first]
 
-    def fetch(self, mem: Mem, ty: str, pointer: str) -> str:
-        text = f"load {ty}, {mem.type} {pointer}, align {mem.align}"
+    def fetch(self, mem: Mem, ty: str, pointer: str, align: int = 0) -> str:
+        text = f"load {ty}, {mem.type} {pointer}, align {align or mem.align}"
         return self.here(text, f"{text} @{mem.epoch}")
 
     def _contiguous(self, mem: Mem, ty: str, p: Place, mask: str | None, filler: str) -> str:
@@ -392,9 +394,14 @@ class Values(Addresses):
             return Val(self.intrinsic(name, ty, f"{ty} {a}", f"{ty} {b}"), wide)
         if x.op in self.target.native:  # NaN from either side
             return Val(self.intrinsic({"min": "minimum", "max": "maximum"}[x.op], ty, f"{ty} {a}", f"{ty} {b}"), wide)
+        numbers = [e.op == "const" and e.attr == e.attr for e in x.args]
+        if numbers[1]:
+            a, b = b, a
         first = self.op(f"fcmp {'olt' if x.op == 'min' else 'ogt'} {ty} {a}, {b}")
         flags = self.vec("i1", wide)
         best = self.op(f"select {flags} {first}, {ty} {a}, {ty} {b}")  # b where b is NaN, as the machine's min and max
+        if any(numbers):  # a is one
+            return Val(best, wide)
         nan = self.op(f"fcmp uno {ty} {a}, {a}")
         return Val(self.op(f"select {flags} {nan}, {ty} {a}, {ty} {best}"), wide)
 

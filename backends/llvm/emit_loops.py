@@ -15,6 +15,7 @@ from typing import NamedTuple
 from flowc.backends.llvm.emit_code import Val
 from flowc.backends.llvm.emit_expr import Values
 from flowc.backends.llvm.emit_interleave import in_blocks, straight, turned
+from flowc.backends.llvm.emit_shifted import beside
 from flowc.dataclass import dataclass
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, prod, symbols
@@ -345,11 +346,13 @@ class Loops(Values):
     def as_vector(self, s: Loop, width: int, base: str | int, mask: str | None) -> None:
         """The body for ``width`` neighbouring iterations from ``base``, a multiple of ``width``."""
         saved = Lanes(self.lanes, self.lane_base, dict(self.env), self.mask)
+        near, self.beside = self.beside, beside(self, s, width, mask)
         self.lanes, self.lane_base, self.mask = width, {s.var: base}, mask
         self.ranges[s.var] = (0, s.extent - 1)
         self.ranges[f"{s.var}.step"] = (0, (s.extent - 1) // width)
         self.run(s.body)
         self.lanes, self.lane_base, self.env, self.mask = saved.count, saved.base, saved.env, saved.mask
+        self.beside = near
 
     def traits(self, s: Loop) -> Traits:
         """What is asked of a vector loop by every copy of the unrolled loops around it."""
