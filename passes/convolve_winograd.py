@@ -26,9 +26,8 @@ that are not are computed again as written, one by one, so tiles, machines and t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
-from itertools import chain
 
 from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
@@ -36,7 +35,7 @@ from flowc.kernel import Expr, Fold, Kernel
 from flowc.passes.convolve_copy import Convolution, bound, guess, steps, turned
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Lowered, cost, declare_outputs, describe, inliner, named, nest
-from flowc.passes.minimal_filters import BRING, FINISH, TAPS, Filter, both_ways, small_axes, tiled
+from flowc.passes.minimal_filters import BRING, FINISH, TAPS, Filter, Rule, small_axes, tiled
 from flowc.passes.problem import exists
 from flowc.passes.schedule import Machine
 from flowc.passes.tiles import ceil_div
@@ -208,7 +207,7 @@ class Winograd:
 
     # -- the kernel
 
-    def taps_at(self, r: Idx, i: int, j: int) -> Idx:
+    def taps_at(self, r: Idx, i: DimLike, j: DimLike) -> Idx:
         """Taps of an element of the window at (i, j); ``r``: those along other axes."""
         out = list(r)
         out[self.small[0]], out[self.small[1]] = i, j
@@ -231,7 +230,6 @@ class Winograd:
         """A block of channels of a panel.  Rows side by side first, since what is written lies in many places."""
         p, t, (g, panel, block) = self.p, self.tile, at
         taps, step = prod(p.taps), steps(p, p.w)
-        width = min(p.width, 1 << (t.mr - 1).bit_length())
         first, here = CHANNELS * block, k.alloc(p.acc, CHANNELS * taps * t.mr)
         count = dmin(CHANNELS, p.channels - first)
 
@@ -245,14 +243,13 @@ class Winograd:
             with k.loop(t.mr, "seq", "i") as i, k.loop(count * taps, "vector", "k", p.width) as kk:
                 c, *r = unravel(taps * first + kk, (p.channels, *p.taps))
                 put(i, c, tuple(r), kk)
-        with nest(k, (count, *self.taps), "seq", "c") as (c, *r), k.loop(t.mr, "vector", "i", width) as i:
-            def tap(y: int, x: int) -> Expr:
-                at = linear_index((c, *self.taps_at(tuple(r), y, x)), (count, *p.taps))
-                return k.let(k.b.load(here, t.mr * at + i, p.acc))
-            window = [[tap(y, x) for x in range(TAPS)] for y in range(TAPS)]
-            to = start + linear_index((first + c, *r), (p.channels, *self.taps)) * t.mr + i
-            for place, v in enumerate(chain(*both_ways(self.filter.kernel, k.b, window, k.let))):
-                k.write(target, to + place * self.kernel_shape[-1], v)
+        half = k.alloc(p.acc, self.filter.size * TAPS * t.mr)
+        with nest(k, (count, *self.taps), "seq", "c") as (c, *r):
+            to = start + linear_index((first + c, *r), (p.channels, *self.taps)) * t.mr
+            self.two_ways(k, self.filter.kernel, TAPS, t.mr, half, lambda y, x, i: k.b.load(
+                here, t.mr * linear_index((c, *self.taps_at(tuple(r), y, x)), (count, *p.taps)) + i, p.acc),
+                lambda y, x, i, value: k.write(
+                    target, to + (self.filter.size * y + x) * self.kernel_shape[-1] + i, value))
 
     # -- multiplying
 
@@ -332,15 +329,32 @@ class Winograd:
 
     def bring(self, k: KernelBuilder, lines: Lines, pieces: tuple, v: str) -> None:
         """V = Bt d B.  What a piece brings beyond its end is written over by the next, or by the next channel's."""
-        p, t, places = self.p, self.tile, range(self.filter.size)
+        p, t, size = self.p, self.tile, self.filter.size
+        half = k.alloc(p.acc, self.filter.places * p.width)
         with (nest(k, (p.channels, *self.taps), "seq", "c") as r, k.loop(pieces[0], "seq", "q") as q):
             begin, to = self.piece(k, lines, pieces, q)
             at = linear_index(r, (p.channels, *self.taps)) * t.nr + to
-            with k.loop(p.width, "vector", "j", p.width) as j:
-                d = [[k.let(self.element(k, lines, begin + j, r[0], self.taps_at(r[1:], y, x))) for x in places]
-                     for y in places]
-                for place, value in enumerate(chain(*both_ways(self.filter.input, k.b, d, k.let))):
-                    k.write(v, self.pitch * place + at + j, value)
+            self.two_ways(k, self.filter.input, size, p.width, half, lambda y, x, j: self.element(
+                k, lines, begin + j, r[0], self.taps_at(r[1:], y, x)),
+                lambda y, x, j, value: k.write(v, self.pitch * (size * y + x) + at + j, value))
+
+    def two_ways(self, k: KernelBuilder, rule: Rule, size: int, count: int, half: str,
+                 read: Callable[[DimLike, DimLike, DimLike], Expr],
+                 write: Callable[[DimLike, DimLike, DimLike, Expr], None]) -> None:
+        """``rule`` along the columns of a tile of ``count`` lanes, then along its rows: ``read(y, x, lane)``,
+        ``write(y, x, lane, value)``.  A column and a row stand in the code once; what lies between is put down in
+        ``half``, which costs little beside the products."""
+        def between(y: DimLike, x: DimLike, j: DimLike) -> DimLike:
+            return (size * y + x) * count + j
+        width = min(self.p.width, 1 << (count - 1).bit_length())
+        with k.loop(size, "seq", "x") as at, k.loop(count, "vector", "j", width) as j:
+            column = rule(k.b, [k.let(read(y, at, j)) for y in range(size)])
+            for y, value in enumerate(column):
+                k.write(half, between(y, at, j), value)
+        with k.loop(len(column), "seq", "y") as at, k.loop(count, "vector", "j", width) as j:
+            row = rule(k.b, [k.let(k.b.load(half, between(at, x, j), self.p.acc)) for x in range(size)])
+            for x, value in enumerate(row):
+                write(at, x, j, value)
 
     def products(self, k: KernelBuilder, v: str, products: str, kernel: str, start: DimLike) -> None:
         p, t = self.p, self.tile
@@ -361,17 +375,14 @@ class Winograd:
         """Y = At M A, and whether all of it is finite."""
         p, t, b, size = self.p, self.tile, k.b, self.filter.size
         seen = k.acc(p.acc, b.const(0, p.acc), (p.width,))
-        with (k.loop(t.mr, "seq", "i") as i, k.loop(t.nr // p.width, "seq", "s") as s,
-              k.loop(p.width, "vector", "j", p.width) as j):
-            at = p.width * s + j
-            m = [[k.let(b.load(products, (t.mr * (size * y + x) + i) * t.nr + at, p.acc)) for x in range(size)]
-                 for y in range(size)]
-            state = k.get(seen, j)
-            for y, line in enumerate(both_ways(self.filter.output, k.b, m, k.let)):
-                for x, value in enumerate(line):
-                    k.write(results, self.result(i, y, x, at), value)
-                    state = b.fma(value, b.const(0, p.acc), state)
-            k.set(seen, state, j)
+        half = k.alloc(p.acc, self.filter.places * p.width)
+        with k.loop(t.mr, "seq", "i") as i, k.loop(t.nr // p.width, "seq", "s") as s:
+            def put(y: DimLike, x: DimLike, j: DimLike, value: Expr) -> None:
+                value = k.let(value)
+                k.write(results, self.result(i, y, x, p.width * s + j), value)
+                k.set(seen, b.fma(value, b.const(0, p.acc), k.get(seen, j)), j)
+            self.two_ways(k, self.filter.output, size, p.width, half, lambda y, x, j: b.load(
+                products, (t.mr * (size * y + x) + i) * t.nr + p.width * s + j, p.acc), put)
         total, left, right = (k.fresh(n) for n in ("r", "x", "y"))
         k.add(Fold((total,), (seen,), p.width, (left,), (right,), (b.add(b.ref(left, p.acc), b.ref(right, p.acc)),)))
         k.scopes[-1].names.add(total)
