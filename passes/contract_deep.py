@@ -14,6 +14,9 @@ fit.  Here a task walks along the sum block by block, and its results stay near:
 
 Where the length of the sums is not known, a short one is one part, and a tile that reads its operands in place adds it.
 The number of parts is a matter of the sizes alone (``parts_of``): machines and threads change no bit.
+
+Where all columns fit one tile, each row is read once: nothing is copied, and rows and columns come from memory while
+others are multiplied.
 """
 
 from __future__ import annotations
@@ -99,17 +102,17 @@ class _Deep:
         start = self.length * part
         count = dmin(self.length, p.k - start)
         panels = dmin(s.nc // s.nr, ceildiv(p.n, s.nr) - s.nc // s.nr * nb)
-        tile, here = k.alloc(p.acc, s.mc * s.nc), k.alloc(p.acc, s.kc * s.nr)
-        copies = k.alloc(p.acc, s.mc * (s.kc + PAD))
+        tile = k.alloc(p.acc, s.mc * s.nc)
+        here = k.alloc(p.acc, s.kc * s.nr) if s.copy_rows else ""
+        copies = k.alloc(p.acc, s.mc * (s.kc + PAD)) if s.copy_rows else ""
         with k.loop(dmax(1, ceildiv(count, s.kc)), "seq", "kb") as kb:
             k0, kn = start + s.kc * kb, dmin(s.kc, count - s.kc * kb)
-            element = self.copy_rows(k, inl, outer, copies, first, rows, k0, kn)
+            element = self.rows(k, inl, outer, copies, first, rows, k0, kn)
             with k.loop(panels, "seq", "jp") as jp:
                 column = s.nc * nb + s.nr * jp
-                self.copy_columns(k, inl, outer, here, column, k0, kn)
+                col = self.columns(k, inl, outer, here, column, k0, kn)
                 with k.loop(ceildiv(rows, s.mr), "seq", "ip") as ip:
-                    self.add(k, tile, (s.mc * jp + s.mr * ip) * s.nr, kb, kn, lambda i, kk: element(ip, i, kk),
-                             lambda kk, j: k.b.load(here, s.nr * kk + j, p.acc))
+                    self.add(k, tile, (s.mc * jp + s.mr * ip) * s.nr, kb, kn, lambda i, kk: element(ip, i, kk), col)
         with (k.loop(panels, "seq", "jp") as jp, k.loop(rows, "seq", "i") as i,
               k.loop(s.nr, "vector", "j", s.width) as j):
             v, row, col = k.b.load(tile, (s.mc * jp + i) * s.nr + j, p.acc), first + i, s.nc * nb + s.nr * jp + j
@@ -133,12 +136,14 @@ class _Deep:
             to = linear_index((*outer, 0, row(i), s.nr * jp + j), self.partial.shape)
             k.write(self.temp, to, k.get(acc, i, j), lanes_exist(k, p, s, s.nr * jp + j))
 
-    def copy_rows(self, k: KernelBuilder, inl: Inliner, outer: Idx, to: str, first: DimLike, rows: DimLike,
-                  k0: DimLike, kn: DimLike) -> Callable[[DimLike, DimLike, DimLike], Expr]:
-        """Bring a block of rows to ``to``; the element (row panel, row in it, k).  Rows beyond the last repeat it:
-        their sums are never stored."""
+    def rows(self, k: KernelBuilder, inl: Inliner, outer: Idx, to: str, first: DimLike, rows: DimLike,
+             k0: DimLike, kn: DimLike) -> Callable[[DimLike, DimLike, DimLike], Expr]:
+        """Bring a block of rows to ``to``, if that is a place; the element (row panel, row in it, k).  Rows beyond the
+        last repeat it: their sums are never stored."""
         p, s = self.p, self.s
         pitch = s.kc + PAD
+        if not to:
+            return lambda ip, i, kk: p.row_element(k, inl, outer, dmin(first + s.mr * ip + i, p.m - 1), k0 + kk)
 
         def place(ip: DimLike, i: DimLike, kk: DimLike) -> DimLike:
             return (ip * s.kc + kk) * s.mr + i if self.along_rows else (s.mr * ip + i) * pitch + kk
@@ -155,14 +160,18 @@ class _Deep:
                     copy(ip, i, kk)
         return lambda ip, i, kk: k.b.load(to, place(ip, i, kk), p.acc)
 
-    def copy_columns(self, k: KernelBuilder, inl: Inliner, outer: Idx, to: str, column: DimLike, k0: DimLike,
-                     kn: DimLike) -> None:
+    def columns(self, k: KernelBuilder, inl: Inliner, outer: Idx, to: str, column: DimLike, k0: DimLike, kn: DimLike
+                ) -> Callable[[DimLike, DimLike], Expr]:
+        """Bring a block of a panel of columns to ``to``, if that is a place; the element (k, column)."""
         p, s = self.p, self.s
+        if not to:
+            return lambda kk, j: p.col_element(k, inl, outer, column + j, k0 + kk, lanes_exist(k, p, s, column + j))
 
         def copy(exists: Callable[[DimLike], Expr | None]) -> None:
             with k.loop(kn, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
                 k.write(to, s.nr * kk + j, p.col_element(k, inl, outer, column + j, k0 + kk, exists(column + j)))
         copy_panel(k, p, s, column, copy)
+        return lambda kk, j: k.b.load(to, s.nr * kk + j, p.acc)
 
     def add(self, k: KernelBuilder, tile: str, at: DimLike, kb: DimLike, kn: DimLike,
             row: Callable[[DimLike, DimLike], Expr], col: Callable[[DimLike, DimLike], Expr]) -> None:

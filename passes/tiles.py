@@ -37,6 +37,7 @@ CROWD = 2048          # bytes between rows: lines of rows at multiples of it mee
 DEEP = 8192           # products of a sum that is cut along its length
 LONG = 4096           # products that one part adds up, at least
 SMALL = 1 << 14       # results of a sum that is cut although its length is not known, at most
+ABREAST = 3           # rows of a tile, at least, that holds all columns
 NARROW = 64           # columns that lie side by side and pass in one stream
 SHARE = (32, 512)     # rows and columns of a task where their number is unknown: enough tasks even of few
 MANY = 64             # products side by side that keep all threads busy
@@ -121,7 +122,16 @@ def is_deep(p: Problem, streams: bool) -> bool:
 
 def deep_schedule(machine: Machine, p: Problem) -> ContractSchedule:
     """Blocks as even as tiles allow, the results of which fill half of the second-level cache: operands are read as
-    often as there are blocks of the other."""
+    often as there are blocks of the other.  Operands that lie well and are read once stay where they are."""
+    lanes = machine.lanes(p.acc)
+    vectors = ceil_div(p.n, lanes) if isinstance(p.n, int) else 0
+    sums = 24 if machine.vector_bits >= 512 else 12
+    if 0 < vectors <= sums // ABREAST and p.row_reach.plain and p.row_reach.summed == 1 and p.col_reach.plain and (
+            p.col_reach.own == 1):
+        mr, nr = sums // vectors, vectors * lanes
+        mr = min(mr, p.m) if isinstance(p.m, int) and p.m else mr
+        return ContractSchedule("deep", mr=mr, nr=nr, width=lanes, kc=machine.l2 // 4 // (nr * p.acc.bytes), nc=nr,
+                                mc=_even(p.m, mr, 256), copy_rows=False)
     mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if p.row_reach.own is None else 32)
     mc = _even(p.m, mr, 256)
     nc = _even(p.n, nr, machine.l2 // 2 // (mc * p.acc.bytes))
