@@ -110,9 +110,10 @@ class _Deep:
             element = self.rows(k, inl, outer, copies, first, rows, k0, kn)
             with k.loop(panels, "seq", "jp") as jp:
                 column = s.nc * nb + s.nr * jp
-                col = self.columns(k, inl, outer, here, column, k0, kn)
+                element_of = self.columns(k, inl, outer, here, column, k0, kn)
                 with k.loop(ceildiv(rows, s.mr), "seq", "ip") as ip:
-                    self.add(k, tile, (s.mc * jp + s.mr * ip) * s.nr, kb, kn, lambda i, kk: element(ip, i, kk), col)
+                    self.add(k, tile, (s.mc * jp + s.mr * ip) * s.nr, kb, kn, lambda i, kk: element(ip, i, kk),
+                             element_of)
         with (k.loop(panels, "seq", "jp") as jp, k.loop(rows, "seq", "i") as i,
               k.loop(s.nr, "vector", "j", s.width) as j):
             v, row, col = k.b.load(tile, (s.mc * jp + i) * s.nr + j, p.acc), first + i, s.nc * nb + s.nr * jp + j
