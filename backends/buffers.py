@@ -61,7 +61,7 @@ class _Lease(np.ndarray):
 
     def __del__(self) -> None:
         block = self.block
-        if block is not None:
+        if block is not None and _STORE is not None:  # at the end of a process names go before arrays do
             self.block = None
             _STORE.give(block)
 

@@ -114,3 +114,12 @@ def test_rules_do_not_turn_other_forms_into_deep_ones():
     for rule in ("form=packed", "form=direct"):
         with flowc.options(schedules=f"dot *: {rule}"):
             assert "contraction: deep" in flowc.jit(lambda x, y: x @ y).lower(a, b).as_text("plan")
+
+
+def test_operands_that_are_read_once_stay_where_they_are():
+    """All columns in one tile: nothing is copied; more columns, or rows across memory, are."""
+    def plan(fn, *shapes):
+        return flowc.jit(fn).lower(*(flowc.spec(f"f32[{', '.join(map(str, s))}]") for s in shapes)).as_text("plan")
+    assert "rows in place" in plan(lambda a, b: a @ b, (64, 65536), (65536, 64))
+    assert "rows copied" in plan(lambda a, b: a @ b, (64, 65536), (65536, 1000))
+    assert "rows copied" in plan(lambda a, b: a.T @ b, (65536, 64), (65536, 64))
