@@ -16,7 +16,7 @@ from flowc.dataclass import replace
 from flowc.dims import DimLike, Ranges
 from flowc.graph import Graph, Node
 from flowc.passes.columns import near
-from flowc.passes.fuse import MAX_NODES, Demand, Group
+from flowc.passes.fuse import MAX_NODES, Demand, Group, readers_of
 from flowc.passes.schedule import Machine
 from flowc.proofs import known_eq
 
@@ -25,13 +25,7 @@ def join_column_blocks(groups: Sequence[Group], graph: Graph, machine: Machine, 
                        ) -> list[Group]:
     """The groups with every such family made one."""
     kept = set(graph.outputs)
-    readers: dict[Node, set[Group]] = {}
-    for g in groups:
-        members = set(g.members)
-        for n in g.members:
-            for x in n.inputs:
-                if x not in members:
-                    readers.setdefault(x, set()).add(g)
+    readers = readers_of(groups)
     gone: dict[Group, Group | None] = {}
     for i in reversed(range(len(groups))):
         last = groups[i]

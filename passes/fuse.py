@@ -536,6 +536,18 @@ def _depends(node: Node, on: Node | None) -> bool:
     return False
 
 
+def readers_of(groups: Sequence[Group]) -> dict[Node, set[Group]]:
+    """The groups that read each node that they do not compute."""
+    readers: dict[Node, set[Group]] = {}
+    for g in groups:
+        members = set(g.members)
+        for n in g.members:
+            for x in n.inputs:
+                if x not in members:
+                    readers.setdefault(x, set()).add(g)
+    return readers
+
+
 def in_order(groups: list[Group]) -> list[Group]:
     """Groups so that each comes after those it reads, otherwise in program order."""
     order: list[Group] = []

@@ -26,7 +26,7 @@ from flowc.graph import Node
 from flowc.kernel import Expr, Fold
 from flowc.passes.contract import Packed
 from flowc.passes.contract_direct import finish_tile
-from flowc.passes.fuse import Group
+from flowc.passes.fuse import Group, readers_of
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, named, nest
 from flowc.passes.margins import Margins, find_cuts
@@ -71,13 +71,7 @@ def join_row_blocks(groups: Sequence[Group], ctx: Context, graph_outputs: set[No
                     allow: Callable[[str, Node], bool]) -> list[Group]:
     """The groups with every such triple, then every such pair, made one."""
     writer = {n: g for g in groups for n in g.outputs}
-    readers: dict[Node, set[Group]] = {}
-    for g in groups:
-        members = set(g.members)
-        for n in g.members:
-            for x in n.inputs:
-                if x not in members:
-                    readers.setdefault(x, set()).add(g)
+    readers = readers_of(groups)
     gone: set[Group] = set()
     for last in groups:
         first_two = _before(last, writer, readers, graph_outputs, gone)

@@ -119,12 +119,12 @@ end:
 """
 
 
-def _drop_ir() -> str:
-    """``drop(objects, count)``: give references back."""
+def _references_ir(name: str, change: str) -> str:
+    """``name(objects, count)``: take (``hold``) or give back (``drop``) a reference to each; null is fine."""
     return f"""
-define internal void @drop(ptr %objects, i64 %count) nounwind {{
+define internal void @{name}(ptr %objects, i64 %count) nounwind {{
 entry:
-{_api("Py_DecRef")}
+{_api(change)}
   br label %head
 head:
   %i = phi i64 [ 0, %entry ], [ %next, %one ]
@@ -133,7 +133,7 @@ head:
 one:
   %p = getelementptr ptr, ptr %objects, i64 %i
   %object = load ptr, ptr %p
-  call void %Py_DecRef(ptr %object)
+  call void %{change}(ptr %object)
   %next = add i64 %i, 1
   br label %head
 end:
@@ -232,29 +232,6 @@ unlock:
 free:
   call void %PyMem_RawFree(ptr %memory)
   br label %end
-end:
-  ret void
-}}
-"""
-
-
-def _hold_ir() -> str:
-    """``hold(objects, count)``: take references."""
-    return f"""
-define internal void @hold(ptr %objects, i64 %count) nounwind {{
-entry:
-{_api("Py_IncRef")}
-  br label %head
-head:
-  %i = phi i64 [ 0, %entry ], [ %next, %one ]
-  %more = icmp slt i64 %i, %count
-  br i1 %more, label %one, label %end
-one:
-  %p = getelementptr ptr, ptr %objects, i64 %i
-  %object = load ptr, ptr %p
-  call void %Py_IncRef(ptr %object)
-  %next = add i64 %i, 1
-  br label %head
 end:
   ret void
 }}
@@ -548,7 +525,8 @@ def _cases(*plain: str, **more: str) -> str:
 
 
 def helpers() -> list[str]:
-    return [_nbytes_ir(), _allocate_ir(), _drop_ir(), _hold_ir(), _find_pool_ir(), _arena_take_ir(), _arena_give_ir(),
+    return [_nbytes_ir(), _allocate_ir(), _references_ir("drop", "Py_DecRef"), _references_ir("hold", "Py_IncRef"),
+            _find_pool_ir(), _arena_take_ir(), _arena_give_ir(),
             _named_ir(), _extent_ir(), _apart_ir(), _fetch_ir(),
             _sequence_ir("tuple", "PyTuple_New", "PyTuple_SetItem"),
             _sequence_ir("list", "PyList_New", "PyList_SetItem"), _dict_ir(), _apply_ir(), _build_ir()]
