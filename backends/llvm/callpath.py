@@ -59,6 +59,7 @@ from flowc.backends.llvm.callpath_tables import (
     SELF_DATA,
     SIZE,
     TUPLE_ITEMS,
+    WORKING,
 )
 from flowc.backends.llvm.entry import buffer_slots, hidden_symbols
 from flowc.dataclass import dataclass
@@ -143,17 +144,15 @@ class _Record:
     def release(self) -> None:
         """Free the working memory unless a call uses it now."""
         if not self.fields[RECORD["arena_lock"]]:  # calls take it only under the GIL
-            raw, self.fields[RECORD["arena"]] = self.fields[RECORD["arena"]], 0
+            array, self.fields[RECORD["arena"]] = self.fields[RECORD["arena"]], 0
             self.fields[RECORD["arena_size"]] = 0
-            _raw_free(raw)
+            _drop(ctypes.c_void_p(array))
 
     def __del__(self) -> None:
         self.release()
 
 
-def _raw_free(address: int, free: Any = ctypes.pythonapi.PyMem_RawFree) -> None:
-    if address:
-        free(ctypes.c_void_p(address))
+_drop = ctypes.pythonapi.Py_DecRef  # null is fine
 
 
 _records: weakref.WeakSet[_Record] = weakref.WeakSet()
@@ -428,9 +427,15 @@ def _output_rows(plan: Plan, constants: Iterable[str], note: Mapping[int, int], 
     return rows
 
 
+_BYTES = np.dtype(np.uint8)
+
+
 def _allocator(types: Sequence[Type]) -> Callable[[int, int], np.ndarray]:
-    """``alloc(k, address of its shape)`` for outputs that are large."""
+    """``alloc(k, address of its shape)`` for outputs that are large; ``alloc(WORKING, address of a number of bytes)``
+    for working memory, which the native call aligns."""
     def alloc(k: int, address: int) -> np.ndarray:
+        if k == WORKING:
+            return buffers.empty((ctypes.c_int64.from_address(address).value + buffers.ALIGN,), _BYTES)
         shape = (ctypes.c_int64 * types[k].rank).from_address(address)
         return buffers.empty(tuple(shape), types[k].dtype.numpy)
     return alloc

@@ -29,6 +29,7 @@ from flowc.backends.llvm.callpath_tables import (
     RESULT,
     SIZE,
     TUPLE_ITEMS,
+    WORKING,
     WRITEABLE,
 )
 from flowc.backends.llvm.share import costs
@@ -91,7 +92,7 @@ declare {{ i64, i1 }} @llvm.smul.with.overflow.i64(i64, i64)
 
 
 def _allocate_ir() -> str:
-    """``allocate(alloc, k, shape)``: what Python's ``alloc(k, address of the shape)`` gives."""
+    """``allocate(alloc, k, sizes)``: what Python's ``alloc(k, address of the sizes)`` gives."""
     return f"""
 define internal ptr @allocate(ptr %alloc, i64 %k, ptr %shape) nounwind {{
 entry:
@@ -172,21 +173,23 @@ none:
 
 
 def _arena_take_ir() -> str:
-    """``arena_take(record, need)``: memory of need + 64 bytes, that of the record if nobody has it, else fresh."""
+    """``arena_take(record, need)``: an array of need + 64 bytes, that of the record if nobody has it, else a fresh
+    one; null, with an error set, if there is no memory."""
     return f"""
 define internal ptr @arena_take(ptr %record, i64 %need) nounwind {{
 entry:
-{_api("PyMem_RawMalloc")}
-{_api("PyMem_RawFree")}
+{_api("Py_DecRef")}
 {_at("lock", "%record", 8 * RECORD["arena_lock"])}
 {_at("arena", "%record", 8 * RECORD["arena"])}
 {_at("size", "%record", 8 * RECORD["arena_size"])}
-  %bytes = add i64 %need, 64
+{_load("alloc", "%record", 8 * RECORD["alloc"], "ptr")}
+  %wanted = alloca i64, align 8
+  store i64 %need, ptr %wanted
   %swap = cmpxchg ptr %p.lock, i64 0, i64 1 acquire monotonic
   %mine = extractvalue {{ i64, i1 }} %swap, 1
   br i1 %mine, label %own, label %fresh
 fresh:
-  %other = call ptr %PyMem_RawMalloc(i64 %bytes)
+  %other = call ptr @allocate(ptr %alloc, i64 {WORKING}, ptr %wanted)
   ret ptr %other
 own:
   %have = load ptr, ptr %p.arena
@@ -196,41 +199,42 @@ own:
 good:
   ret ptr %have
 grow:
-  call void %PyMem_RawFree(ptr %have)
-  %larger = call ptr %PyMem_RawMalloc(i64 %bytes)
-  store ptr %larger, ptr %p.arena
+  store ptr null, ptr %p.arena
+  store i64 0, ptr %p.size
+  call void %Py_DecRef(ptr %have)
+  %larger = call ptr @allocate(ptr %alloc, i64 {WORKING}, ptr %wanted)
   %none = icmp eq ptr %larger, null
-  %now = select i1 %none, i64 0, i64 %need
-  store i64 %now, ptr %p.size
   br i1 %none, label %fail, label %grown
 fail:
   store atomic i64 0, ptr %p.lock release, align 8
   ret ptr null
 grown:
+  store ptr %larger, ptr %p.arena
+  store i64 %need, ptr %p.size
   ret ptr %larger
 }}
 """
 
 
 def _arena_give_ir() -> str:
-    """``arena_give(record, memory)``: the way back for what ``arena_take`` gave; null is fine."""
+    """``arena_give(record, array)``: the way back for what ``arena_take`` gave; null is fine."""
     return f"""
-define internal void @arena_give(ptr %record, ptr %memory) nounwind {{
+define internal void @arena_give(ptr %record, ptr %array) nounwind {{
 entry:
-{_api("PyMem_RawFree")}
+{_api("Py_DecRef")}
 {_at("lock", "%record", 8 * RECORD["arena_lock"])}
 {_at("arena", "%record", 8 * RECORD["arena"])}
-  %nothing = icmp eq ptr %memory, null
+  %nothing = icmp eq ptr %array, null
   br i1 %nothing, label %end, label %some
 some:
   %owned = load ptr, ptr %p.arena
-  %is = icmp eq ptr %owned, %memory
+  %is = icmp eq ptr %owned, %array
   br i1 %is, label %unlock, label %free
 unlock:
   store atomic i64 0, ptr %p.lock release, align 8
   br label %end
 free:
-  call void %PyMem_RawFree(ptr %memory)
+  call void %Py_DecRef(ptr %array)
   br label %end
 end:
   ret void

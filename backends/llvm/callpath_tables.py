@@ -20,9 +20,8 @@ LIST_ITEMS = HEADER + 8             # the pointer to the items of a list
 API = {name: i for i, name in enumerate((
     "ndarray", "PyArray_Empty", "PyObject_Vectorcall", "Py_IncRef", "Py_DecRef", "PyEval_SaveThread",
     "PyEval_RestoreThread", "PyTuple_New", "PyTuple_SetItem", "PyList_New", "PyList_SetItem", "PyDict_New",
-    "PyDict_SetItem", "PyDict_GetItem", "PyErr_NoMemory", "PyMem_RawMalloc", "PyMem_RawFree",
-    "PyLong_AsLongLongAndOverflow", "PyLong_FromLongLong", "float", "int", "true", "false", "find_pool", "pool",
-    "pool_known"))}
+    "PyDict_SetItem", "PyDict_GetItem", "PyLong_AsLongLongAndOverflow", "PyLong_FromLongLong", "float", "int",
+    "true", "false", "find_pool", "pool", "pool_known"))}
 NUMPY_SLOTS = {"ndarray": 2, "PyArray_Empty": 184}  # of NumPy's C table, the same in every version since 1.7
 
 # The record of one program: name -> index of its 8-byte field
@@ -30,6 +29,7 @@ RECORD = {name: i for i, name in enumerate((
     "fallback", "nargs", "nkeywords", "ninputs", "nheld", "ndonated", "nparams", "noutputs", "nconstants", "nflat",
     "nresult", "keywords", "run", "sizes", "alloc", "inputs", "outputs", "constants", "result", "at_scalars",
     "at_results", "at_dims", "at_flat", "at_objects", "at_stack", "frame", "arena_lock", "arena", "arena_size"))}
+WORKING = -1  # what ``alloc`` of a record is asked for if not for an output: working memory
 
 # A row of ``inputs``: what is expected of one object, which is found in ``whence`` at ``index`` (a position, or a
 # key) and noted as number ``note``; ``holder`` is the number of the container.  Containers stand before their items.
