@@ -1,6 +1,7 @@
 """Warm memory for large results and working space.
 
-Here: a bounded store of large blocks that outlive the arrays they were lent to, and arrays over such blocks.
+Here: a bounded store of large blocks that outlive the arrays they were lent to, arrays over such blocks, making
+pages before they are needed.
 Not here: where a buffer lies inside a block (passes/memory.py), device memory (backends/cuda/).
 Read next: backends/runtime.py.
 
@@ -12,21 +13,26 @@ all its views are gone.  Free blocks are kept up to a limit, oldest dropped firs
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import math
 import mmap
 import os
+import sys
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from flowc import config
 from flowc.diag import FlowcValueError
 
 LARGE = 1 << 20            # bytes from which an array lies in a block
 HUGE_PAGE = 2 << 20
 ALIGN = 64                 # of everything handed out here
 MAX_BYTES = (1 << 63) - 1
+POPULATE_WRITE = 23        # of madvise, since Linux 5.14
 
 
 class Block:
@@ -52,6 +58,18 @@ class Block:
         lease.block = self
         return lease
 
+    def populate(self, nbytes: int) -> None:
+        """Have the pages of the first bytes there.  Contents stay; other threads run meanwhile."""
+        if sys.platform == "linux":
+            _madvise()(self.address, min(-(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE, self.size), POPULATE_WRITE)
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int]:
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return function
+
 
 class _Lease(np.ndarray):
     """The base of an array that lies in a block.  NumPy keeps it alive for the array and every view of it; when it
@@ -67,10 +85,10 @@ class _Lease(np.ndarray):
 
 
 class BlockStore:
-    """Free blocks by size.  ``give`` may be called by the garbage collector at any point, also in the middle of
-    another method here: it only appends to a deque and tidies up when nobody else is inside."""
+    """Free blocks by size, at most ``limit()`` bytes.  ``give`` may be called by the garbage collector at any point,
+    also in the middle of another method here: it only appends to a deque and tidies up when nobody else is inside."""
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: Callable[[], int]):
         self.limit = limit
         self._free: OrderedDict[int, Block] = OrderedDict()  # by address, oldest first
         self._back: deque[Block] = deque()
@@ -110,7 +128,7 @@ class BlockStore:
             block = self._back.popleft()
             self._free[block.address] = block
             self.bytes += block.size
-        while self.bytes > self.limit:
+        while self.bytes and self.bytes > self.limit():
             _, block = self._free.popitem(last=False)
             self.bytes -= block.size
 
@@ -121,11 +139,6 @@ class BlockStore:
             freed, self.bytes = self.bytes, 0
             self._free.clear()
         return freed
-
-    def set_limit(self, nbytes: int) -> None:
-        with self._lock:
-            self.limit = nbytes
-            self._collect()
 
     def renew_lock(self) -> None:
         self._lock = threading.Lock()
@@ -139,8 +152,14 @@ def block_size(nbytes: int) -> int:
     return -(-pages // step) * step * HUGE_PAGE
 
 
-def _default_limit() -> int:
-    """An eighth of the machine's memory, at most 1 GiB."""
+def limit() -> int:
+    """Bytes of free memory that may be kept."""
+    given = config.get("warm_memory")
+    return _share() if given < 0 else given
+
+
+@functools.cache
+def _share() -> int:
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -148,7 +167,7 @@ def _default_limit() -> int:
     return min(1 << 30, total // 8)
 
 
-_STORE = BlockStore(_default_limit())
+_STORE = BlockStore(limit)
 if hasattr(os, "register_at_fork"):
     # a child must not inherit a lock that another thread of the parent held; the blocks are copied on write
     os.register_at_fork(after_in_child=lambda: _STORE.renew_lock())
@@ -201,11 +220,23 @@ def release() -> int:
     return _STORE.release()
 
 
-def set_limit(nbytes: int) -> None:
-    """Keep at most ``nbytes`` of free memory warm; 0 keeps none."""
-    if nbytes < 0:
-        raise FlowcValueError("C203", f"{nbytes} bytes is not a possible limit", cure="use 0 or more")
-    _STORE.set_limit(nbytes)
+def touch_ahead(sizes: Iterable[int]) -> None:
+    """Somebody will ask for arrays of ``sizes`` bytes, all at a time: a thread has their pages made meanwhile.  Where
+    the system cannot do that (Linux before 5.14) whoever writes to them first does it."""
+    large = [n for n in sizes if n >= LARGE]
+    if large and sum(large) <= limit():
+        with contextlib.suppress(MemoryError, RuntimeError):  # the system has no more memory, or no more threads
+            blocks = [_STORE.take(n) for n in large]
+            wanted = list(zip(blocks, large, strict=True))
+            threading.Thread(target=_populate, args=(wanted,), name="flowc-touch", daemon=True).start()
+            for block in reversed(blocks):  # of one size the last given back is lent first
+                _STORE.give(block)
+
+
+def _populate(wanted: list[tuple[Block, int]]) -> None:
+    while wanted:
+        block, nbytes = wanted.pop(0)  # and let go of those that are done
+        block.populate(nbytes)
 
 
 def kept() -> int:

@@ -7,7 +7,9 @@ device, the table of devices.  Not here: machine code (llvm/cpu.py), GPUs (cuda/
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -198,6 +200,26 @@ DEVICES = {
     "cpu": "flowc.backends.llvm.cpu",
     "cuda": "flowc.backends.cuda.runtime",
 }
+
+
+def touch_ahead(plan: Plan, sizes: Mapping[str, int]) -> None:
+    """A call with ``sizes`` waits until the plan's program is compiled: make the memory of its results and its working
+    memory ready meanwhile."""
+    table = plan.table()
+    own = [table[name] for i, name in enumerate(plan.outputs) if table[name].place.kind == "output"
+           and table[name].place.index == i and table[name].place.over < 0]
+    with contextlib.suppress(FlowcValueError):  # sizes that cannot exist: the call says so
+        buffers.touch_ahead(map(buffers.check_bytes, (
+            *(evaluate(b.type.nbytes, sizes) for b in own), evaluate(plan.arena, sizes) + buffers.ALIGN)))
+
+
+def release_memory() -> int:
+    """Give the memory that is kept warm between calls back to the system: that of freed results and the working memory
+    of compiled functions that nobody calls now.  Returns its bytes.  ``FLOWC_WARM_MEMORY`` bounds what is kept."""
+    callpath = sys.modules.get("flowc.backends.llvm.callpath")
+    if callpath is not None:  # else no function has any
+        callpath.release()
+    return buffers.release()
 
 
 def prepare(device: str, store: Any = None) -> None:

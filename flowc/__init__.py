@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 # room -> names it gives to the public; below: names that are called otherwise there, and rooms as a whole
 _ROOMS: dict[str, tuple[str, ...]] = {
+    "flowc.backends.runtime": ("release_memory",),
     "flowc.api": ("grad", "interpret", "jit", "value_and_grad", "verify"),
     "flowc.function": ("spec",),
     "flowc.config": ("options", "set_option"),
@@ -74,6 +75,7 @@ if TYPE_CHECKING:  # the same names for type checkers; tests compare
     from flowc.api import interpret as interpret
     from flowc.api import jit as jit
     from flowc.api import value_and_grad as value_and_grad
+    from flowc.backends.runtime import release_memory as release_memory
     from flowc.api import verify as verify
     from flowc.config import options as options
     from flowc.config import set_option as set_option

@@ -51,6 +51,8 @@ SETTINGS: dict[str, Setting] = {s.name: s for s in (
     Setting("cache_dir", "FLOWC_CACHE_DIR", str, "", "folder of the compile cache; default: the user cache folder"),
     Setting("cache", "FLOWC_CACHE", _flag, True, "keep compiled code on disk"),
     Setting("cache_size", "FLOWC_CACHE_SIZE", int, 512 << 20, "bytes the disk cache may hold"),
+    Setting("warm_memory", "FLOWC_WARM_MEMORY", int, -1, "bytes of freed results kept for the next ones; -1: an eighth "
+            "of the machine's memory, at most 1 GiB"),
     Setting("check", "FLOWC_CHECK", _flag, False, "verify the IR after every pass"),
     Setting("fuel", "FLOWC_FUEL", int, -1, "stop optional rewriting after this many decisions; -1: no limit", True),
     Setting("fuse", "FLOWC_FUSE", _flag, True, "fuse operations into common kernels", True),

@@ -278,7 +278,8 @@ class Function:
                 break
             fixed |= outside  # what was traced is for larger sizes: this one is compiled on its own
         self._explain(family, sizes, parts.paths, args)
-        variant = Variant(types, traced, compile_graph(traced.graph, device=where, donated=parts.donated))
+        call = [a.array for a in args if a.array is not None]
+        variant = Variant(types, traced, compile_graph(traced.graph, device=where, donated=parts.donated, call=call))
         family.variants.insert(0, variant)
         family.seen.append(sizes)
         return variant

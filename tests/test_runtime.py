@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 
+import flowc
 from flowc import op as ops
 from flowc.backends import buffers, runtime
 from flowc.backends.llvm import cpu, engine, entry, pool
@@ -430,7 +431,6 @@ class TestBuffers:
     def clean(self):
         buffers.release()
         yield
-        buffers.set_limit(buffers._default_limit())
         buffers.release()
 
     def test_block_comes_back_with_the_last_view(self):
@@ -455,15 +455,44 @@ class TestBuffers:
         assert type(b) is np.ndarray and b.sum() == 300_000
 
     def test_limit(self):
-        buffers.set_limit(buffers.HUGE_PAGE)
-        held = [buffers.empty((1 << 20,), np.dtype(np.uint8)) for _ in range(5)]
-        del held
-        gc.collect()
-        assert buffers.kept() == buffers.HUGE_PAGE
-        buffers.set_limit(0)
-        assert buffers.kept() == 0
-        with pytest.raises(FlowcValueError):
-            buffers.set_limit(-1)
+        def drop_five():
+            held = [buffers.empty((1 << 20,), np.dtype(np.uint8)) for _ in range(5)]
+            del held
+            gc.collect()
+            return buffers.kept()
+        with flowc.options(warm_memory=buffers.HUGE_PAGE):
+            assert drop_five() == buffers.HUGE_PAGE
+        with flowc.options(warm_memory=0):
+            assert drop_five() == 0
+        assert drop_five() == 5 * buffers.HUGE_PAGE
+        assert flowc.release_memory() == 5 * buffers.HUGE_PAGE and buffers.kept() == 0
+
+    def test_pages_are_made_ahead(self):
+        def wait():
+            for thread in threading.enumerate():
+                if thread.name == "flowc-touch":
+                    thread.join()
+        buffers.touch_ahead([1000, 3 << 20, 3 << 20])
+        wait()
+        assert buffers.kept() == 4 * buffers.HUGE_PAGE
+        a = buffers.empty((3 << 20,), np.dtype(np.uint8))
+        a[...] = 7
+        buffers.touch_ahead([3 << 20, 3 << 20])  # one block is in use, one is there
+        wait()
+        assert buffers.kept() == 4 * buffers.HUGE_PAGE and (a == 7).all()
+        buffers.touch_ahead([buffers.limit(), 1 << 20])  # more than may be kept
+        wait()
+        assert buffers.kept() == 4 * buffers.HUGE_PAGE
+
+    def test_working_memory_is_released(self):
+        f = flowc.jit(lambda a, b: a @ b)
+        a, b = np.ones((900, 900), np.float32), np.ones((900, 900), np.float32)
+        want = a @ b
+        for _ in range(3):
+            assert np.array_equal(f(a, b), want)
+        assert flowc.release_memory() > 0
+        assert flowc.release_memory() == 0
+        assert np.array_equal(f(a, b), want)
 
     def test_block_sizes(self):
         page = buffers.HUGE_PAGE
