@@ -75,8 +75,8 @@ if TYPE_CHECKING:  # the same names for type checkers; tests compare
     from flowc.api import interpret as interpret
     from flowc.api import jit as jit
     from flowc.api import value_and_grad as value_and_grad
-    from flowc.backends.runtime import release_memory as release_memory
     from flowc.api import verify as verify
+    from flowc.backends.runtime import release_memory as release_memory
     from flowc.config import options as options
     from flowc.config import set_option as set_option
     from flowc.diag import FileFormatError as FileFormatError

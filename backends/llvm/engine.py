@@ -12,6 +12,7 @@ modules several threads translate; it also makes two threads asking for one key 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -23,6 +24,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from flowc.backends.llvm import llvm_options
 from flowc.backends.llvm.translate import Ahead, Job, NotLlvmError, Team, Translator
 from flowc.diag import FlowcError, UnsupportedError
 
@@ -40,13 +42,6 @@ PASSES = ("sroa", "simplify_cfg")
 # the time of such kernels); elsewhere the pass takes a tenth of the compile and changes nothing.
 CONVERTING = ("sroa", "instruction_combine", "simplify_cfg")
 PTX_PASSES = ("sroa", "instruction_combine", "simplify_cfg", "new_gvn", "aggressive_dce")
-
-# Options of the whole process.  The scheduler after register allocation compares every memory access of a block with
-# every other one, which in the long blocks of unrolled loops takes most of the time; beyond this many it goes by the
-# most recent ones.  The other two are a third of the code generator's time: the emitter writes addresses as it wants
-# them and instructions in the order of a register tile, so that nothing is gained by them (1 % faster without).
-OPTIONS = ("-dag-maps-huge-region=100", "-disable-lsr", "-enable-misched=false")
-_OPTIONS_IN = range(20, 23)  # LLVM versions that have them: an unknown option would end the process
 
 _LOCK = threading.RLock()
 _LIVE: weakref.WeakValueDictionary[str, Code] = weakref.WeakValueDictionary()
@@ -72,12 +67,10 @@ def _llvm() -> Any:
     with _LOCK:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        for option in OPTIONS if llvm.llvm_version_info[0] in _OPTIONS_IN else ():
-            llvm.set_option("flowc", option)
     if hasattr(os, "register_at_fork"):
         # a child must not inherit a lock that another thread of the parent held, nor wait for a thread that it lacks
         os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
-        os.register_at_fork(before=_AHEAD.settle)
+        os.register_at_fork(before=_AHEAD.settle, after_in_child=llvm_options.renew_lock)
     atexit.register(_AHEAD.settle)  # LLVM may not be unloaded under a thread
     return llvm
 
@@ -241,8 +234,8 @@ def foreign(ir_text: str) -> list[str]:
 def object_key(ir_text: str, extra: Sequence[object] = (), level: int = OPT_LEVEL) -> str:
     """The key of compiled code: everything that the object bytes depend on."""
     flowc_version = getattr(sys.modules.get("flowc"), "__version__", "")
-    parts = (FORMAT, flowc_version, llvm_version(), *host()[:3], level, "pic small", *passes_for(ir_text), *OPTIONS,
-             *extra, ir_text)
+    parts = (FORMAT, flowc_version, llvm_version(), *host()[:3], level, "pic small", *passes_for(ir_text),
+             *llvm_options.OPTIONS, *extra, ir_text)
     digest = hashlib.sha256()
     for part in parts:
         data = str(part).encode()
@@ -314,7 +307,8 @@ def _object(ir_text: str, level: int) -> bytes:
         machine = _new_machine(level)
         translator = Translator(machine, _pass_manager(machine, passes))
     try:
-        return translator.object(spelled_for(_llvm().llvm_version_info, ir_text))
+        with llvm_options.in_force(_llvm()):
+            return translator.object(spelled_for(_llvm().llvm_version_info, ir_text))
     except NotLlvmError as e:
         raise _refused(ir_text, e) from None
     except RuntimeError as e:
@@ -339,7 +333,7 @@ def begun(source: Source) -> bool | None:
 
 def _translate(ir_text: str, machine: Callable[[], Any], passes: Sequence[str], take: Callable[[Any, Any], Any]) -> Any:
     """Parse, verify, optimise and hand the module to ``take``."""
-    with _LOCK:
+    with _LOCK, llvm_options.in_force(_llvm()):
         llvm, tm = _llvm(), machine()
         context = llvm.create_context()
         try:
@@ -407,8 +401,8 @@ def compile_modules(sources: Iterable[Source], *, store: Store | None = None, ke
     sources: taken one by one while earlier ones are translated.  helpers: threads that translate besides the caller.
     """
     found: list[tuple[Source, str, str, Code | None, Job | bytes | None]] = []
-    _llvm()  # it takes the lock, so no helper may be the first to ask for it
-    with _LOCK, Team(_object, helpers) as team:
+    llvm = _llvm()  # it takes the lock, so no helper may be the first to ask for it
+    with _LOCK, contextlib.ExitStack() as options, Team(_object, helpers) as team:
         for source in sources:
             key = object_key(source.text, key_extra, source.level)
             live = key + repr(sorted(imports.items())) if imports else key
@@ -416,7 +410,11 @@ def compile_modules(sources: Iterable[Source], *, store: Store | None = None, ke
             obj: Job | bytes | None = None
             if code is None:
                 kept = None if store is None else store.get(key)
-                obj = _AHEAD.take(key) or kept or team.submit(*source)
+                obj = _AHEAD.take(key) or kept
+                if obj is None:
+                    if not team.busy:
+                        options.enter_context(llvm_options.in_force(llvm))  # once, not again for every module
+                    obj = team.submit(*source)
             found.append((source, key, live, code, obj))
         team.finish()
         for _, _, _, _, obj in found:

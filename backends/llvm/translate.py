@@ -156,6 +156,11 @@ class Team:
     def __enter__(self) -> Team:
         return self
 
+    @property
+    def busy(self) -> bool:
+        """Has it been given anything?"""
+        return bool(self._jobs)
+
     def submit(self, text: str, level: int) -> Job:
         """Have a module translated; the job is done after :meth:`finish`."""
         job = Job(text, level)
