@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 import threading
+import types
 import weakref
 
 import pytest
 
-from flowc.backends.llvm import engine
+from flowc.backends.llvm import engine, llvm_options
 from flowc.diag import FlowcError, UnsupportedError
 
 ADD = """
@@ -278,3 +280,39 @@ def test_older_llvm_gets_its_own_spelling():
     old = engine.spelled_for((20, 1, 8), text)
     assert "(ptr, i32, <4 x i1>, <4 x float>)" in old and "(ptr %p, i32 4, <4 x i1> %m" in old
     assert "<4 x ptr> %q, i32 4, <4 x i1>" in old and "@llvm.nvvm.barrier0()" in old
+
+
+class TestOptionsOfLLVM:
+    """LLVM's options belong to the whole process."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        seen = []
+        monkeypatch.setattr(llvm_options, "_ours", False)
+        monkeypatch.setattr(llvm_options, "_users", 0)
+        binding = types.SimpleNamespace(llvm_version_info=(22, 1, 0), set_option=lambda _, o: seen.append(o))
+        return binding, seen
+
+    def test_they_stay_if_nobody_else_writes_code(self, calls, monkeypatch):
+        binding, seen = calls
+        monkeypatch.delitem(sys.modules, llvm_options.OTHERS, raising=False)
+        for _ in range(2):
+            with llvm_options.in_force(binding), llvm_options.in_force(binding):
+                assert len(seen) == len(llvm_options.OPTIONS)
+        assert len(seen) == len(llvm_options.OPTIONS)
+
+    def test_others_get_the_usual_ones_back(self, calls, monkeypatch):
+        binding, seen = calls
+        monkeypatch.setitem(sys.modules, llvm_options.OTHERS, types.ModuleType("ir"))
+        with llvm_options.in_force(binding):
+            with llvm_options.in_force(binding):
+                pass
+            assert seen == [f"-{name}={here}" for name, here, _ in llvm_options.OPTIONS]
+        assert seen[len(llvm_options.OPTIONS):] == [f"-{name}={usual}" for name, _, usual in llvm_options.OPTIONS]
+
+    def test_versions_that_may_lack_them_are_left_alone(self, calls):
+        _, seen = calls
+        binding = types.SimpleNamespace(llvm_version_info=(max(llvm_options.VERSIONS) + 1, 0, 0),
+                                        set_option=lambda _, o: seen.append(o))
+        with llvm_options.in_force(binding):
+            assert not seen

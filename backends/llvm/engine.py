@@ -45,10 +45,11 @@ PTX_PASSES = ("sroa", "instruction_combine", "simplify_cfg", "new_gvn", "aggress
 
 _LOCK = threading.RLock()
 _LIVE: weakref.WeakValueDictionary[str, Code] = weakref.WeakValueDictionary()
-_DEFINED = re.compile(r"^define (?!internal |private )[^@\n]*@(?:\"([^\"\n]+)\"|([-\w.$]+))\(", re.M)
-_DECLARED = re.compile(r"^declare [^@\n]*@(?:\"([^\"\n]+)\"|([-\w.$]+))\(", re.M)
-_GLOBAL = re.compile(r"^@(?:\"([^\"\n]+)\"|([-\w.$]+)) = (?!internal |private |external )[^\n]*\b(?:global|constant) ",
-                     re.M)
+# names in a text that begins with a line end: a literal at the front is found ten times as fast as the start of a line
+_DEFINED = re.compile(r"\ndefine (?!internal |private )[^@\n]*@(?:\"([^\"\n]+)\"|([-\w.$]+))\(")
+_DECLARED = re.compile(r"\ndeclare [^@\n]*@(?:\"([^\"\n]+)\"|([-\w.$]+))\(")
+_GLOBAL = re.compile(r"\n@(?:\"([^\"\n]+)\"|([-\w.$]+)) = (?!internal |private |external )[^\n]*"
+                     r"\b(?:global|constant) ")
 _CONVERTS = re.compile(r"= (?:[sz]ext|trunc|fpto[su]i) <")
 
 
@@ -221,13 +222,14 @@ def _text(module: Any, machine: Any) -> str:
 
 def exported(ir_text: str) -> list[str]:
     """Names of the functions and globals that ``ir_text`` defines for others."""
-    found = _DEFINED.findall(ir_text) + _GLOBAL.findall(ir_text)
+    text = "\n" + ir_text
+    found = _DEFINED.findall(text) + _GLOBAL.findall(text)
     return [quoted or plain for quoted, plain in found]
 
 
 def foreign(ir_text: str) -> list[str]:
     """Names of the functions that ``ir_text`` wants from others; LLVM's own operations are not among them."""
-    names = [quoted or plain for quoted, plain in _DECLARED.findall(ir_text)]
+    names = [quoted or plain for quoted, plain in _DECLARED.findall("\n" + ir_text)]
     return [n for n in names if not n.startswith("llvm.")]
 
 
@@ -484,7 +486,7 @@ def compile_ptx(ir_text: str, arch: str, ptx: int | None = None) -> str:
     """
     if not re.match(_ARCH, arch):
         raise FlowcError("C110", f"{arch!r} is not an NVIDIA architecture", cure="use a name such as sm_80")
-    names = [quoted or plain for quoted, plain in _DECLARED.findall(ir_text)]
+    names = [quoted or plain for quoted, plain in _DECLARED.findall("\n" + ir_text)]
     unknown = [n for n in names if n.startswith("llvm.") and not re.match(_PTX_SAFE, n)]
     outside = foreign(ir_text)
     if unknown:

@@ -1,15 +1,15 @@
-"""LLVM's options for the whole process, in force only while flowc translates.
+"""LLVM's options for the whole process, in force while flowc translates.
 
 Here: which, why, and switching them.  Not here: passes and target machines (engine.py).  Read next: engine.py.
 
-Other users of LLVM in the process, such as Numba, share these options.  They find the usual values, unless they
-translate in another thread at the same time: then their code is made as ours is, which is right but tuned for text
-that flowc wrote.
+Others that generate code with llvmlite in this process share these options.  Where Numba is loaded it is given LLVM's
+usual values back after every compile; elsewhere that time is saved (0.1 ms an option: LLVM goes through all it has).
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -32,9 +32,11 @@ OPTIONS = (
     ("grow-region-complexity-budget", "0", "10000"),
 )
 VERSIONS = range(20, 23)  # of LLVM that have them: an unknown option would end the process
+OTHERS = "numba"          # who would miss the usual ones
 
 _lock = threading.Lock()
 _users = 0
+_ours = False
 
 
 @contextlib.contextmanager
@@ -48,17 +50,14 @@ def in_force(llvm: Any) -> Iterator[None]:
 
 
 def _change(llvm: Any, by: int) -> None:
-    global _users
+    global _users, _ours
     with _lock:
-        before, _users = _users, _users + by
-        if not before or not _users:
-            _set(llvm, ours=not before)
-
-
-def _set(llvm: Any, ours: bool) -> None:
-    if llvm.llvm_version_info[0] in VERSIONS:
-        for name, here, usual in OPTIONS:
-            llvm.set_option("flowc", f"-{name}={here if ours else usual}")
+        _users += by
+        wanted = _users > 0 or (_ours and OTHERS not in sys.modules)
+        if wanted != _ours and llvm.llvm_version_info[0] in VERSIONS:
+            _ours = wanted
+            for name, here, usual in OPTIONS:
+                llvm.set_option("flowc", f"-{name}={here if wanted else usual}")
 
 
 def renew_lock() -> None:
