@@ -44,9 +44,10 @@ class _Compilation:
 
     def run(self, store: Store | None) -> Binary:
         kernels = self.program.kernels
-        helpers = min(len(kernels), pool.num_threads()) - 1
         sources: list[Source] = []
-        codes = compile_modules(_noted(self.sources(), sources), store=store, helpers=helpers)
+        # the entry of a single kernel may be a second module
+        codes = compile_modules(_noted(self.sources(), sources), store=store, late=len(kernels) == 1,
+                                helpers=min(max(len(kernels), 2), pool.num_threads()) - 1)
         by_symbol: dict[str, Code] = {}
         for symbols, code in zip(self.modules, codes, strict=True):
             by_symbol.update(dict.fromkeys(symbols, code))

@@ -395,16 +395,17 @@ def compile_module(ir_text: str, *, store: Store | None = None, key_extra: Seque
 
 
 def compile_modules(sources: Iterable[Source], *, store: Store | None = None, key_extra: Sequence[object] = (),
-                    imports: Mapping[str, int] | None = None, keep: Sequence[Any] = (), helpers: int = 0
-                    ) -> list[Code]:
+                    imports: Mapping[str, int] | None = None, keep: Sequence[Any] = (), helpers: int = 0,
+                    late: bool = False) -> list[Code]:
     """The Code of each of several modules that may call each other, as in :func:`compile_module`; what is not loaded
     yet is loaded as one Code.
 
     sources: taken one by one while earlier ones are translated.  helpers: threads that translate besides the caller.
+    late: as of a Team.
     """
     found: list[tuple[Source, str, str, Code | None, Job | bytes | None]] = []
     llvm = _llvm()  # it takes the lock, so no helper may be the first to ask for it
-    with _LOCK, contextlib.ExitStack() as options, Team(_object, helpers) as team:
+    with _LOCK, contextlib.ExitStack() as options, Team(_object, helpers, late=late) as team:
         for source in sources:
             key = object_key(source.text, key_extra, source.level)
             live = key + repr(sorted(imports.items())) if imports else key

@@ -140,12 +140,14 @@ class Team:
     """Threads that translate what they are given while the caller goes on; for use in a ``with`` block.
 
     translate: ``(text, level) -> object code``, called in any of the threads.  helpers: threads besides the caller.
-    ordered: what came first is translated first, not what is longest.
+    ordered: what came first is translated first, not what is longest.  late: helpers begin when there are two modules,
+    not with the first.
     Leaving the block by an exception, Ctrl-C among them, drops the modules that nobody has begun.
     """
 
-    def __init__(self, translate: Callable[[str, int], bytes], helpers: int, ordered: bool = False):
-        self._translate, self._helpers, self._ordered = translate, helpers, ordered
+    def __init__(self, translate: Callable[[str, int], bytes], helpers: int, ordered: bool = False,
+                 late: bool = False):
+        self._translate, self._helpers, self._ordered, self._late = translate, helpers, ordered, late
         self._jobs: list[Job] = []
         self._waiting: list[Job] = []
         self._busy = 0
@@ -168,7 +170,7 @@ class Team:
         with self._change:
             self._waiting.append(job)
             self._change.notify()
-        if len(self._threads) < self._helpers:
+        if len(self._threads) < min(self._helpers, len(self._jobs) - self._late):
             self._start()
         return job
 
