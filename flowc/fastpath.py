@@ -97,6 +97,8 @@ def _argument(a: Any, leaves: Iterator[Argument]) -> Any:
     if kind.layout == "none":
         return Same(None)
     keys = _keys(kind, meta)
+    if kind.layout == "fields":
+        keys, items = kind.fields, (*items, *(Same(getattr(a, name)) for name in kind.fields[len(items):]))
     if not kind.layout or None in items or any(type(k) is not str for k in keys):
         return None
     return Container(kind.layout, items, keys, type(a))

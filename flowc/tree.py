@@ -11,6 +11,7 @@ Containers are ``None`` (no leaves), list, tuple, namedtuple, dict and OrderedDi
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +27,8 @@ class Kind(NamedTuple):
     split: container -> (children, meta), meta hashable.  join: (meta, children) -> container.
     labels: (meta, number of children) -> how each child is written behind the container's name: ``[0]``, ``.bias``.
     layout: how the children lie in the object itself, for those who read it without Python: ``none``, ``tuple``,
-      ``namedtuple``, ``list``, ``dict`` (``meta`` are its keys), or "".
+      ``namedtuple``, ``list``, ``dict`` (``meta`` are its keys), ``fields`` (plain attributes) or "".
+    fields: names of the attributes that hold the children, then of those that hold ``meta``.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Kind(NamedTuple):
     join: Callable[[Any, Sequence[Any]], Any]
     labels: Callable[[Any, int], list[str]]
     layout: str = ""
+    fields: tuple[str, ...] = ()
 
 
 def exact(value: Any) -> Hashable:
@@ -156,7 +159,17 @@ def _dataclass_kind(cls: type) -> Kind:
         return new
 
     return Kind(cls.__name__, lambda x: ([getattr(x, f) for f in live], tuple(getattr(x, f) for f in fixed)), join,
-                lambda meta, count: [f".{f}" for f in live])
+                lambda meta, count: [f".{f}" for f in live],
+                "fields" if _plain(cls, live + fixed) else "", live + fixed)
+
+
+def _plain(cls: type, names: Sequence[str]) -> bool:
+    """Do objects hold these attributes themselves, so that reading them runs no code of the class?"""
+    def stored(name: str) -> bool:
+        found = inspect.getattr_static(cls, name, None)
+        return inspect.ismemberdescriptor(found) or not hasattr(type(found), "__get__")
+    return cls.__getattribute__ is object.__getattribute__ and not hasattr(cls, "__getattr__") and all(
+        map(stored, names))
 
 
 def register_pytree(cls: type, split: Callable[[Any], tuple[Sequence[Any], Hashable]],

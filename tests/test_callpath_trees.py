@@ -7,7 +7,7 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict, namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -25,6 +25,12 @@ Pair = namedtuple("Pair", "left right")
 class Layer:
     w: np.ndarray
     b: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    w: np.ndarray
+    power: int = field(default=2, metadata={"static": True})
 
 
 def vec(n=3, value=1.0):
@@ -48,7 +54,8 @@ leaves = st.sampled_from([(2,), (3, 2), ()]).map(lambda s: np.arange(np.prod(s),
 trees = st.recursive(
     leaves | st.none() | st.floats(-4, 4) | st.integers(-9, 9),
     lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple)
-    | st.dictionaries(st.sampled_from("abc"), inner, max_size=3) | st.builds(Pair, inner, inner), max_leaves=6)
+    | st.dictionaries(st.sampled_from("abc"), inner, max_size=3) | st.builds(Pair, inner, inner)
+    | st.builds(Layer, inner, inner), max_leaves=6)
 
 
 @given(trees)
@@ -73,7 +80,7 @@ def test_any_nesting(tree):
 
 @pytest.mark.parametrize("tree", [
     {"w": vec(), "b": vec()}, [vec(), vec()], (vec(), {"k": [vec()]}), Pair(vec(), vec()), [], {}, {"a": None},
-    [2.5, vec(), 3]], ids=range(8))
+    [2.5, vec(), 3], Layer(vec(), vec()), [Slots(vec(), 4), Slots(vec(), 4)]], ids=range(10))
 def test_calls_are_native(tree, general):
     f = flowc.jit(lambda t, x: tree_map(lambda leaf: leaf + x, t) if flatten(t)[0] else x)
     f(tree, vec())
@@ -217,3 +224,49 @@ class TestKeywords:
             r = f({"a": vec(), "b": vec(3, 2)}, rate=0.5 * i)
             assert list(r["a"]) == [0.5 * i] * 3 and list(r["b"]) == [1.0 * i] * 3
         assert len(general) == 1
+
+
+class TestObjects:
+    """Dataclasses: attributes that the object holds itself are read without Python."""
+
+    def test_static_fields_choose_the_program(self, general):
+        f = flowc.jit(lambda s: s.w * s.power)
+        for power in (2, 5, 2, 5):
+            for _ in range(2):
+                assert np.array_equal(f(Slots(vec(), power)), vec(value=power))
+        assert len(general) <= 4
+
+    def test_fields_that_are_missing(self):
+        f = flowc.jit(lambda layer: layer.w + layer.b)
+        layer = Layer(vec(), vec())
+        for _ in range(3):
+            f(layer)
+        del layer.b
+        with pytest.raises(AttributeError):
+            f(layer)
+        layer.b = vec(value=2.0)
+        assert np.array_equal(f(layer), vec(value=3.0))
+
+    def test_computed_fields_are_computed(self, general):
+        @dataclass
+        class Counted:
+            w: np.ndarray
+            reads: int = field(default=0, metadata={"static": True})
+
+            def __getattribute__(self, name):
+                if name == "w":
+                    object.__setattr__(self, "seen", object.__getattribute__(self, "__dict__").get("seen", 0) + 1)
+                return object.__getattribute__(self, name)
+        f, c = flowc.jit(lambda c: c.w + 1), Counted(vec())
+        for _ in range(3):
+            assert np.array_equal(f(c), vec(value=2.0))
+        assert len(general) == 3 and c.seen >= 3
+
+    def test_references_stay(self):
+        f, layer = flowc.jit(lambda layer: layer.w + layer.b), Layer(vec(), vec())
+        for _ in range(5):
+            f(layer)
+        before = [sys.getrefcount(x) for x in (layer, layer.w, layer.b)]
+        for _ in range(100):
+            f(layer)
+        assert [sys.getrefcount(x) for x in (layer, layer.w, layer.b)] == before

@@ -38,6 +38,7 @@ from flowc.backends.llvm.callpath_tables import (
     HEADER,
     IN_ARGS,
     IN_DICT,
+    IN_FIELD,
     IN_LIST,
     IN_TUPLE,
     INT_FLOAT32,
@@ -53,6 +54,7 @@ from flowc.backends.llvm.callpath_tables import (
     ND,
     NUMPY_SLOTS,
     OB_TYPE,
+    OBJECT,
     RECORD,
     SAME,
     SAME_DIM,
@@ -79,8 +81,9 @@ class Same:
 class Container:
     """An argument that is taken apart, or a part of the result that is built.
 
-    layout: ``tuple``, ``list`` or ``dict``; also ``namedtuple`` for arguments, ``call`` for results.  items: of an
-      argument as in ``CallSpec.args``, of a result as in ``CallSpec.result``.  keys: of a dict, strings.
+    layout: ``tuple``, ``list`` or ``dict``; also ``namedtuple`` and ``fields`` (attributes that the object holds
+      itself) for arguments, ``call`` for results.  items: of an argument as in ``CallSpec.args``, of a result as in
+      ``CallSpec.result``.  keys: of a dict and of fields, strings.
     cls: the class that an argument has, or what is called with the items to build the result.
     """
 
@@ -339,8 +342,9 @@ class _Inputs:
         if isinstance(arg, Container):
             at = len(self.rows)
             self.record.keep.append((arg.cls, arg.keys))
-            self.rows.append([CONTAINER, id(arg.cls), len(arg.items), 0, 0, 0, *here])
-            found = [id(k) for k in arg.keys] if arg.layout == "dict" else range(len(arg.items))
+            looks = OBJECT if arg.layout == "fields" else CONTAINER
+            self.rows.append([looks, id(arg.cls), len(arg.items), 0, 0, 0, *here])
+            found = [id(k) for k in arg.keys] if arg.layout in ("dict", "fields") else range(len(arg.items))
             return all(self.add(x, _WHENCE[arg.layout], at, i) for x, i in zip(arg.items, found, strict=True))
         slot, type_ = next(self.params)
         if arg == "array":
@@ -362,7 +366,8 @@ class _Inputs:
         return True
 
 
-_WHENCE = {"tuple": IN_TUPLE, "namedtuple": IN_TUPLE, "list": IN_LIST, "dict": IN_DICT}
+_WHENCE = {"tuple": IN_TUPLE, "namedtuple": IN_TUPLE, "list": IN_LIST, "dict": IN_DICT,
+           "fields": IN_FIELD}
 _MAKE = {"tuple": MAKE_TUPLE, "list": MAKE_LIST, "dict": MAKE_DICT, "call": MAKE_CALL}
 
 

@@ -13,6 +13,7 @@ from flowc.backends.llvm.callpath_tables import (
     DIMS,
     FLAGS,
     IN_DICT,
+    IN_FIELD,
     IN_LIST,
     IN_TUPLE,
     INPUT,
@@ -351,7 +352,8 @@ end:
 
 
 def _fetch_ir() -> str:
-    """``fetch(row, objects)``: the item of a container that an input row asks for; null if a dict has no such key."""
+    """``fetch(row, objects)``: the item of a container that an input row asks for, which stays the container's; null if
+    it has none."""
     return f"""
 define internal ptr @fetch(ptr %row, ptr %objects) nounwind {{
 entry:
@@ -361,7 +363,7 @@ entry:
   %p = getelementptr ptr, ptr %objects, i64 %holder
   %in = load ptr, ptr %p
   switch i64 %whence, label %none [ i64 {IN_TUPLE}, label %tuple i64 {IN_LIST}, label %list
-    i64 {IN_DICT}, label %dict ]
+    i64 {IN_DICT}, label %dict i64 {IN_FIELD}, label %field ]
 tuple:
   %begin = getelementptr i8, ptr %in, i64 {TUPLE_ITEMS}
   br label %item
@@ -379,6 +381,20 @@ dict:
   %key = inttoptr i64 %index to ptr
   %value = call ptr %PyDict_GetItem(ptr %in, ptr %key)
   ret ptr %value
+field:
+{_api("PyObject_GetAttr")}
+{_api("PyErr_Clear")}
+{_api("Py_DecRef")}
+  %name = inttoptr i64 %index to ptr
+  %held = call ptr %PyObject_GetAttr(ptr %in, ptr %name)
+  %missing = icmp eq ptr %held, null
+  br i1 %missing, label %unset, label %set
+unset:
+  call void %PyErr_Clear()
+  ret ptr null
+set:
+  call void %Py_DecRef(ptr %held)
+  ret ptr %held
 none:
   ret ptr null
 }}

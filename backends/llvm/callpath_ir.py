@@ -42,6 +42,7 @@ from flowc.backends.llvm.callpath_tables import (
     KINDS,
     ND,
     OB_TYPE,
+    OBJECT,
     OUTPUT,
     RECORD,
     SAME,
@@ -144,9 +145,10 @@ class _Call:
                     self._array(arg, row, types["ndarray"], dims, place)
                 elif k == SAME:
                     self.same(arg, self.load(row, 8 * INPUT["object"]), "ptr")
-                elif k == CONTAINER:
+                elif k in (CONTAINER, OBJECT):
                     self.same(self.load(arg, OB_TYPE), self.load(row, 8 * INPUT["object"]), "ptr")
-                    self.same(self.load(arg, SIZE, "i64"), self.load(row, 8 * INPUT["rank"], "i64"))
+                    if k == CONTAINER:
+                        self.same(self.load(arg, SIZE, "i64"), self.load(row, 8 * INPUT["rank"], "i64"))
                 else:
                     self._scalar(k, arg, row, types, scalar)
                     f.raw(f"store ptr {scalar}, ptr {place}")

@@ -20,8 +20,8 @@ LIST_ITEMS = HEADER + 8             # the pointer to the items of a list
 API = {name: i for i, name in enumerate((
     "ndarray", "PyArray_Empty", "PyObject_Vectorcall", "Py_IncRef", "Py_DecRef", "PyEval_SaveThread",
     "PyEval_RestoreThread", "PyTuple_New", "PyTuple_SetItem", "PyList_New", "PyList_SetItem", "PyDict_New",
-    "PyDict_SetItem", "PyDict_GetItem", "PyLong_AsLongLongAndOverflow", "PyLong_FromLongLong", "float", "int",
-    "true", "false", "find_pool", "pool", "pool_known"))}
+    "PyDict_SetItem", "PyDict_GetItem", "PyObject_GetAttr", "PyErr_Clear", "PyLong_AsLongLongAndOverflow",
+    "PyLong_FromLongLong", "float", "int", "true", "false", "find_pool", "pool", "pool_known"))}
 NUMPY_SLOTS = {"ndarray": 2, "PyArray_Empty": 184}  # of NumPy's C table, the same in every version since 1.7
 
 # The record of one program: name -> index of its 8-byte field
@@ -35,9 +35,8 @@ WORKING = -1  # what ``alloc`` of a record is asked for if not for an output: wo
 # key) and noted as number ``note``; ``holder`` is the number of the container.  Containers stand before their items.
 INPUT = {name: i for i, name in enumerate((
     "kind", "object", "rank", "dims", "slot", "itemsize", "whence", "holder", "index", "note"))}
-ARRAY, SAME, FLOAT64, FLOAT32, INTEGER, INT_FLOAT64, INT_FLOAT32, BOOL, CONTAINER = range(9)
-KINDS = range(9)
-IN_ARGS, IN_TUPLE, IN_LIST, IN_DICT = range(4)
+ARRAY, SAME, FLOAT64, FLOAT32, INTEGER, INT_FLOAT64, INT_FLOAT32, BOOL, CONTAINER, OBJECT = KINDS = range(10)
+IN_ARGS, IN_TUPLE, IN_LIST, IN_DICT, IN_FIELD = range(5)
 CONSTANT_DIM, BIND_DIM, SAME_DIM = 0, 1, 2  # of an array: the size is ..., makes a symbol, must be that symbol
 
 # A row of ``outputs``; ``over``: the noted number of the argument in whose memory it lies, or -1
