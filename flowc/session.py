@@ -1,7 +1,8 @@
 """Sessions: run parts of a graph, keep the variables.
 
 Here: ``Session``: from what is fetched and fed to a compiled piece of the graph, checks of what is fed, storing of
-updates.  Not here: placeholders, variables and operations (symbolic.py), compiling (compiled.py).
+updates.  Not here: placeholders, variables and operations (symbolic.py), compiling (compiled.py), runs that were done
+before (routine.py).
 Read next: optim.py.
 
 A run takes the piece of the graph between what is fed and what is fetched, compiled once per such pair: fed nodes and
@@ -11,7 +12,7 @@ variables become its parameters.  All variables are read before the piece runs a
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
@@ -22,6 +23,7 @@ from flowc.compiled import Compiled, check_device, compile_graph
 from flowc.diag import FlowcError, FlowcTypeError, FlowcValueError, caller_loc
 from flowc.dims import Dim, evaluate, linear, symbols
 from flowc.graph import PARAM, Graph, Node, param
+from flowc.routine import PASSED_ON, Routine, native
 from flowc.symbolic import (
     Operation,
     SessionGraph,
@@ -129,6 +131,9 @@ def _fresh(name: str, taken: set[str]) -> str:
     return unique
 
 
+_REBUILD: dict[type | None, Callable[[list[Any]], Any]] = {None: lambda xs: xs[0], list: list, tuple: tuple}
+
+
 class Session:
     """Runs a graph and holds the values of its variables.  Usable as a ``with`` block, which also makes the graph the
     default one."""
@@ -138,6 +143,7 @@ class Session:
         self.device = None if device is None else check_device(device)
         self._values: dict[Node, np.ndarray] = {}
         self._pieces: dict[Any, Piece] = {}
+        self._routines: dict[Any, Routine | None] = {}
         self._lock = threading.RLock()
         self._closed = False
         self._blocks: list[ExitStack] = []
@@ -158,6 +164,7 @@ class Session:
         self._closed = True
         self._values.clear()
         self._pieces.clear()
+        self._routines.clear()
 
     # -- running
 
@@ -167,6 +174,56 @@ class Session:
         feed_dict: values of placeholders and of any other tensors, which then are not computed.  Operations fetched
         give the new value of their variable, or None.  Arrays that are returned belong to the caller.
         """
+        style = None if self._closed or config.overridden() else self._style(fetches, feed_dict)
+        routine = self._routines.get(style)
+        if routine is not None:
+            result = routine.run([*feed_dict.values()] if feed_dict else (), self._values)
+            if result is not PASSED_ON:
+                return result
+        result = self._run(fetches, feed_dict)
+        if style is not None and style not in self._routines:
+            self._learn(style, fetches, feed_dict or {})
+        return result
+
+    def _style(self, fetches: Any, feed_dict: Any) -> Any:
+        """What a run has in common with others that do the same; None for unusual ones."""
+        many = type(fetches) in (list, tuple)
+        if feed_dict is not None and type(feed_dict) is not dict or not all(
+                isinstance(x, (SessionTensor, Operation)) for x in (fetches if many else (fetches,))):
+            return None
+        return (type(fetches) if many else None, tuple(fetches) if many else fetches, tuple(feed_dict or ()),
+                len(self.graph.after))
+
+    def _learn(self, style: Any, fetches: Any, feed_dict: Mapping[Any, Any]) -> None:
+        """Note what :meth:`_run` just did, for the next time: a Routine, or None if it is not to be had."""
+        leaves = flatten(fetches)[0]
+        targets = [self._target(x, "") for x in leaves]
+        fed = [self._key(k) for k in feed_dict]
+        updates = self._updates(leaves, [t for t in targets if t is not None], set(fed))
+        outputs = dict.fromkeys([*[t for t in targets if t is not None], *updates.values()])
+        piece = self._piece([n for n in outputs if n not in fed and n not in self.graph.variables], fed)
+        self._routines[style] = None
+        if piece.compiled is None or piece.compiled.executable is None:
+            return
+        if set(fed) - set(piece.params) or set(piece.outputs) != set(outputs):
+            return  # something that is fed or fetched is not part of the code
+        if not piece.compiled.executable.native_is_due():
+            del self._routines[style]  # not yet
+            return
+        sources = [fed.index(p) if p in fed else p for p in piece.params]
+        given = [*feed_dict.values()]
+        call = native(piece.compiled, [given[x] if isinstance(x, int) else self._values[x] for x in sources])
+        if call is not None:
+            place = {n: i for i, n in enumerate(piece.outputs)}
+            owned = set(updates.values())  # by variables, or handed out already
+            results: list[tuple[int, bool] | None] = []
+            for t in targets:
+                results.append(None if t is None else (place[t], t in owned))
+                owned.update(() if t is None else (t,))
+            self._routines[style] = Routine(call, sources, results, {v._node: place[n] for v, n in updates.items()},
+                                            _REBUILD[style[0]], self._lock)
+
+    def _run(self, fetches: Any, feed_dict: Mapping[Any, Any] | None) -> Any:
         if self._closed:
             raise FlowcValueError("G011", "the session is closed", loc=caller_loc(), cure="make a new Session")
         leaves, tree = flatten(fetches)

@@ -29,7 +29,7 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ("makers", ("flowc.size", "flowc.tensor", "flowc.trace", "flowc.numpy_*", "flowc.passes")),
     ("machines", ("flowc.backends",)),
     ("driver", ("flowc.check", "flowc.image", "flowc.compiled", "flowc.function", "flowc.fastpath", "flowc.api",
-                "flowc.symbolic", "flowc.session", "flowc.optim", "flowc.idx")),
+                "flowc.symbolic", "flowc.routine", "flowc.session", "flowc.optim", "flowc.idx")),
     ("hall", ("flowc", "flowc.numpy", "flowc.nn", "flowc.random", "flowc.__main__", "flowc.cli", "flowc.cases",
               "flowc.doctor", "flowc.bench", "flowc.tune")),
 ]
