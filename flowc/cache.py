@@ -13,7 +13,6 @@ Nothing here raises because of what is on the disk.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import os
 import stat
@@ -26,9 +25,10 @@ from typing import Any
 
 from flowc import config
 from flowc.dataclass import dataclass
+from flowc.digest import digest
 
-MAGIC = b"flowc\x00\x01\n"
-_HEADER = struct.Struct("<8s32sQ32s")     # magic, SHA-256 of the key, payload bytes, SHA-256 of the payload
+MAGIC = b"flowc\x00\x02\n"
+_HEADER = struct.Struct("<8s32sQ32s")     # magic, digest of the key, payload bytes, digest of the payload
 SUFFIX, PARTIAL, NOTE = ".code", ".partial", ".note"
 MAX_ENTRY = 1 << 30                       # bytes; nothing larger is kept or believed
 STALE = 3600.0                            # seconds after which an unfinished file belongs to nobody
@@ -158,7 +158,7 @@ class DiskStore:
         return ""
 
     def _file(self, folder: str, key: str) -> str:
-        return os.path.join(folder, hashlib.sha256(key.encode()).hexdigest() + SUFFIX)
+        return os.path.join(folder, digest(key.encode()).hexdigest() + SUFFIX)
 
     # -- entries
 
@@ -261,7 +261,7 @@ class DiskStore:
 
 
 def _pack(key: str, data: bytes) -> bytes:
-    return _HEADER.pack(MAGIC, hashlib.sha256(key.encode()).digest(), len(data), hashlib.sha256(data).digest()) + data
+    return _HEADER.pack(MAGIC, digest(key.encode()).digest(), len(data), digest(data).digest()) + data
 
 
 def _read(path: str, key: str) -> bytes | None:
@@ -283,10 +283,10 @@ def _read(path: str, key: str) -> bytes | None:
         data = f.read(s.st_size + 1)
     if len(data) != s.st_size:
         raise ValueError("changed while it was read")
-    magic, key_hash, size, digest = _HEADER.unpack_from(data)
+    magic, of_key, size, of_payload = _HEADER.unpack_from(data)
     payload = data[_HEADER.size:]
-    if (magic != MAGIC or size != len(payload) or key_hash != hashlib.sha256(key.encode()).digest()
-            or digest != hashlib.sha256(payload).digest()):
+    if (magic != MAGIC or size != len(payload) or of_key != digest(key.encode()).digest()
+            or of_payload != digest(payload).digest()):
         raise ValueError("not a whole entry of this key")
     return payload
 

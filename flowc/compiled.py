@@ -192,11 +192,11 @@ def machine(device: str) -> Machine:
 
 
 def compile_graph(graph: Graph, *, device: str | None = None, target: Machine | None = None,
-                  donated: Collection[int] = (), call: Sequence[np.ndarray] | None = None) -> Compiled:
+                  donated: Collection[int] = (), sizes: Mapping[str, int] | None = None) -> Compiled:
     """Optimize and compile ``graph`` for ``device`` (cpu, cuda, interpreter; default: the setting).
     target: what scheduling assumes of the machine, by default what is known of this one.  donated: params whose arrays
-    a call may overwrite; used on the CPU.  call: the arguments of a call that waits for the result, whose memory is
-    made ready meanwhile."""
+    a call may overwrite; used on the CPU.  sizes: values of the symbols in a call that waits for the result, whose
+    memory is made ready meanwhile."""
     where = check_device(device)
     if where == "interpreter":
         return Compiled(graph, where)
@@ -205,7 +205,7 @@ def compile_graph(graph: Graph, *, device: str | None = None, target: Machine | 
     given = frozenset(donated) if where == "cpu" else frozenset()
     out = Compiled(graph, where, lambda: _lower(graph, where, target, ctx, fuse, given))
     with progress.line(graph.name), _uncollected():
-        _compile(out, target, ctx, given, call)
+        _compile(out, target, ctx, given, sizes)
     _dump(out)
     return out
 
@@ -261,7 +261,7 @@ def _lower(graph: Graph, device: str, target: Machine, ctx: PassContext, fuse: b
 
 
 def _compile(out: Compiled, target: Machine, ctx: PassContext, donated: frozenset[int],
-             call: Sequence[np.ndarray] | None) -> None:
+             sizes: Mapping[str, int] | None) -> None:
     """Give ``out`` its executable: the one on the disk, or a new one."""
     store = default_store()
     key = image.key(out.source, target, ctx, donated) if store is not None and out.device == "cpu" else None
@@ -271,8 +271,8 @@ def _compile(out: Compiled, target: Machine, ctx: PassContext, donated: frozense
         return
     from flowc.backends import runtime
     runtime.prepare(out.device, store)
-    if call is not None and out.device == "cpu":
-        runtime.touch_ahead(_program(out).plan, out.sizes(call))
+    if sizes is not None and out.device == "cpu":
+        runtime.touch_ahead(_program(out).plan, sizes)
     out.executable = runtime.compile_program(_program(out), out.device, store=store)
     if store is not None and key is not None:
         image.save(store, key, out.source, _program(out), out.executable)

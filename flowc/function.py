@@ -278,8 +278,9 @@ class Function:
                 break
             fixed |= outside  # what was traced is for larger sizes: this one is compiled on its own
         self._explain(family, sizes, parts.paths, args)
-        call = [a.array for a in args if a.array is not None]
-        variant = Variant(types, traced, compile_graph(traced.graph, device=where, donated=parts.donated, call=call))
+        bound = {name: n for t, a in zip(types, args, strict=True) for d, n in zip(t.shape, a.type.shape, strict=True)
+                 if isinstance(d, Dim) and isinstance(n, int) for name in symbols(d)}
+        variant = Variant(types, traced, compile_graph(traced.graph, device=where, donated=parts.donated, sizes=bound))
         family.variants.insert(0, variant)
         family.seen.append(sizes)
         return variant

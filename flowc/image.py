@@ -11,7 +11,6 @@ pass), and what holds very large constants.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import struct
 import sys
@@ -24,6 +23,7 @@ from flowc import config
 from flowc.cache import DiskStore
 from flowc.dataclass import replace
 from flowc.diag import FlowcError
+from flowc.digest import digest
 from flowc.graph import CONSTANT, Graph, Literal, Node
 from flowc.ops import BUILTIN
 
@@ -49,12 +49,12 @@ def key(graph: Graph, machine: Machine, ctx: PassContext, donated: Iterable[int]
     from flowc.backends.llvm.engine import host, llvm_version
     from flowc.backends.llvm.share import costs
     rules = machine.choices and (machine.choices.given, machine.choices.tuned)
-    digest = hashlib.sha256()
+    hashed = digest()
     for part in (source, sys.version, np.__version__, llvm_version(), host(), replace(machine, choices=None), rules,
                  costs(), config.cache_key(), sorted(donated)):
-        digest.update(repr(part).encode() + b"\0")
-    _add_graph(digest, graph)
-    return f"image {digest.hexdigest()}"
+        hashed.update(repr(part).encode() + b"\0")
+    _add_graph(hashed, graph)
+    return f"image {hashed.hexdigest()}"
 
 
 def _own(nodes: Iterable[Node]) -> bool:
@@ -66,48 +66,48 @@ def _own(nodes: Iterable[Node]) -> bool:
 @functools.cache
 def fingerprint() -> str:
     """What tells flowc's source files from edited ones: their names, sizes and times; "" if there are no files."""
-    digest = hashlib.sha256()
+    hashed = digest()
     try:
         for folder, inner, files in os.walk(os.path.dirname(__file__), followlinks=True):
             inner[:] = sorted(d for d in inner if d != "__pycache__")
             for name in sorted(files):
                 if name.endswith(".py"):
                     s = os.stat(os.path.join(folder, name))
-                    digest.update(f"{name} {s.st_size} {s.st_mtime_ns}\n".encode())
+                    hashed.update(f"{name} {s.st_size} {s.st_mtime_ns}\n".encode())
     except OSError:
         return ""
-    return digest.hexdigest()
+    return hashed.hexdigest()
 
 
-def _add_graph(digest: Any, graph: Graph) -> None:
+def _add_graph(hashed: Any, graph: Graph) -> None:
     number: dict[Node, int] = {}
     for n in graph.nodes:
-        digest.update(f"{n.op.name} {[number[x] for x in n.inputs]} {n.type}".encode())
+        hashed.update(f"{n.op.name} {[number[x] for x in n.inputs]} {n.type}".encode())
         for name, value in n.attrs.items():
-            digest.update(name.encode())
-            _add_value(digest, value)
+            hashed.update(name.encode())
+            _add_value(hashed, value)
         number[n] = len(number)
-    digest.update(f"{graph.name} {[number[p] for p in graph.params]} {[number[o] for o in graph.outputs]} "
+    hashed.update(f"{graph.name} {[number[p] for p in graph.params]} {[number[o] for o in graph.outputs]} "
                   f"{sorted(graph.ranges.items())} {graph.constraints}".encode())
 
 
-def _add_value(digest: Any, value: Any) -> None:
+def _add_value(hashed: Any, value: Any) -> None:
     """An attribute; kinds are told apart, and floats go by their bits."""
     if isinstance(value, tuple):
-        digest.update(b"(")
+        hashed.update(b"(")
         for v in value:
-            _add_value(digest, v)
-        digest.update(b")")
+            _add_value(hashed, v)
+        hashed.update(b")")
     elif isinstance(value, Literal):
         a = value.array
-        digest.update(f"{a.dtype.name}{a.shape}".encode())
-        digest.update(a.reshape(-1).view(np.uint8).data if a.size else b"")
+        hashed.update(f"{a.dtype.name}{a.shape}".encode())
+        hashed.update(a.reshape(-1).view(np.uint8).data if a.size else b"")
     elif isinstance(value, Graph):
-        _add_graph(digest, value)
+        _add_graph(hashed, value)
     elif isinstance(value, float):
-        digest.update(b"f" + struct.pack("<d", value))
+        hashed.update(b"f" + struct.pack("<d", value))
     else:
-        digest.update(f"{type(value).__name__} {value!r};".encode())
+        hashed.update(f"{type(value).__name__} {value!r};".encode())
 
 
 # ---- constants ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ expression, no statement.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 import struct
@@ -24,6 +23,7 @@ import numpy as np
 
 from flowc.dataclass import replace
 from flowc.diag import FlowcTypeError, Loc
+from flowc.digest import digest
 from flowc.dims import Dim, DimLike, Range, substitute, sym, symbols
 from flowc.graph import Graph, Literal, Node
 from flowc.kernel import INSTRS, Acc, Alloc, Barrier, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, walk
@@ -123,7 +123,7 @@ def comment(text: str, indent: str) -> list[str]:
 def content_hash(a: np.ndarray) -> str:
     """Names an array by dtype, shape and bytes."""
     head = f"{dtype(a.dtype).name}{tuple(a.shape)}".encode()
-    return hashlib.sha256(head + np.ascontiguousarray(a).tobytes()).hexdigest()[:32]
+    return digest(head + np.ascontiguousarray(a).tobytes()).hexdigest()[:32]
 
 
 def _elements(a: np.ndarray, d: DType) -> list[str]:

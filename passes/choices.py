@@ -12,7 +12,6 @@ Schedules change no result (schedule.py), so neither do rules.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -20,6 +19,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flowc.diag import FlowcValueError
+from flowc.digest import digest
 from flowc.dims import Dim
 from flowc.types import DType
 
@@ -62,7 +62,7 @@ def map_problem(g: Group) -> Problem:
     names = [n.op.name for n in g.members]
     text = ".".join(names[:SHOWN])
     if len(names) > SHOWN:
-        text += f"+{len(names) - SHOWN}.{hashlib.sha256('.'.join(names).encode()).hexdigest()[:8]}"
+        text += f"+{len(names) - SHOWN}.{digest('.'.join(names).encode()).hexdigest()[:8]}"
     return ("map", g.root.dtype, *g.root.shape, text)
 
 

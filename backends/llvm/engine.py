@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import hashlib
 import itertools
 import os
 import re
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from flowc.backends.llvm import llvm_options
 from flowc.backends.llvm.translate import Ahead, Job, NotLlvmError, Team, Translator
 from flowc.diag import FlowcError, UnsupportedError
+from flowc.digest import digest
 
 if TYPE_CHECKING:
     import llvmlite.binding as llvm
@@ -96,7 +96,7 @@ def processor() -> str:
     """What measurements of this machine are filed under: the processor and what it can do, and how many of it there
     are."""
     h = host()
-    return f"{h.triple} {h.cpu} {hashlib.sha256(h.features.encode()).hexdigest()[:16]} x{os.cpu_count() or 1}"
+    return f"{h.triple} {h.cpu} {digest(h.features.encode()).hexdigest()[:16]} x{os.cpu_count() or 1}"
 
 
 @functools.cache
@@ -238,18 +238,18 @@ def object_key(ir_text: str, extra: Sequence[object] = (), level: int = OPT_LEVE
     flowc_version = getattr(sys.modules.get("flowc"), "__version__", "")
     parts = (FORMAT, flowc_version, llvm_version(), *host()[:3], level, "pic small", *passes_for(ir_text),
              *llvm_options.OPTIONS, *extra, ir_text)
-    digest = hashlib.sha256()
+    hashed = digest()
     for part in parts:
         data = str(part).encode()
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return digest.hexdigest()
+        hashed.update(len(data).to_bytes(8, "little"))
+        hashed.update(data)
+    return hashed.hexdigest()
 
 
 def content_name(ir_text: str, stand_in: str) -> tuple[str, str]:
     """The text with the symbol ``stand_in`` renamed after the content, and that name: equal code gets equal names, in
     every program."""
-    name = "k_" + hashlib.sha256(ir_text.encode()).hexdigest()[:24]
+    name = "k_" + digest(ir_text.encode()).hexdigest()[:24]
     return ir_text.replace(stand_in, name), name
 
 
