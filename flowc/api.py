@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flowc.backends.llvm.library  # noqa: F401  (begins to load LLVM while the rest is imported)
 from flowc.check import Report
 from flowc.compiled import check_device, compile_graph
 from flowc.diag import FlowcTypeError, FlowcValueError, UnsupportedError, caller_loc
