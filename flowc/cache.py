@@ -12,6 +12,7 @@ Nothing here raises because of what is on the disk.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import os
@@ -33,6 +34,7 @@ SUFFIX, PARTIAL, NOTE = ".code", ".partial", ".note"
 MAX_ENTRY = 1 << 30                       # bytes; nothing larger is kept or believed
 STALE = 3600.0                            # seconds after which an unfinished file belongs to nobody
 KEEP = 0.75                               # of the size limit remains after dropping old entries
+PAUSE = 0.05                              # seconds that writing waits, so that the first call may end before
 UNSEEN = 1 / 32                           # of the size limit may be written, on average, before somebody looks
 
 _serial = itertools.count()
@@ -201,8 +203,8 @@ class DiskStore:
         """Keep to the limit.  Reading a large folder takes longer than many a compile, so a process that has not done
         it does so by chance, the likelier the more it writes; all processes together go little beyond the limit."""
         with self._lock:
-            import random
-            if self._bytes is None and random.random() * self.limit * UNSEEN > size:
+            chance = int.from_bytes(os.urandom(4), "little") / 2**32
+            if self._bytes is None and chance * self.limit * UNSEEN > size:
                 return
             if self._bytes is None or self._bytes + size > self.limit:
                 self._bytes = _shrink(folder, self.limit - size)
@@ -349,11 +351,59 @@ def _shrink(folder: str, limit: int) -> int:
     return total
 
 
-_stores: dict[str, DiskStore] = {}
+class LateStore(DiskStore):
+    """A store that writes in the background: whoever compiles does not wait for the disk.  What was put is there for
+    ``get`` at once, and written before the process ends."""
+
+    def __init__(self, path: str, limit: int | None = None):
+        super().__init__(path, limit)
+        self._pending: dict[str, bytes] = {}
+        self._writer: threading.Thread | None = None
+        self._turn = threading.RLock()  # who holds it writes
+        atexit.register(self.flush)
+
+    def _renew_lock(self) -> None:
+        super()._renew_lock()
+        self._pending, self._writer, self._turn = {}, None, threading.RLock()  # the parent writes them
+
+    def get(self, key: str) -> bytes | None:
+        found = self._pending.get(key)
+        return super().get(key) if found is None else found
+
+    def put(self, key: str, data: bytes) -> None:
+        if self.refused:
+            return
+        self._pending[key] = bytes(data)
+        with self._lock:
+            if self._writer is not None:
+                return
+            self._writer = threading.Thread(target=self._write_soon, name="flowc-store", daemon=True)
+        try:
+            self._writer.start()
+        except RuntimeError:  # no more threads, or the process ends
+            self._writer = None
+            self.flush()
+
+    def _write_soon(self) -> None:
+        time.sleep(PAUSE)
+        with self._lock:
+            self._writer = None  # what is put from now on is for another one
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is left to be written."""
+        with self._turn:
+            while self._pending:
+                key = next(iter(self._pending))
+                super().put(key, self._pending[key])
+                self._pending.pop(key, None)
+
+
+_stores: dict[str, LateStore] = {}
 _stores_lock = threading.Lock()
 
 
-def default_store() -> DiskStore | None:
+def default_store() -> LateStore | None:
     """The store that the settings ask for now; None if they switch it off."""
     if not config.get("cache"):
         return None
@@ -361,15 +411,23 @@ def default_store() -> DiskStore | None:
     store = _stores.get(path)
     if store is None:
         with _stores_lock:
-            store = _stores.setdefault(path, DiskStore(path))
+            store = _stores.setdefault(path, LateStore(path))
     return store
 
 
 def info() -> Info:
     """State of the disk cache of this user."""
+    settle()
     return DiskStore(default_path()).info()
 
 
 def clear() -> int:
     """Empty the disk cache of this user; returns the number of files removed."""
+    settle()
     return DiskStore(default_path()).clear()
+
+
+def settle() -> None:
+    """Have everything on the disk that was put."""
+    for store in list(_stores.values()):
+        store.flush()

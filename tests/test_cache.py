@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import stat
+import subprocess
+import sys
 import time
 
 import pytest
@@ -229,7 +231,7 @@ def test_size_bound_drops_what_was_used_least_recently(folder):
 
 
 def test_folder_is_read_by_chance_unless_much_is_written(folder, monkeypatch):
-    monkeypatch.setattr("random.random", lambda: 0.5)
+    monkeypatch.setattr(cache.os, "urandom", lambda n: b"\0\0\0\x80")  # one half
     reads = []
     real = cache._shrink
     monkeypatch.setattr(cache, "_shrink", lambda *a: (reads.append(a), real(*a))[1])
@@ -304,3 +306,43 @@ def test_settings_choose_the_folder(tmp_path, monkeypatch):
         assert cache.default_store() is None
     with config.options(cache_dir=str(tmp_path / "third")):
         assert cache.default_store().path == str(tmp_path / "third")
+
+
+class TestLateStore:
+    """Whoever puts does not wait; nothing is lost."""
+
+    def test_there_at_once_and_on_the_disk_soon(self, folder):
+        store = cache.LateStore(folder, limit=1 << 20)
+        store.put(KEY, DATA)
+        assert store.get(KEY) == DATA
+        store.flush()
+        assert not store._pending
+        assert DiskStore(folder).get(KEY) == DATA
+
+    def test_written_in_the_background(self, folder, monkeypatch):
+        monkeypatch.setattr(cache, "PAUSE", 0.0)
+        store = cache.LateStore(folder, limit=1 << 20)
+        for i in range(20):
+            store.put(f"k{i}", DATA)
+            if i % 7 == 0:
+                time.sleep(0.002)
+        while (writer := store._writer) is not None:
+            writer.join()
+        store.flush()
+        assert all(DiskStore(folder).get(f"k{i}") == DATA for i in range(20))
+
+    def test_a_process_ends_when_all_is_written(self, folder):
+        code = f"from flowc import cache; cache.LateStore({folder!r}, limit=1 << 20).put({KEY!r}, {DATA!r})"
+        subprocess.run([sys.executable, "-c", code], check=True)
+        assert DiskStore(folder).get(KEY) == DATA
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    def test_a_child_leaves_it_to_its_parent(self, folder):
+        store = cache.LateStore(folder, limit=1 << 20)
+        store.put(KEY, DATA)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if not store._pending and store._turn.acquire(timeout=1) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        store.flush()
+        assert DiskStore(folder).get(KEY) == DATA
