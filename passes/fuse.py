@@ -25,6 +25,7 @@ from flowc.dims import DimLike, prod
 from flowc.graph import CONSTANT, PARAM, Graph, Node
 from flowc.op import Contraction, General, HostCall, Pointwise, Reduction
 from flowc.passes.places import Place, Places, at_origin, evaluations
+from flowc.passes.records import FIELDS, may_be_records
 from flowc.proofs import known_eq
 
 if TYPE_CHECKING:
@@ -215,9 +216,25 @@ class _Partitioner:
 
     def taken_apart(self, node: Node, g: Group, times: int) -> bool:
         """Does a map ask for ``node`` at several places because each of its elements wants its own few, as those that
-        read ``x[..., 0]`` and ``x[..., 1]`` do?  Then nothing is computed twice."""
-        return g.kind == "map" and times * self.work[node] <= APART and known_eq(
-            times * prod(g.root.shape), node.type.size, self.ranges) is True
+        read ``x[..., 0]`` and ``x[..., 1]`` do, or because the fields of one record share it?  Then nothing is computed
+        twice."""
+        if g.kind != "map" or times * self.work[node] > APART:
+            return False
+        return (known_eq(times * prod(g.root.shape), node.type.size, self.ranges) is True
+                or self.same_record(node, g))
+
+    def same_record(self, node: Node, g: Group) -> bool:
+        """Does a map whose parts are the fields of records (records.py: all of them in one iteration) ask for ``node``
+        at the record itself, and at as many places as the node has there?"""
+        shape = g.root.shape
+        last = len(shape) - 1
+        if node.rank not in (last, last + 1) or not may_be_records(shape) or not any(
+                n.op.name == "concatenate" and n.rank == last + 1 and n.attrs["axis"] == last for n in g.members):
+            return False
+        here = tuple((a, 0) for a in range(last))
+        return all(p.origin is None and p.index[:last] == here for p in g.places[node]) and self.same(
+            node.shape[:last], shape[:last]) and (node.rank == last or isinstance(node.shape[last], int)
+                                                  and node.shape[last] <= FIELDS)
 
     def repeats(self, d: Demand | None, g: Group) -> bool:
         """Is a value asked for at ``d`` computed more often than it has elements?"""

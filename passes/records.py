@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flowc.dims import ceildiv, dmin, substitute, sym, symbols
+from flowc.dims import DimLike, ceildiv, dmin, substitute, sym, symbols
 from flowc.kernel import Kernel, Loop, Stmt, expressions, parts
 from flowc.passes.rewriting import map_dims
 from flowc.passes.schedule import Machine, MapSchedule
@@ -24,13 +24,22 @@ FIELDS = 8   # of a record, at most
 RECORDS = 8  # that make it worth while
 
 
+def may_be_records(shape: Sequence[DimLike]) -> bool:
+    """Is the last axis of a nest short enough, and the one before it long enough?"""
+    if len(shape) < 2:
+        return False
+    records, fields = shape[-2:]
+    return (isinstance(fields, int) and 2 <= fields <= FIELDS
+            and not (isinstance(records, int) and records < RECORDS))
+
+
 def fields_apart(kernel: Kernel, loops: Sequence[Loop], body: Sequence[Stmt], sched: MapSchedule, machine: Machine
                  ) -> Loop | None:
     """The nest ``loops`` around ``body`` with lanes along the records, if that is what it walks over."""
     if len(loops) < 2:
         return None
     *others, a, b = loops
-    if not isinstance(b.extent, int) or not 2 <= b.extent <= FIELDS or isinstance(a.extent, int) and a.extent < RECORDS:
+    if not may_be_records((a.extent, b.extent)):
         return None
     stores = inlined(body)
     if stores is None or not _decides(stores, b.var) or symbols(a.extent) & {v.var for v in others}:
