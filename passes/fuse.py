@@ -24,8 +24,7 @@ from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, prod
 from flowc.graph import CONSTANT, PARAM, Graph, Node
 from flowc.op import Contraction, General, HostCall, Pointwise, Reduction
-from flowc.passes.places import Place, Places, at_origin, evaluations
-from flowc.passes.records import FIELDS, may_be_records
+from flowc.passes.places import FIELDS, Place, Places, at_origin, evaluations, may_be_records
 from flowc.proofs import known_eq
 
 if TYPE_CHECKING:
@@ -232,9 +231,12 @@ class _Partitioner:
                 n.op.name == "concatenate" and n.rank == last + 1 and n.attrs["axis"] == last for n in g.members):
             return False
         here = tuple((a, 0) for a in range(last))
-        return all(p.origin is None and p.index[:last] == here for p in g.places[node]) and self.same(
-            node.shape[:last], shape[:last]) and (node.rank == last or isinstance(node.shape[last], int)
-                                                  and node.shape[last] <= FIELDS)
+        if node.rank > last:
+            own = node.shape[last]
+            if not isinstance(own, int) or own > FIELDS:
+                return False
+        return self.same(node.shape[:last], shape[:last]) and all(
+            p.origin is None and p.index[:last] == here for p in g.places[node])
 
     def repeats(self, d: Demand | None, g: Group) -> bool:
         """Is a value asked for at ``d`` computed more often than it has elements?"""

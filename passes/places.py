@@ -1,7 +1,8 @@
 """Places: at which indices one output element of a kernel asks for every node that it inlines.
 
-Here: ``Place``, how a node hands places on to its operands, how often a node is evaluated.  Not here: which nodes
-share a kernel (fuse.py), sliding windows over what was computed before (stencil.py).  Read next: fuse.py.
+Here: ``Place``, how a node hands places on to its operands, how often a node is evaluated; which axes are
+fields of records.  Not here: which nodes share a kernel (fuse.py), sliding windows over what was computed before
+(stencil.py).  Read next: fuse.py.
 
 A producer that is inlined is computed once for every place where it is asked for.  A stencil asks for its operand at
 several places, and places multiply from step to step: counting them before inlining keeps kernels from growing
@@ -17,6 +18,9 @@ from flowc.dims import DimLike
 from flowc.graph import Node
 from flowc.op import General, Pointwise, Reduction
 from flowc.proofs import known_eq
+
+FIELDS = 8   # of a record, at most
+RECORDS = 8  # that make it worth while to compute their fields together
 
 Entry = tuple[Hashable, DimLike]   # (axis, offset); axis: an axis of the kernel's space, or what is opaque about it
 
@@ -170,3 +174,12 @@ def part_start(node: Node, k: int) -> DimLike:
 _RULES: dict[str, Rule] = {"slice": _slice, "pad": _pad, "concatenate": _concatenate, "update_slice": _update_slice,
                            "transpose": _transpose, "broadcast": _broadcast, "flip": _flip, "reshape": _reshape,
                            "stop_gradient": _same, "gather": _gather}
+
+
+def may_be_records(shape: Sequence[DimLike]) -> bool:
+    """Is the last axis short enough, and the one before it long enough, to be fields of records (records.py)?"""
+    if len(shape) < 2:
+        return False
+    records, fields = shape[-2:]
+    return (isinstance(fields, int) and 2 <= fields <= FIELDS
+            and not (isinstance(records, int) and records < RECORDS))

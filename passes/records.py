@@ -13,24 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flowc.dims import DimLike, ceildiv, dmin, substitute, sym, symbols
+from flowc.dims import ceildiv, dmin, substitute, sym, symbols
 from flowc.kernel import Kernel, Loop, Stmt, expressions, parts
+from flowc.passes.places import may_be_records
 from flowc.passes.rewriting import map_dims
 from flowc.passes.schedule import Machine, MapSchedule
 from flowc.passes.segments import decided, gap_of, inlined
 from flowc.proofs import simplify
-
-FIELDS = 8   # of a record, at most
-RECORDS = 8  # that make it worth while
-
-
-def may_be_records(shape: Sequence[DimLike]) -> bool:
-    """Is the last axis of a nest short enough, and the one before it long enough?"""
-    if len(shape) < 2:
-        return False
-    records, fields = shape[-2:]
-    return (isinstance(fields, int) and 2 <= fields <= FIELDS
-            and not (isinstance(records, int) and records < RECORDS))
 
 
 def fields_apart(kernel: Kernel, loops: Sequence[Loop], body: Sequence[Stmt], sched: MapSchedule, machine: Machine
@@ -39,7 +28,7 @@ def fields_apart(kernel: Kernel, loops: Sequence[Loop], body: Sequence[Stmt], sc
     if len(loops) < 2:
         return None
     *others, a, b = loops
-    if not may_be_records((a.extent, b.extent)):
+    if not isinstance(b.extent, int) or not may_be_records((a.extent, b.extent)):
         return None
     stores = inlined(body)
     if stores is None or not _decides(stores, b.var) or symbols(a.extent) & {v.var for v in others}:
@@ -54,7 +43,7 @@ def fields_apart(kernel: Kernel, loops: Sequence[Loop], body: Sequence[Stmt], sc
     for j in range(b.extent):
         to = {a.var: sched.tile * sym(at) + sym(a.var), b.var: j}
         fields += decided(map_dims(stores, lambda d, to=to: simplify(substitute(d, to), ranges)))  # type: ignore[misc]
-    width = max(1, machine.vector_bits // max(32, *(p.dtype.bits for p in kernel.params)))
+    width = min(sched.width, max(1, machine.vector_bits // max(32, *(p.dtype.bits for p in kernel.params))))
     lanes = Loop(a.var, inner, "vector", (Loop(b.var, 1, "unroll", tuple(fields)),), width)
     nest = Loop(at, ceildiv(a.extent, sched.tile), "parallel", (lanes,))
     for v in reversed(others):

@@ -98,3 +98,23 @@ def test_nothing_behind_the_last_record_is_read():
         for k in range(fields):
             f = flowc.jit(lambda x, k=k: x[:, k] * 2 - x[:, 0])
             assert np.array_equal(f(x), x[:, k] * 2 - x[:, 0])
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize("fields", [2, 3, 7])
+def test_fields_share_values_of_their_record(dropped, fields):
+    """Computed once per record, in the kernel of the fields; not where the fields lie along another axis."""
+    def fn(x, axis):
+        a, b = (x[..., 0], x[..., 1]) if dropped else (x[..., 0:1], x[..., 1:2])
+        shared = ((a * b + a) * (b - a) + 2) * (a + 1) - (b * b + 3) * (a + b) * 5
+        parts = [shared * k + x[..., k] if dropped else shared * k + x[..., k:k + 1] for k in range(fields)]
+        return fnp.stack(parts, axis=axis) if dropped else fnp.concatenate(parts, axis=axis)
+    x = records(1, 12 * 30, fields).reshape(12, 30, fields)
+    last, first = flowc.jit(lambda x: fn(x, -1)), flowc.jit(lambda x: fn(x, 0))
+    for f in (last, first):
+        report = flowc.verify(f, x)
+        assert report, report
+    assert last.lower(x).as_text("kernel").count("kernel @") == 1
+    with flowc.options(schedules="map *: width=8 tile=64"):
+        assert "64) vector 8 {" in last.lower(x).as_text("kernel")
+    assert "records: fields apart" in last.lower(x).as_text("kernel")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flowc.backends.llvm.builder import Module
+from flowc.backends.llvm.emit_ahead import ahead
 from flowc.backends.llvm.emit_code import Mem, Place, Val, intrinsic_name, memory_type, place_at, register_type
 from flowc.backends.llvm.emit_interleave import Column, store_columns
 from flowc.backends.llvm.emit_loops import Loops, threads_of
@@ -104,6 +105,7 @@ class Emitter(Loops):
             self.env[d] = Val(f"%d{i}" if gpu else self._slot(len(kernel.params) + i, "i64"))
         self.chunked = None if gpu else parallel_nest(kernel)
         self.streams = Streams(kernel, self)
+        self.ahead = None if gpu or not self.target.vectors else ahead(kernel)
         blocks = []
         for s in walk(kernel.body):  # once per call where no loop decides the size
             if not gpu and isinstance(s, Alloc) and not static_stack(s) and symbols(s.size) <= set(kernel.dims):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from flowc.backends.llvm.emit_ahead import Ahead
 from flowc.backends.llvm.emit_code import Val
 from flowc.backends.llvm.emit_expr import Values
 from flowc.backends.llvm.emit_interleave import in_blocks, straight, turned
@@ -132,6 +133,7 @@ class Loops(Values):
 
     chunked: Loop | None = None      # the parallel nest that the caller's chunk arguments share out
     threads: int = 1                 # threads per block
+    ahead: Ahead | None = None       # what loops fetch before it is asked for
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -197,6 +199,8 @@ class Loops(Values):
         self.enter(s.body)
         with self.loop(0, extent) as i:
             self.bind(s.var, i, s.extent)
+            if self.ahead is not None and self.lanes > 1:
+                self.ahead.fetch(self, s)
             self.run(s.body)
         self.enter(s.body)
 
@@ -350,6 +354,8 @@ class Loops(Values):
         self.lanes, self.lane_base, self.mask = width, {s.var: base}, mask
         self.ranges[s.var] = (0, s.extent - 1)
         self.ranges[f"{s.var}.step"] = (0, (s.extent - 1) // width)
+        if self.ahead is not None:
+            self.ahead.fetch(self, s)
         self.run(s.body)
         self.lanes, self.lane_base, self.env, self.mask = saved.count, saved.base, saved.env, saved.mask
         self.beside = near
