@@ -217,11 +217,16 @@ def _chain_error(n: Node, args: Sequence[np.ndarray], sizes: Mapping[str, int], 
     digits = max(23, _FLOAT[_BITS[n.dtype.name]][0])  # 16-bit floats are summed in f32
     args = [np.abs(a) if a.dtype.kind in "fc" else a for a in args]
     total, chain = np.abs(np.asarray(evaluate_node(n, args, sizes))), _CHAINS[n.op.name](n, *args)
-    tiles = minimal_filters.best_filter(n) if n.op.name == "conv" and device == "cpu" else None
+    conv = n.op.name == "conv" and device == "cpu"
+    tiles = minimal_filters.best_filter(n) if conv else None
     if tiles is not None:
         attrs = {k: concrete(v, sizes) for k, v in n.attrs.items()}
         total = minimal_filters.magnitudes(n, tiles, args[0], args[1], attrs)
         chain = chain / minimal_filters.TAPS ** 2 + minimal_filters.DEPTH
+    elif conv and (tiles := minimal_filters.best_sums(n)) is not None:
+        attrs = {k: concrete(v, sizes) for k, v in n.attrs.items()}
+        total = minimal_filters.sum_magnitudes(n, tiles, args[0], args[1], attrs)
+        chain = minimal_filters.summed_tiles(args[1].shape, tiles) + minimal_filters.DEPTH
     return total * (chain * 2.0 ** -digits / MARGIN)
 
 

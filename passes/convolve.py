@@ -2,7 +2,7 @@
 
 Here: the choice of form, the form with positions as lanes.  Not here: the copy of the input (convolve_copy.py), the
 forms with taps as lanes (convolve_dot.py), with the positions of all images as columns (convolve_panels.py) and with
-fewer products than the sums as written (convolve_winograd.py).
+fewer products than the sums as written (convolve_winograd.py, convolve_gradient.py).
 
 Positions as lanes.  An output position is a number t = sum of (index along an axis) * (pitch of the axis) in a copy of
 the input that holds its padding.  A tap of the kernel reads at t plus an offset of its own, so neighbouring lanes read
@@ -41,6 +41,7 @@ from flowc.passes.convolve_copy import (
     rows_lie_well,
 )
 from flowc.passes.convolve_dot import Taps
+from flowc.passes.convolve_gradient import Gradient
 from flowc.passes.convolve_panels import Panels
 from flowc.passes.convolve_winograd import Winograd
 from flowc.passes.fuse import Group
@@ -304,6 +305,9 @@ def lower_convolution(g: Group, ctx: Context) -> Lowered:
     tiles = minimal_filters.best_filter(p.node)
     if tiles is not None:
         return Winograd(p, tiles).lower()
+    tiles = minimal_filters.best_sums(p.node)
+    if tiles is not None:
+        return Gradient(p, tiles).lower()
     axes = p.axes(False)
     if packs(p, axes):
         panels = Panels(p)

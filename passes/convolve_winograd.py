@@ -1,7 +1,7 @@
 """Convolutions of three taps along two axes by minimal filtering: 16 products where the sums as written take 36.
 
 Here: that form.  Not here: the transforms, when they pay, what they do to rounding (minimal_filters.py), the other
-forms (convolve.py).
+forms (convolve.py), the gradient of such a convolution (convolve_gradient.py).
 
 Tiles of 2 x 2 results are computed from 4 x 4 elements d of the input as At ((G g Gt) * (Bt d B)) A, summed over
 channels before the last step: F(2 x 2, 3 x 3) of Lavin and Gray, "Fast algorithms for convolutional neural networks"
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from typing import NamedTuple
 
 from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
@@ -112,7 +113,8 @@ class Lines:
 
                 def bring() -> None:
                     with k.loop(high - low, "vector", "x", p.width) as j:
-                        k.write(line, low + j, inl.value(p.x, (n, c, *at, k.tidy(low + j - skip))))
+                        v = inl.value(p.x, (n, c, *at, k.tidy(low + j - skip)))
+                        k.write(line, low + j, k.b.cast(v, p.acc))
                     with (k.loop(lines.phases, "seq", "f") as f, k.loop(ceildiv(lines.span, p.width), "seq", "s") as s,
                           k.loop(p.width, "vector", "j", p.width) as j):
                         v = k.b.load(line, lines.phases * (p.width * s + j) + f, p.acc)
@@ -127,6 +129,35 @@ class Lines:
                         blank(name, to, lines.line)
         k.buffer(name, p.acc, (self.size,), "out")
         return k.finish(p.ctx.dims, [f"the input of {p.node.op.name} with its padding, in phases"])
+
+
+class Lanes(NamedTuple):
+    """What transforms run over: ``number`` neighbours, in vectors of ``width``."""
+
+    number: int
+    width: int
+    dtype: DType
+
+
+def two_ways(k: KernelBuilder, rule: Rule, size: int, lanes: Lanes, half: str,
+             read: Callable[[DimLike, DimLike, DimLike], Expr],
+             write: Callable[[DimLike, DimLike, DimLike, Expr], None]) -> None:
+    """``rule`` along the columns of a tile of ``lanes``, then along its rows: ``read(y, x, lane)``,
+    ``write(y, x, lane, value)``.  A column and a row stand in the code once; what lies between is put down in
+    ``half``, which costs little beside the products."""
+    count = lanes.number
+
+    def between(y: DimLike, x: DimLike, j: DimLike) -> DimLike:
+        return (size * y + x) * count + j
+    width = min(lanes.width, 1 << (count - 1).bit_length())
+    with k.loop(size, "seq", "x") as at, k.loop(count, "vector", "j", width) as j:
+        column = rule(k.b, [k.let(read(y, at, j)) for y in range(size)])
+        for y, value in enumerate(column):
+            k.write(half, between(y, at, j), value)
+    with k.loop(len(column), "seq", "y") as at, k.loop(count, "vector", "j", width) as j:
+        row = rule(k.b, [k.let(k.b.load(half, between(at, x, j), lanes.dtype)) for x in range(size)])
+        for x, value in enumerate(row):
+            write(at, x, j, value)
 
 
 # ---- the form --------------------------------------------------------------------------------------------------------
@@ -235,7 +266,7 @@ class Winograd:
 
         def put(i: DimLike, c: DimLike, r: Idx, kk: DimLike) -> None:
             row = g * p.rows + dmin(t.mr * panel + i, p.rows - 1)  # rows beyond the last are never stored
-            k.write(here, t.mr * kk + i, inl.value(p.w, (row, c, *map(k.tidy, r))))
+            k.write(here, t.mr * kk + i, k.b.cast(inl.value(p.w, (row, c, *map(k.tidy, r))), p.acc))
         if self.rows * self.depth <= FEW or step is not None and turned(step):
             with nest(k, (count, *p.taps), "seq", "k") as (c, *r), k.loop(t.mr, "seq", "i") as i:
                 put(i, first + c, tuple(r), linear_index((c, *r), (count, *p.taps)))
@@ -246,7 +277,7 @@ class Winograd:
         half = k.alloc(p.acc, self.filter.size * TAPS * t.mr)
         with nest(k, (count, *self.taps), "seq", "c") as (c, *r):
             to = start + linear_index((first + c, *r), (p.channels, *self.taps)) * t.mr
-            self.two_ways(k, self.filter.kernel, TAPS, t.mr, half, lambda y, x, i: k.b.load(
+            two_ways(k, self.filter.kernel, TAPS, Lanes(t.mr, p.width, p.acc), half, lambda y, x, i: k.b.load(
                 here, t.mr * linear_index((c, *self.taps_at(tuple(r), y, x)), (count, *p.taps)) + i, p.acc),
                 lambda y, x, i, value: k.write(
                     target, to + (self.filter.size * y + x) * self.kernel_shape[-1] + i, value))
@@ -334,27 +365,9 @@ class Winograd:
         with (nest(k, (p.channels, *self.taps), "seq", "c") as r, k.loop(pieces[0], "seq", "q") as q):
             begin, to = self.piece(k, lines, pieces, q)
             at = linear_index(r, (p.channels, *self.taps)) * t.nr + to
-            self.two_ways(k, self.filter.input, size, p.width, half, lambda y, x, j: self.element(
+            two_ways(k, self.filter.input, size, Lanes(p.width, p.width, p.acc), half, lambda y, x, j: self.element(
                 k, lines, begin + j, r[0], self.taps_at(r[1:], y, x)),
                 lambda y, x, j, value: k.write(v, self.pitch * (size * y + x) + at + j, value))
-
-    def two_ways(self, k: KernelBuilder, rule: Rule, size: int, count: int, half: str,
-                 read: Callable[[DimLike, DimLike, DimLike], Expr],
-                 write: Callable[[DimLike, DimLike, DimLike, Expr], None]) -> None:
-        """``rule`` along the columns of a tile of ``count`` lanes, then along its rows: ``read(y, x, lane)``,
-        ``write(y, x, lane, value)``.  A column and a row stand in the code once; what lies between is put down in
-        ``half``, which costs little beside the products."""
-        def between(y: DimLike, x: DimLike, j: DimLike) -> DimLike:
-            return (size * y + x) * count + j
-        width = min(self.p.width, 1 << (count - 1).bit_length())
-        with k.loop(size, "seq", "x") as at, k.loop(count, "vector", "j", width) as j:
-            column = rule(k.b, [k.let(read(y, at, j)) for y in range(size)])
-            for y, value in enumerate(column):
-                k.write(half, between(y, at, j), value)
-        with k.loop(len(column), "seq", "y") as at, k.loop(count, "vector", "j", width) as j:
-            row = rule(k.b, [k.let(k.b.load(half, between(at, x, j), self.p.acc)) for x in range(size)])
-            for x, value in enumerate(row):
-                write(at, x, j, value)
 
     def products(self, k: KernelBuilder, v: str, products: str, kernel: str, start: DimLike) -> None:
         p, t = self.p, self.tile
@@ -381,7 +394,7 @@ class Winograd:
                 value = k.let(value)
                 k.write(results, self.result(i, y, x, p.width * s + j), value)
                 k.set(seen, b.fma(value, b.const(0, p.acc), k.get(seen, j)), j)
-            self.two_ways(k, self.filter.output, size, p.width, half, lambda y, x, j: b.load(
+            two_ways(k, self.filter.output, size, Lanes(p.width, p.width, p.acc), half, lambda y, x, j: b.load(
                 products, (t.mr * (size * y + x) + i) * t.nr + p.width * s + j, p.acc), put)
         total, left, right = (k.fresh(n) for n in ("r", "x", "y"))
         k.add(Fold((total,), (seen,), p.width, (left,), (right,), (b.add(b.ref(left, p.acc), b.ref(right, p.acc)),)))
@@ -398,7 +411,7 @@ class Winograd:
             length = k.b.load(pieces[3], q, i64)
             acc = k.acc(p.acc, zero, (self.out, p.width))
             with nest(k, (p.channels, *p.taps), "seq", "c") as r:
-                w = k.let(inl.value(p.w, (g * p.rows + first + i, *r)))
+                w = k.let(b.cast(inl.value(p.w, (g * p.rows + first + i, *r)), p.acc))
                 with k.loop(self.out, "unroll", "x") as x, k.loop(p.width, "vector", "j", p.width) as j:
                     taps = list(r[1:])
                     taps[self.small[0]], taps[-1] = taps[self.small[0]] + y, taps[-1] + x

@@ -31,7 +31,6 @@ from flowc.dims import DimLike, ceildiv
 from flowc.graph import Node
 from flowc.passes.convolve_copy import guess
 from flowc.passes.tiles import ceil_div
-from flowc.types import f32, f64
 
 TAPS = 3
 DEPTH = 20       # roundings of the transforms
@@ -41,6 +40,9 @@ LANES = 16       # lanes in comparisons of forms: part of the meaning, not of th
 BRING, FINISH, KERNEL = 4, 6, 1.5
 LINE = 40        # the same for copying one line of the input
 LONG = 64        # channels whose sums as written err as much as large tiles do
+COPY = 12        # and for copying one vector of neighbours that lie apart
+SIDE = 64        # rows and columns of results that one task adds up
+TASKS, PART = 16, 32  # tasks wanted before sums are cut into parts, and tiles of one part, at least
 GAIN = 1.15      # how much faster it must be, by these figures
 
 Rule = Callable[[Any, Sequence[Any]], list[Any]]  # with an Arithmetic
@@ -64,6 +66,8 @@ class Filter:
     input: Rule
     kernel: Rule
     output: Rule
+    spread: Rule   # the transpose of ``output``
+    gather: Rule   # and that of ``kernel``
 
     @property
     def size(self) -> int:
@@ -86,6 +90,15 @@ def _kernel2(b: Arithmetic, g: Sequence[Any]) -> list[Any]:
 
 def _output2(b: Arithmetic, m: Sequence[Any]) -> list[Any]:
     return [b.add(b.add(m[0], m[1]), m[2]), b.sub(b.sub(m[1], m[2]), m[3])]
+
+
+def _spread2(b: Arithmetic, y: Sequence[Any]) -> list[Any]:
+    return [y[0], b.add(y[0], y[1]), b.sub(y[0], y[1]), b.sub(b.const(0, y[1].dtype), y[1])]
+
+
+def _gather2(b: Arithmetic, m: Sequence[Any]) -> list[Any]:
+    even, odd = (b.mul(op(m[1], m[2]), 0.5) for op in (b.add, b.sub))
+    return [b.add(m[0], even), odd, b.add(even, m[3])]
 
 
 P, Q = 0.75, 1.5  # the points of the larger tile are 0, P, -P, Q, -Q and infinity; their powers are exact
@@ -116,8 +129,26 @@ def _output4(b: Arithmetic, m: Sequence[Any]) -> list[Any]:
     return [b.add(b.add(even[0], even[1]), m[0]), power(1, odd), power(2, even), b.add(power(3, odd), m[5])]
 
 
-SMALL = Filter(2, _input2, _kernel2, _output2)
-FILTERS = (SMALL, Filter(4, _input4, _kernel4, _output4))
+def _spread4(b: Arithmetic, y: Sequence[Any]) -> list[Any]:
+    def pair(p: float) -> list[Any]:
+        even, odd = (b.fma(b.const(p * p, y[0].dtype), y[i + 2], y[i]) for i in (0, 1))
+        return [b.fma(b.const(s * p, y[0].dtype), odd, even) for s in (1, -1)]
+    return [y[0], *pair(P), *pair(Q), y[3]]
+
+
+def _gather4(b: Arithmetic, m: Sequence[Any]) -> list[Any]:
+    even, odd = ([op(m[i], m[i + 1]) for i in (1, 3)] for op in (b.add, b.sub))
+
+    def power(n: int, x: Sequence[Any], start: Any = None) -> Any:
+        for v, p, q in zip(x, (P, Q), (Q, P), strict=True):
+            scale = p ** n / (2 * p * p * (p * p - q * q))
+            start = b.mul(v, scale) if start is None else b.fma(b.const(scale, v.dtype), v, start)
+        return start
+    return [power(0, even, b.mul(m[0], 1 / (P * P * Q * Q))), power(1, odd), power(2, even, m[5])]
+
+
+SMALL = Filter(2, _input2, _kernel2, _output2, _spread2, _gather2)
+FILTERS = (SMALL, Filter(4, _input4, _kernel4, _output4, _spread4, _gather4))
 
 
 def both_ways(rule: Rule, b: Any, x: Sequence[Sequence[Any]], keep: Callable[[Any], Any] = lambda v: v
@@ -144,7 +175,7 @@ def tiled(conv: Node, small: Sequence[int], f: Filter) -> list[DimLike]:
 
 def possible(conv: Node) -> bool:
     known = all(isinstance(d, int) and d > 0 for d in conv.inputs[1].shape)
-    return small_axes(conv) is not None and known and conv.dtype in (f32, f64)
+    return small_axes(conv) is not None and known and conv.dtype.floating
 
 
 def best_filter(conv: Node) -> Filter | None:
@@ -164,6 +195,47 @@ def best_filter(conv: Node) -> Filter | None:
         kernel = KERNEL if vectors > 1 else KERNEL / 2  # which stays in the cache of the task that makes it
         time = f.places * (vectors * steps + kernel * rows * depth)
         time += LINE * depth * images * int_prod(map(guess, conv.shape[2:-1]))
+        if time < least:
+            best, least = f, time
+    return best
+
+
+# ---- the same for sums over tiles of a large kernel ------------------------------------------------------------------
+
+def summable(conv: Node) -> bool:
+    """Is the kernel an image, and are there three results along both axes?"""
+    a, w = conv.attrs, conv.inputs[1]
+    known = (conv.inputs[0].shape[0], *conv.inputs[0].shape[2:], w.shape[0], *w.shape[2:])
+    return (conv.shape[2:] == (TAPS, TAPS) and conv.dtype.floating
+            and all(n == 1 for key in ("strides", "lhs_dilation", "rhs_dilation") for n in a[key])
+            and all(isinstance(d, int) and d > 0 for d in known))
+
+
+def summed_tiles(w: Sequence[DimLike], f: Filter) -> int:
+    return guess(w[1]) * int_prod(ceil_div(guess(n), f.out) for n in w[2:])
+
+
+def parts_of(conv: Node, f: Filter) -> int:
+    """Into how many parts the tiles are cut, by the sizes alone: enough for all threads."""
+    w, tiles = conv.inputs[1].shape, summed_tiles(conv.inputs[1].shape, f)
+    groups, images = conv.attrs["groups"], guess(conv.shape[0])
+    tasks = groups * ceil_div(images, SIDE) * ceil_div(guess(w[0]) // groups, SIDE)
+    length = ceil_div(tiles, max(1, min(ceil_div(TASKS, tasks), tiles // PART)))
+    return max(1, ceil_div(tiles, length))
+
+
+def best_sums(conv: Node) -> Filter | None:
+    """The fastest form on a CPU for such a convolution; None: sums as they are written."""
+    if not summable(conv) or not config.get("minimal_filtering"):
+        return None
+    w, groups, images = list(map(guess, conv.inputs[1].shape)), conv.attrs["groups"], guess(conv.shape[0])
+    rows = w[0] // groups
+    products, pixels = rows * images / LANES, w[1] * int_prod(w[2:])
+    best, least = None, pixels * TAPS ** 2 * products / GAIN
+    for f in FILTERS:
+        bring = (ceil_div(images, LANES) * ceil_div(rows, SIDE) + ceil_div(rows, LANES) * ceil_div(images, SIDE))
+        time = f.places * (summed_tiles(w, f) * (products + BRING * bring) + FINISH * products * parts_of(conv, f))
+        time += COPY * pixels * (ceil_div(images, LANES) + ceil_div(rows, LANES))
         if time < least:
             best, least = f, time
     return best
@@ -194,10 +266,7 @@ def magnitudes(conv: Node, f: Filter, x: np.ndarray, w: np.ndarray, attrs: Mappi
     outs = [max(0, x.shape[2 + i] + sum(padding[i]) - TAPS + 1) for i in small]
     tiles = [ceil_div(o, f.out) for o in outs]
     for i, count in zip(small, tiles, strict=True):
-        at = np.arange(count * f.out + TAPS - 1) - padding[i][0]
-        known = ((at >= 0) & (at < x.shape[2 + i])).reshape([-1 if k == 2 + i else 1 for k in range(x.ndim)])
-        x = np.where(known, np.take(x, at, 2 + i, mode="wrap"), 0) if x.shape[2 + i] else np.zeros(
-            (*x.shape[:2 + i], len(at), *x.shape[3 + i:]), x.dtype)
+        x = _reached(x, 2 + i, np.arange(count * f.out + TAPS - 1) - padding[i][0])
         padding[i] = (0, 0)
 
     def pick(a: np.ndarray, first: Sequence[int], step: int, counts: Sequence[int]) -> np.ndarray:
@@ -218,3 +287,29 @@ def magnitudes(conv: Node, f: Filter, x: np.ndarray, w: np.ndarray, attrs: Mappi
     full = np.stack(lines, axis)
     full = full.reshape(*full.shape[:axis - 1], full.shape[axis - 1] * f.out, *full.shape[axis + 1:])
     return pick(full, (0, 0), 1, outs)
+
+
+def sum_magnitudes(conv: Node, f: Filter, x: np.ndarray, w: np.ndarray, attrs: Mapping[str, Any]) -> np.ndarray:
+    """|Gt| sum((|A| |y| |At|) * (|Bt| |d| |B|)) |G| for every result, from magnitudes."""
+    b, groups = Magnitudes(), attrs["groups"]
+    tiles = [ceil_div(n, f.out) for n in w.shape[2:]]
+    for axis, (count, (low, _)) in enumerate(zip(tiles, attrs["padding"], strict=True), start=2):
+        x, w = (_reached(a, axis, np.arange(count * f.out + more) - skip)
+                for a, more, skip in ((x, TAPS - 1, low), (w, 0, 0)))
+
+    def table(a: np.ndarray, size: int) -> list[list[np.ndarray]]:
+        ends = [(n - 1) * f.out + 1 for n in tiles]
+        return [[a[:, :, i:i + ends[0]:f.out, j:j + ends[1]:f.out] for j in range(size)] for i in range(size)]
+    u, v = both_ways(f.input, b, table(x, f.size)), both_ways(f.spread, b, table(w, f.out))
+    sums = [[np.einsum("cgnyx,gonyx->cgo", d.reshape(len(d), groups, -1, *tiles), y.reshape(groups, -1, *y.shape[1:])
+                       ).reshape(len(d), -1) for d, y in zip(*row, strict=True)] for row in zip(u, v, strict=True)]
+    return np.stack([np.stack(row, -1) for row in both_ways(f.gather, b, sums)], -2)
+
+
+def _reached(a: np.ndarray, axis: int, at: np.ndarray) -> np.ndarray:
+    """The elements at these positions of an axis; zero where there is none."""
+    if not a.shape[axis]:
+        return np.zeros((*a.shape[:axis], len(at), *a.shape[axis + 1:]), a.dtype)
+    known = (at >= 0) & (at < a.shape[axis])
+    known = known.reshape([-1 if k == axis else 1 for k in range(a.ndim)])
+    return np.where(known, np.take(a, at, axis, mode="wrap"), 0)

@@ -20,9 +20,10 @@ from flowc.backends.runtime import InterpreterExecutable
 from flowc.passes import minimal_filters
 from flowc.passes.build import BuildOptions, build
 from flowc.passes.manager import PassContext
-from flowc.passes.minimal_filters import FILTERS, possible
+from flowc.passes.minimal_filters import FILTERS, possible, summable
 from flowc.passes.pipeline import optimise
 from flowc.passes.schedule import Machine
+from flowc.types import bf16
 
 SIZES = [f.out for f in FILTERS]
 
@@ -32,7 +33,8 @@ def tiles_of(size):
     """Convolutions in tiles of ``size`` results wherever that can be; 0: as their sums are written."""
     chosen = next((f for f in FILTERS if f.out == size), None)
     with (mock.patch.dict("os.environ", FLOWC_CACHE="0"),
-          mock.patch.object(minimal_filters, "best_filter", lambda n: chosen if chosen and possible(n) else None)):
+          mock.patch.object(minimal_filters, "best_filter", lambda n: chosen if chosen and possible(n) else None),
+          mock.patch.object(minimal_filters, "best_sums", lambda n: chosen if chosen and summable(n) else None)):
         yield
 
 
@@ -40,8 +42,11 @@ def array(shape, dtype=np.float32, seed=0):
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
 
 
+WIDE = [np.float32, np.float32, np.float64]
+
+
 @st.composite
-def convolutions(draw):
+def convolutions(draw, dtypes=(*WIDE, np.float16, bf16.numpy)):
     """(x, w, attributes): three taps along the last axis and one before it, anything along a third."""
     other, groups = draw(st.booleans()), draw(st.sampled_from([1, 1, 2]))
     at = draw(st.integers(0, 1)) if other else 0
@@ -55,7 +60,7 @@ def convolutions(draw):
     size = [draw(st.integers(n, n + (6 if other else 20))) for n in least]
     first = 0 if other else 1
     channels, rows, images = draw(st.integers(1, 4)), draw(st.integers(1, 20)), draw(st.sampled_from([1, 2, 5]))
-    dtype = draw(st.sampled_from([np.float32, np.float32, np.float64]))
+    dtype = draw(st.sampled_from(dtypes))
     attrs = {"stride": tuple(stride[first:]), "padding": tuple(padding[first:]), "dilation": tuple(dilation[first:]),
              "groups": groups}
     return (array((images, channels * groups, *size[first:]), dtype),
@@ -77,8 +82,34 @@ def test_tiles(case, size):
         assert report, report
 
 
+@st.composite
+def gradients(draw):
+    """(x, w, padding, groups): three taps along two axes, whose gradient has three results along each."""
+    groups = draw(st.sampled_from([1, 1, 2]))
+    padding = [(draw(st.integers(-1, 3)), draw(st.integers(-1, 3))) for _ in "yx"]
+    size = [draw(st.integers(max(1, 4 - sum(p)), 20)) for p in padding]
+    channels, rows, images = draw(st.integers(1, 20)), draw(st.integers(1, 20)), draw(st.integers(1, 5))
+    dtype = draw(st.sampled_from([*WIDE, bf16.numpy]))
+    return (array((images, channels * groups, *size), dtype), array((rows * groups, channels, 3, 3), dtype, 1),
+            tuple(padding), groups)
+
+
+@settings(max_examples=6)
+@given(gradients(), st.sampled_from(SIZES))
+def test_gradients_of_kernels(case, size):
+    x, w, padding, groups = case
+
+    def f(w, x):
+        return fnp.sum(nn.conv(fnp.abs(x), w, padding=padding, groups=groups) ** 2)
+    with tiles_of(size):
+        exe = flowc.jit(flowc.grad(f)).lower(w, x)
+        assert "sums over tiles" in exe.as_text("kernel")
+        report = flowc.verify(flowc.grad(f), w, x)
+        assert report, report
+
+
 @settings(max_examples=2)
-@given(convolutions(), st.sampled_from(SIZES), st.data())
+@given(convolutions(WIDE), st.sampled_from(SIZES), st.data())
 def test_unknown_sizes(case, size, data):
     x, w, attrs = case
     names = ("n", None, *"hkl"[:x.ndim - 2])
@@ -97,13 +128,18 @@ def test_unknown_sizes(case, size, data):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_same_bits_for_any_width_of_vectors(size):
+@pytest.mark.parametrize("of", ["results", "kernels"])
+def test_same_bits_for_any_width_of_vectors(size, of):
     """Kernels scheduled for other machines, run by the interpreter of kernels; some results are not finite."""
     x, w = array((2, 2, 6, 7)), array((5, 2, 3, 3), seed=1)
-    x[0, 1, 4, 4], x[1, 0, 0, 0], x[1, 1, 5, 6] = np.inf, np.nan, 3e38
+    x[0, 1, 4, 4] = np.inf
+    if of == "results":
+        x[1, 0, 0, 0], x[1, 1, 5, 6] = np.nan, 3e38
 
     def f(x, w):
-        return nn.conv(x, w, padding=1)
+        y = nn.conv(x, w, padding=1)
+        return y if of == "results" else fnp.sum(y * np.arange(y.shape[-1], dtype=np.float32))
+    f = f if of == "results" else flowc.grad(f, argnums=1)
     graph = optimise(flowc.jit(f).lower(x, w).graph, PassContext())
     with tiles_of(size):
         results = [InterpreterExecutable(build(graph, BuildOptions(Machine(vector_bits=bits)))).run([x, w], {})[0]
@@ -114,9 +150,12 @@ def test_same_bits_for_any_width_of_vectors(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_what_is_not_finite_stays_where_it_is(size):
+@pytest.mark.parametrize("of", ["results", "kernels"])
+def test_what_is_not_finite_stays_where_it_is(size, of):
     def f(x, w):
-        return nn.conv(x, w, padding=1)
+        y = nn.conv(x, w, padding=1)
+        return y if of == "results" else fnp.sum(y * np.cos(np.arange(y.size, dtype=np.float32)).reshape(y.shape))
+    f = f if of == "results" else flowc.grad(f, argnums=1)
     with tiles_of(size), np.errstate(all="ignore"):
         tiled = flowc.jit(f)
         for seed, value in enumerate([None, np.inf, -np.inf, np.nan, 3.4e38] * 2):
@@ -143,6 +182,22 @@ def test_rounding_is_that_of_sums_as_written(channels, size, most, data):
     plain, tiled = (np.abs(e - exact) for e in errors)
     assert np.sqrt(np.mean(tiled ** 2)) <= most * np.sqrt(np.mean(plain ** 2))
     assert tiled.max() <= 4 * plain.max()
+
+
+@pytest.mark.parametrize(("images", "size", "most"), [(2, 2, 1.7), (2, 4, 4.5), (8, 4, 2.5)])
+def test_rounding_of_sums(images, size, most):
+    """The same for gradients of kernels, whose sums as written are sixteen chains side by side."""
+    x, w, g = array((images, 24, 28, 28)), array((20, 24, 3, 3), seed=1), array((images, 20, 28, 28), seed=2)
+
+    def gradient(x, w, g):
+        return flowc.grad(lambda w: fnp.sum(nn.conv(x, w, padding=1) * g))(w)
+    errors = []
+    for how, dtype in ((0, np.float64), (0, np.float32), (size, np.float32)):
+        with tiles_of(how):
+            errors.append(flowc.jit(gradient)(x.astype(dtype), w.astype(dtype), g.astype(dtype)))
+    exact = errors.pop(0)
+    plain, tiled = (np.abs(e - exact) for e in errors)
+    assert np.sqrt(np.mean(tiled ** 2)) <= most * np.sqrt(np.mean(plain ** 2))
 
 
 @pytest.mark.parametrize(("x", "rows", "tiles"), [
