@@ -6,7 +6,8 @@ Positions as lanes of whole rows waste those between the rows and the images, wh
 small.  Here the columns are exactly the positions with results, image after image; what every tap reads of them is
 gathered into panels, for all output channels at once, or by a kernel before if several tasks want the same panel:
 
-    copy the input with its padding; pack the kernel, unless its rows lie well:  rows[panel][channel, taps][mr]
+    copy the input with its padding, unless there is but one tap and it lies well
+    pack the kernel, unless its rows lie well:           rows[panel][channel, taps][mr]
     for group, panel of positions, block of channels in parallel:
         where each row of positions begins in the copy
         for block of channels and taps:
@@ -22,10 +23,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod as int_prod
+from typing import NamedTuple
 
 from flowc.dataclass import replace
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
-from flowc.kernel import Expr, Kernel
+from flowc.kernel import Buffer, Expr, Kernel
 from flowc.passes.contract import Packed
 from flowc.passes.convolve_copy import (
     Convolution,
@@ -35,6 +37,7 @@ from flowc.passes.convolve_copy import (
     packed_kernel,
     packed_shape,
     rows_lie_well,
+    steps,
     taps_follow,
 )
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
@@ -68,6 +71,31 @@ def row_blocks(s: ContractSchedule, p: Problem) -> ContractSchedule:
     return replace(s, mc=mc, nc=s.nr, kc=kc, copy_rows=True)
 
 
+class Lying(NamedTuple):
+    """Where the input lies: its buffer, the place of its first element, distances of images and channels."""
+
+    buffer: Buffer
+    first: DimLike
+    image: int
+    channel: int
+
+
+def lies_in_rows(c: Convolution) -> Lying | None:
+    """There is one tap, and the positions of an image lie side by side, all of which are results: then nothing is
+    copied before it is gathered.  None where it is not so."""
+    step, sizes = steps(c, c.x), c.x.shape[2:]
+    if step is None or any(n != 1 for n in c.taps) or not all(a.plain for a in c.axes(False)) or min(step) < 0:
+        return None
+    if sizes != c.outs or any(n != 1 and d != prod(sizes[i + 1:])
+                              for i, (n, d) in enumerate(zip(sizes, step[2:], strict=True))):
+        return None
+    k = c.ctx.builder("probe")
+    with nest(k, c.x.shape, "seq") as idx:
+        name, at = inliner(k, c.group, c.ctx).value(c.x, idx).attr  # type: ignore[misc]
+    first = at - sum((d * i for d, i in zip(step, idx, strict=True)), start=0)
+    return Lying(k.params[name], k.tidy(first), step[0], step[1])
+
+
 class Panels(Packed):
     """The form with all positions as columns.  A task gathers one panel and multiplies it by a block of rows: memory
     is needed for as many panels as there are threads."""
@@ -79,6 +107,7 @@ class Panels(Packed):
         self.copy = Copy(c, self.axes)
         self.copied = f"{c.ctx.name}.copy"
         self.slack = self.copy.shared + self.s.width
+        self.lies = lies_in_rows(c)
         self.packed = Type(p.acc, packed_shape(c, self.s.mr))
         # an address that is linear in channels and in taps, but not in both together
         self.by_taps = not p.row_reach.plain and taps_follow(c) and int_prod(map(guess, c.taps)) <= self.s.kc
@@ -88,7 +117,8 @@ class Panels(Packed):
         self.beyond = self.s.width
         self.room = p.k * self.s.nr + self.beyond
         whole = prod((*p.outer_extents, self.panels)) * self.room * p.acc.bytes
-        self.apart = guess(p.m) > self.s.mc and isinstance(whole, int) and whole <= TOGETHER * c.ctx.machine.l2
+        self.apart = (guess(p.m) > self.s.mc and isinstance(whole, int) and whole <= TOGETHER * c.ctx.machine.l2
+                      and not self.lies)
         # summed indices come in blocks of whole ranges of the innermost of them
         self.unit, self.lead = 1, len(c.taps) + 1
         for n in reversed((c.channels, *c.taps)):
@@ -98,12 +128,14 @@ class Panels(Packed):
         self.s = replace(self.s, kc=self.s.kc // self.unit * self.unit, on_way=not self.apart)
         self.one_block = guess(p.k) <= self.s.kc
         self.gathered = ""
-        self.pieces: tuple[DimLike, str, str] = 0, "", ""
+        self.pieces: tuple[DimLike, str, str, str] = 0, "", "", ""
         self.first: DimLike = 0  # place of a panel in there
 
     def lower(self, work: DimLike) -> Lowered:
-        kernel, kind, size = self.copy.kernel(self.copied, self.slack)
-        out = Lowered([kernel], {self.copied: kind}, [size * 2])
+        out = Lowered()
+        if not self.lies:
+            kernel, kind, size = self.copy.kernel(self.copied, self.slack)
+            out = Lowered([kernel], {self.copied: kind}, [size * 2])
         if not self.in_place:
             rows, self.packed, size = packed_kernel(self.c, self.s.mr, self.temp)
             out.temps[self.temp] = self.packed
@@ -152,43 +184,65 @@ class Panels(Packed):
             self.gather(k, self.gathered, self.first, 0, self.p.k)
         return k.finish(self.p.ctx.dims, [f"the positions of {self.p.node.op.name} in panels"])
 
-    def find_pieces(self, k: KernelBuilder, outer: Idx, panel: DimLike) -> tuple[DimLike, str, str]:
+    def find_pieces(self, k: KernelBuilder, outer: Idx, panel: DimLike) -> tuple[DimLike, str, str, str]:
         """Positions of one row of an image lie side by side in the copy, too, so a panel comes in pieces of a vector:
-        how many, where each begins in the copy, and in the panel.  What a piece brings beyond its end is written over
-        by the next."""
-        c, p, s, copy = self.c, self.p, self.s, self.copy
-        row, start = c.outs[-1], s.nr * panel
-        pieces, top = ceildiv(row, s.width), start // row
-        most = ((s.nr - 1) // row + 2) * pieces
-        count = named(k, ((dmin(start + s.nr, p.n) - 1) // row - top + 1) * pieces, most)
-        begins, ends = k.alloc(i64, most), k.alloc(i64, most)
-        with k.loop(count, "seq", "q") as q:
-            first = (top + q // pieces) * row + q % pieces * s.width
-            skipped = dmax(0, start - first)  # the first piece of a panel may begin before it
-            n, *at = unravel(first + skipped, (c.images, *c.outs))
-            begin = copy.start(n, copy.all_channels, self._group(outer) * c.channels, [0] * len(self.axes))
-            k.write(begins, q, k.b.index(k.tidy(begin + linear_index(at, copy.spans))))
-            k.write(ends, q, k.b.index(dmin(first + skipped - start, s.nr)))
-        return count, begins, ends
+        how many, where each begins in the copy, and in the panel, and how far its row goes on.  What a piece brings
+        beyond its end is written over by the next."""
+        c, s, copy = self.c, self.s, self.copy
+        row, first = prod(c.outs) if self.lies else c.outs[-1], s.nr * panel
+        end, top, whole = dmin(first + s.nr, self.p.n), first // row, ceildiv(row, s.width)
+        rows = bound(k, (end - 1) // row - top + 1)
+
+        def reach(q: DimLike) -> tuple[DimLike, DimLike]:
+            start = bound(k, dmax(first, (top + q) * row))
+            return start, bound(k, dmin(end, (top + q + 1) * row) - start)
+        begun, ended = (bound(k, ceildiv(reach(q)[1], s.width)) for q in (0, rows - 1))
+        most = ((s.nr - 1) // row + 2) * dmin(whole, ceil_div(s.nr, s.width))
+        begins, ends, rests = (k.alloc(i64, most) for _ in range(3))
+        with k.loop(rows, "seq", "q") as q:
+            start, length = reach(q)
+            n, *at = (bound(k, d) for d in unravel(start, (c.images, *c.outs)))
+            if self.lies:
+                begin = n * self.lies.image + self._group(outer) * c.channels * self.lies.channel
+                begin = begin + linear_index(at, c.outs)
+            else:
+                begin = copy.start(n, copy.all_channels, self._group(outer) * c.channels, [0] * len(self.axes))
+                begin = begin + linear_index(at, copy.spans)
+            before = named(k, dmin(q, 1) * begun + dmax(q - 1, 0) * whole, most)
+            with k.loop(ceildiv(length, s.width), "seq", "s") as piece:
+                k.write(begins, before + piece, k.b.index(k.tidy(begin + s.width * piece)))
+                k.write(ends, before + piece, k.b.index(start - first + s.width * piece))
+                k.write(rests, before + piece, k.b.index(length - s.width * piece))
+        count = begun + dmin(rows - 1, 1) * (dmax(rows - 2, 0) * whole + ended)
+        return named(k, count, most), begins, ends, rests
 
     def gather(self, k: KernelBuilder, target: str, first: DimLike, start: DimLike, count: DimLike) -> None:
         """What the taps read at the positions of the panel: [channel, taps][nr], ``count`` indices from ``start``."""
         c, p, s, copy = self.c, self.p, self.s, self.copy
-        source = k.buffer(self.copied, p.acc, (copy.size(c.images, copy.all_channels, self.slack),))
+        if self.lies:
+            source, base = self.lies.buffer.name, self.lies.first
+            k.params.setdefault(source, self.lies.buffer)
+        else:
+            source, base = k.buffer(self.copied, p.acc, (copy.size(c.images, copy.all_channels, self.slack),)), 0
         extents = (c.channels, *c.taps)
-        pieces, begins, ends = self.pieces
+        pieces, begins, ends, rests = self.pieces
         with k.loop(count // self.unit, "seq", "u") as u:
             lead = tuple(bound(k, d) for d in unravel(start // self.unit + u, extents[:self.lead]))
             inside = extents[self.lead:]
             with nest(k, inside, "seq", "k") as r, k.loop(pieces, "seq", "q") as q:
                 channel, *taps = (*lead, *r)
-                phases, offset = copy.at([0] * len(self.axes), taps)
-                offset = offset + copy.start(0, copy.all_channels, channel, phases)
+                if self.lies:
+                    offset = base + channel * self.lies.channel
+                else:
+                    phases, offset = copy.at([0] * len(self.axes), taps)
+                    offset = offset + copy.start(0, copy.all_channels, channel, phases)
                 begin = k.as_index(k.b.load(begins, q, i64), 0, self._last())
                 to = first + (self.unit * u + linear_index(r, inside)) * s.nr
                 to = to + k.as_index(k.b.load(ends, q, i64), 0, s.nr)
+                rest = k.let(k.b.load(rests, q, i64)) if self.lies else None
                 with k.loop(s.width, "vector", "j", s.width) as j:
-                    k.write(target, to + j, k.b.load(source, k.tidy(begin + offset) + j, p.acc))
+                    where = None if rest is None else k.b.lt(k.b.index(j), rest)
+                    k.write(target, to + j, k.b.load(source, k.tidy(begin + offset) + j, p.acc, where))
 
     def copy_columns(self, k: KernelBuilder, inl: Inliner, outer: Idx, panel: DimLike, here: str, start: DimLike,
                      count: DimLike) -> None:
@@ -213,6 +267,8 @@ class Panels(Packed):
     def _last(self) -> DimLike:
         """The greatest place where a position begins."""
         c, copy = self.c, self.copy
+        if self.lies:
+            return (c.images - 1) * self.lies.image + (c.groups - 1) * c.channels * self.lies.channel + prod(c.outs) - 1
         corner = linear_index([o - 1 for o in c.outs], copy.spans)
         return copy.start(c.images - 1, copy.all_channels, (c.groups - 1) * c.channels, [0] * len(c.outs)) + corner
 
