@@ -288,9 +288,13 @@ class Gradient:
         k.scopes[-1].names.add(total)
         with k.if_(b.not_(b.eq(b.ref(total, p.acc), zero))):
             self.again(k, line, pitch, at, count)
-        with k.loop(TAPS ** 2, "seq", "r") as r, k.loop(count, "vector", "j", p.width) as j:
-            o = p.output(row, g, first + j, unravel(r, (TAPS, TAPS)))
-            p.finish(k, inl, o, b.load(line, pitch * r + j, p.acc))
+        some = p.width if isinstance(count, int) and count % p.width == 0 else 0
+        with (k.loop(ceildiv(count, p.width), "seq", "s") as block,  # the code of a vector of every tap is long enough
+              k.loop(TAPS ** 2, "seq", "r") as r,
+              k.loop(some or dmin(p.width, count - p.width * block), "vector", "j", p.width) as j):
+            column = p.width * block + j
+            o = p.output(row, g, first + column, unravel(r, (TAPS, TAPS)))
+            p.finish(k, inl, o, b.load(line, pitch * r + column, p.acc))
 
     def again(self, k: KernelBuilder, line: str, pitch: int, at: Idx, count: DimLike) -> None:
         """Results that are not finite as the sums are written: one chain over channels and taps, in order."""

@@ -146,15 +146,19 @@ def two_ways(k: KernelBuilder, rule: Rule, size: int, lanes: Lanes, half: str,
     ``write(y, x, lane, value)``.  A column and a row stand in the code once; what lies between is put down in
     ``half``, which costs little beside the products."""
     count = lanes.number
+    width = min(lanes.width, 1 << (count - 1).bit_length())
+    vectors, rest = (count // width, width) if count % width == 0 else (1, count)  # a body stands in the code once
 
     def between(y: DimLike, x: DimLike, j: DimLike) -> DimLike:
         return (size * y + x) * count + j
-    width = min(lanes.width, 1 << (count - 1).bit_length())
-    with k.loop(size, "seq", "x") as at, k.loop(count, "vector", "j", width) as j:
+    with k.loop(size, "seq", "x") as at, k.loop(vectors, "seq", "s") as s, k.loop(rest, "vector", "j", width) as i:
+        j = width * s + i
         column = rule(k.b, [k.let(read(y, at, j)) for y in range(size)])
         for y, value in enumerate(column):
             k.write(half, between(y, at, j), value)
-    with k.loop(len(column), "seq", "y") as at, k.loop(count, "vector", "j", width) as j:
+    with k.loop(len(column), "seq", "y") as at, k.loop(vectors, "seq", "s") as s, k.loop(
+            rest, "vector", "j", width) as i:
+        j = width * s + i
         row = rule(k.b, [k.let(k.b.load(half, between(at, x, j), lanes.dtype)) for x in range(size)])
         for x, value in enumerate(row):
             write(at, x, j, value)
