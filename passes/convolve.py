@@ -42,7 +42,7 @@ from flowc.passes.convolve_copy import (
 )
 from flowc.passes.convolve_dot import Taps
 from flowc.passes.convolve_gradient import Gradient
-from flowc.passes.convolve_panels import Panels, lies_in_rows
+from flowc.passes.convolve_panels import Panels, lies_in_rows, lone
 from flowc.passes.convolve_winograd import Winograd
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
@@ -58,6 +58,7 @@ LANES = 16           # lanes in comparisons of forms: part of the meaning, not o
 PANEL = 48           # positions that are gathered together, in the same comparisons
 PIECE = 4.0          # steps of a sum that one piece of gathered positions takes, a row or a vector of it
 ROWS = 48        # for which positions in place are gathered as well: read once, not again and again at long strides
+SQUARE = 128     # results in both directions for which operands of one position each are worth being turned
 FOLDS = 1.2          # what taps as lanes cost beside positions as lanes
 
 
@@ -297,6 +298,8 @@ def packs(p: Convolution, axes: Sequence[Axis]) -> bool:
     exact = ceil_div(columns, PANEL) * PANEL / columns + gather / guess(p.rows)
     if (guess(p.rows) >= ROWS and 2 * guess(p.channels) * PANEL * p.acc.bytes > p.ctx.machine.l1
             and lies_in_rows(p) is not None):
+        return True
+    if min(guess(p.rows), guess(p.images)) >= SQUARE and lone(p):
         return True
     return 1.04 * exact < 1 / max(*density(p, axes), last / (ceil_div(last, LANES) * LANES) / FOLDS)
 

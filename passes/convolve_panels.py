@@ -20,7 +20,7 @@ Results are chains over channels and taps in order as in the other form, so both
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod as int_prod
 from typing import NamedTuple
@@ -43,6 +43,7 @@ from flowc.passes.convolve_copy import (
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Lowered, declare_outputs, describe, inliner, named, nest
 from flowc.passes.problem import Problem, Roles
+from flowc.passes.register_tile import lanes_exist
 from flowc.passes.schedule import ContractSchedule
 from flowc.passes.tiles import ceil_div, packed_schedule
 from flowc.types import Type, i64
@@ -96,6 +97,12 @@ def lies_in_rows(c: Convolution) -> Lying | None:
     return Lying(k.params[name], k.tidy(first), step[0], step[1])
 
 
+def lone(c: Convolution) -> bool:
+    """Have images one position each, and do all taps lie in memory there?"""
+    return (all(n == 1 for n in c.outs) and steps(c, c.x) is not None
+            and all(a.gaps == 1 and isinstance(d, int) and d <= 0 for a in c.axes(False) for d in (a.low, a.high)))
+
+
 class Panels(Packed):
     """The form with all positions as columns.  A task gathers one panel and multiplies it by a block of rows: memory
     is needed for as many panels as there are threads."""
@@ -107,7 +114,7 @@ class Panels(Packed):
         self.copy = Copy(c, self.axes)
         self.copied = f"{c.ctx.name}.copy"
         self.slack = self.copy.shared + self.s.width
-        self.lies = lies_in_rows(c)
+        self.lies, self.lone = lies_in_rows(c), lone(c)
         self.packed = Type(p.acc, packed_shape(c, self.s.mr))
         # an address that is linear in channels and in taps, but not in both together
         self.by_taps = not p.row_reach.plain and taps_follow(c) and int_prod(map(guess, c.taps)) <= self.s.kc
@@ -133,7 +140,7 @@ class Panels(Packed):
 
     def lower(self, work: DimLike) -> Lowered:
         out = Lowered()
-        if not self.lies:
+        if not (self.lies or self.lone):
             kernel, kind, size = self.copy.kernel(self.copied, self.slack)
             out = Lowered([kernel], {self.copied: kind}, [size * 2])
         if not self.in_place:
@@ -181,13 +188,15 @@ class Panels(Packed):
         with nest(k, self.p.outer_extents, "parallel", "o") as outer, k.loop(self.panels, "parallel", "p") as panel:
             self.first = linear_index((*outer, panel), (*self.p.outer_extents, self.panels)) * self.room
             self.pieces = self.find_pieces(k, outer, panel)
-            self.gather(k, self.gathered, self.first, 0, self.p.k)
+            self.gather(k, self.gathered, self.first, 0, self.p.k, (*outer, panel))
         return k.finish(self.p.ctx.dims, [f"the positions of {self.p.node.op.name} in panels"])
 
     def find_pieces(self, k: KernelBuilder, outer: Idx, panel: DimLike) -> tuple[DimLike, str, str, str]:
         """Positions of one row of an image lie side by side in the copy, too, so a panel comes in pieces of a vector:
         how many, where each begins in the copy, and in the panel, and how far its row goes on.  What a piece brings
         beyond its end is written over by the next."""
+        if self.lone:
+            return 0, "", "", ""
         c, s, copy = self.c, self.s, self.copy
         row, first = prod(c.outs) if self.lies else c.outs[-1], s.nr * panel
         end, top, whole = dmin(first + s.nr, self.p.n), first // row, ceildiv(row, s.width)
@@ -216,8 +225,11 @@ class Panels(Packed):
         count = begun + dmin(rows - 1, 1) * (dmax(rows - 2, 0) * whole + ended)
         return named(k, count, most), begins, ends, rests
 
-    def gather(self, k: KernelBuilder, target: str, first: DimLike, start: DimLike, count: DimLike) -> None:
+    def gather(self, k: KernelBuilder, target: str, first: DimLike, start: DimLike, count: DimLike, at: Idx) -> None:
         """What the taps read at the positions of the panel: [channel, taps][nr], ``count`` indices from ``start``."""
+        if self.lone:
+            self.turn(k, target, first, start, count, at)
+            return
         c, p, s, copy = self.c, self.p, self.s, self.copy
         if self.lies:
             source, base = self.lies.buffer.name, self.lies.first
@@ -244,9 +256,34 @@ class Panels(Packed):
                     where = None if rest is None else k.b.lt(k.b.index(j), rest)
                     k.write(target, to + j, k.b.load(source, k.tidy(begin + offset) + j, p.acc, where))
 
+    def turn(self, k: KernelBuilder, target: str, first: DimLike, start: DimLike, count: DimLike, at: Idx) -> None:
+        """The same where images have one position, by runs of taps."""
+        c, p, s = self.c, self.p, self.s
+        inl, (*outer, panel), extents = inliner(k, p.group, p.ctx), at, (c.channels, *c.taps)
+
+        def copy(exists: Callable[[DimLike], Expr | None]) -> None:
+            with k.loop(count // self.unit, "seq", "u") as u:
+                lead = tuple(bound(k, d) for d in unravel(start // self.unit + u, extents[:self.lead]))
+                inside = extents[self.lead:]
+                with nest(k, inside, "seq", "k") as r, k.loop(s.nr, "vector", "j", s.width) as j:
+                    image = s.nr * panel + j
+                    o = p.out_index(tuple(outer), 0, image)
+                    where, _ = c.access.lhs(o, (*lead, *r))
+                    v = inl.value(c.x, tuple(map(k.tidy, where)), exists(image))
+                    k.write(target, first + (self.unit * u + linear_index(r, inside)) * s.nr + j, v)
+        last = lanes_exist(k, p, s, s.nr * panel)
+        if last is None:
+            copy(lambda image: None)
+            return
+        whole = k.let(k.b.le(k.b.index(s.nr * panel + s.nr), k.b.index(p.n)))
+        with k.if_(whole):
+            copy(lambda image: None)
+        with k.if_(k.b.not_(whole)):
+            copy(lambda image: lanes_exist(k, p, s, image))
+
     def copy_columns(self, k: KernelBuilder, inl: Inliner, outer: Idx, panel: DimLike, here: str, start: DimLike,
                      count: DimLike) -> None:
-        self.gather(k, here, 0, start, count)
+        self.gather(k, here, 0, start, count, (*outer, panel))
 
     @contextmanager
     def walk(self, k: KernelBuilder, count: DimLike) -> Iterator[DimLike]:

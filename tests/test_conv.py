@@ -172,6 +172,9 @@ def test_results_of_unknown_sizes_stay_in_their_place(sizes, w, attrs):
     ((1, 1, 3, 2), (1, 1, 1, 1), {"stride": 3}),
     ((48, 30, 3, 4), (96, 30, 3, 3), {"padding": 1}),                     # positions of all images in panels
     ((30, 4, 5, 7), (200, 2, 3, 2), {"groups": 2, "padding": 1, "stride": 2}),
+    ((3, 90, 5, 7), (50, 90, 1, 1), {}),                                  # the same in place; gradient of one position
+    ((2, 130, 4, 5), (129, 130, 1, 1), {}),
+    ((2, 130, 5, 7), (129, 130, 1, 1), {"stride": 2}),
 ])
 def test_every_form(x, w, attrs):
     x, w = array(x), array(w)

@@ -329,6 +329,11 @@ def _conv_dw(g: Node, x: Node, w: Node, strides: tuple, padding: tuple, lhs_dila
         reach = (w.shape[2 + k] - 1) * rhs_dilation[k] + dilated(g.shape[2 + k], strides[k])
         pads.append((low, reach - dilated(x.shape[2 + k], lhs_dilation[k]) - low))
     swap = (1, 0, *range(2, x.rank))
+    one = all(d == 1 for d in (*w.shape[2:], *strides, *lhs_dilation)) and all(p == (0, 0) for p in pads)
+    if one and groups == 1:
+        # of each result there is one position: the operands may change places, and then it is in order
+        return n.conv(n.transpose(g, perm=swap), n.transpose(x, perm=swap), strides=rhs_dilation, padding=tuple(pads),
+                      lhs_dilation=lhs_dilation, rhs_dilation=strides, groups=1)
     if groups == 1:
         images = n.transpose(x, perm=swap)
     else:  # N, G*I -> I, G*N
