@@ -28,7 +28,7 @@ from flowc.dataclass import dataclass, replace
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
 from flowc.graph import Node
 from flowc.kernel import Expr, Fold, Kernel
-from flowc.passes.convolve_copy import Convolution, bound, guess
+from flowc.passes.convolve_copy import Convolution, bound, guess, steps
 from flowc.passes.convolve_winograd import Lanes, two_ways
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Lowered, cost, declare_outputs, describe, inliner, nest
@@ -104,12 +104,19 @@ class Lines:
                 k.write(name, first + z, zero)
         with k.loop(planes, "parallel", "q") as q, k.loop(self.rows, "parallel", "y") as y:
             to, line = self.at(q, y, 0), k.tidy(y - self.skip[0])
+            apart = "" if steps(p, self.node) else k.alloc(p.acc, p.width * self.span)
 
             def bring() -> None:
+                def value(c: DimLike, x: DimLike) -> Expr:
+                    at = (*self.order(c, q), line, k.tidy(low + x - self.skip[1]))
+                    return k.b.cast(inl.value(self.node, at), p.acc)
+
                 def copy(first: DimLike, count: int) -> None:
+                    if apart:  # what is computed or converted is, by whole vectors, before it is turned
+                        with k.loop(count, "seq", "c") as c, k.loop(high - low, "vector", "x", p.width) as x:
+                            k.write(apart, self.span * c + x, value(first + c, x))
                     with k.loop(high - low, "seq", "x") as x, k.loop(count, "vector", "c", p.width) as c:
-                        here = (*self.order(first + c, q), line, k.tidy(low + x - self.skip[1]))
-                        v = k.b.cast(inl.value(self.node, here), p.acc)
+                        v = k.b.load(apart, self.span * c + x, p.acc) if apart else value(first + c, x)
                         k.write(name, to + (low + x) * self.pitch + first + c, v)
                 with k.loop(self.lanes // p.width, "seq", "b") as block:
                     copy(p.width * block, p.width)
