@@ -108,6 +108,19 @@ def test_gradients_of_kernels(case, size):
         assert report, report
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_gradients_of_any_number_of_images(size):
+    x, w = array((40, 3, 9, 10)), array((5, 3, 3, 3), seed=1)
+
+    def gradient(w, x):
+        return flowc.grad(lambda w: fnp.sum(nn.conv(x, w, padding=1) ** 2))(w)
+    with tiles_of(size):
+        exe = flowc.jit(gradient).lower(w, flowc.spec("f32[n, 3, 9, 10]")).compile()
+        assert "16 parts" in exe.as_text("kernel")
+        for n in (40, 3, 0):
+            np.testing.assert_allclose(exe(w, x[:n]), flowc.interpret(gradient, w, x[:n]), rtol=1e-4, atol=0.02)
+
+
 @settings(max_examples=2)
 @given(convolutions(WIDE), st.sampled_from(SIZES), st.data())
 def test_unknown_sizes(case, size, data):
