@@ -18,7 +18,9 @@ from flowc.passes.schedule import ContractSchedule
 
 Product = Callable[[KernelBuilder, Expr, Expr, Expr], Expr]  # (row element, column element, sum)
 
-LIGHT = 6  # operations of an epilogue that may be written once per register of the tile
+LIGHT = 2  # operations of an epilogue that may be written once per register of the tile
+BRIEF = 6  # the same where the sums are short: putting the tile down counts there
+SHORT = 64  # products of such a sum, at most
 
 
 def lanes_exist(k: KernelBuilder, p: Problem, s: ContractSchedule, col: DimLike) -> Expr | None:
@@ -60,7 +62,8 @@ def add_products(k: KernelBuilder, p: Problem, s: ContractSchedule, acc: str, ro
 def light(p: Problem) -> bool:
     """Is what follows the sums so little that it may stand in the code once per register?"""
     after = [n for n in p.group.members if n is not p.node and not p.before(n)]
-    return len(after) <= LIGHT and not any(n.op.name in EXPENSIVE for n in after)
+    most = BRIEF if isinstance(p.k, int) and p.k <= SHORT else LIGHT
+    return len(after) <= most and not any(n.op.name in EXPENSIVE for n in after)
 
 
 def finish(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule, acc: str, outer: Idx,

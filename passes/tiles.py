@@ -41,6 +41,7 @@ ABREAST = 3           # rows of a tile, at least, that holds all columns
 NARROW = 64           # columns that lie side by side and pass in one stream
 SHARE = (32, 512)     # rows and columns of a task where their number is unknown: enough tasks even of few
 MANY = 64             # products side by side that keep all threads busy
+CODE = 0.002          # of the time of a tile: what one more register of it is worth
 WAYS = 8              # of that cache: more such rows at once would push each other out
 
 
@@ -95,9 +96,10 @@ def _forms(machine: Machine, p: Problem) -> Iterator[Form]:
         few = dmax(0, lanes + 1 - p.n) + dmax(0, 4 * lanes + 1 - p.n) * over(p.m, 1)
         yield Form(few + over(p.m, THIN), _thin(machine, p, size))
     if streams and p.row_reach.plain and words(machine, p) is None:
-        mr, nr, width = register_tile(machine, p.acc, p.m, p.n, WAYS if crowded(p) else 32)
+        most = WAYS if crowded(p) else 32
+        mr, nr, width = register_tile(machine, p.acc, p.m, p.n, most)
         # a copy of the columns that few rows need would be read as often as it is written, but is read in order
-        far = over(p.m, 2 * mr) + over(size, FAR * machine.l2)
+        far = over(p.m, 2 * register_tile(machine, p.acc, p.m, p.n, most, 0)[0]) + over(size, FAR * machine.l2)
         yield Form(over(size, machine.l2) * over(p.m, WAYS) * far + (over(p.k, LONG) if deep else 0),
                    ContractSchedule("direct", mr=mr, nr=nr, width=width))
     if deep:
@@ -150,9 +152,11 @@ def crowded(p: Problem) -> bool:
     return p.row_reach.summed == 1 and isinstance(own, int) and own * p.acc.bytes % CROWD == 0
 
 
-def register_tile(machine: Machine, dtype: DType, m: DimLike, n: DimLike, most: int = 32) -> tuple[int, int, int]:
+def register_tile(machine: Machine, dtype: DType, m: DimLike, n: DimLike, most: int = 32, code: float = CODE
+                  ) -> tuple[int, int, int]:
     """(rows, columns, lanes) of the tile that wastes least, of at most ``most`` rows: a step of the sum costs an issue
-    slot per register of the tile and a part of one per operand loaded, and no less than the latency of an addition."""
+    slot per register of the tile and a part of one per operand loaded, and no less than the latency of an addition.
+    Of tiles that are nearly as good the smaller one, as its ``code`` is compiled in less time."""
     if not isinstance(n, int):  # one register of columns wastes least whatever their number
         return min(WAYS, m) if isinstance(m, int) and m else WAYS, machine.lanes(dtype), machine.lanes(dtype)
     best: tuple[float, int, int, int] | None = None
@@ -165,6 +169,7 @@ def register_tile(machine: Machine, dtype: DType, m: DimLike, n: DimLike, most: 
         cols = ceil_div(n, nr) if isinstance(n, int) else 1 / nr
         rows += 0.25 * (rows % 2) if isinstance(rows, int) and rows * cols < 8 else 0  # two threads share evenly
         cost = rows * cols * step * (width / machine.lanes(dtype) if width * 2 >= machine.lanes(dtype) else 0.5)
+        cost *= 1 + code * mr * nv
         if best is None or cost < best[0] * 0.999:
             best = (cost, mr, nr, width)
     assert best is not None

@@ -487,6 +487,56 @@ def test_fold_of_small_types(d):
     check(kernel, {"x": values(d, 32)[:32], "z": np.zeros(1, d.numpy)})
 
 
+@pytest.mark.parametrize("d", [f32, f64, f16, i32, bool_], ids=str)
+@pytest.mark.parametrize("rows", [2, 3, 5, 8])
+@pytest.mark.parametrize(("extent", "width"), [(64, 16), (16, 16), (8, 2)])
+def test_rows_are_folded_together(d, rows, extent, width):
+    """Two rows share a vector; each is added up as it is alone."""
+    lane, names = sym("l"), [f"s{r}" for r in range(rows)]
+    both = b.or_ if d is bool_ else b.add
+    x = [b.load("x", extent * r + lane, d) for r in range(rows)]
+    kernel = Kernel("k", (Buffer("x", d, (rows, extent)), Buffer("z", d, (rows,), "out")), (), (
+        *[Acc(s, d, (extent,), b.const(0, d)) for s in names],
+        Loop("l", extent, "vector", tuple(Set(s, (lane,), v) for s, v in zip(names, x, strict=True)), width),
+        *[Fold((f"r{r}",), (s,), extent, (f"p{r}",), (f"q{r}",), (both(b.ref(f"p{r}", d), b.ref(f"q{r}", d)),))
+          for r, s in enumerate(names)],
+        *[Store("z", r, b.ref(f"r{r}", d)) for r in range(rows)]))
+    check(kernel, {"x": values(d, rows * extent, rows)[:rows * extent].reshape(rows, extent),
+                   "z": np.zeros(rows, d.numpy)})
+
+
+@pytest.mark.parametrize("extent", [64, n])
+@pytest.mark.parametrize("name", ["lt", "le", "gt", "ge", "eq", "ne"])
+def test_lanes_are_compared_with_sizes(name, extent):
+    """Neighbouring vectors share a bound, which may lie anywhere; known answers are constants."""
+    compare, far = getattr(b, name), 1 << 40
+    lane = b.index(i)
+    tests = [compare(lane, b.index(d)) for d in (16 * j + 5, 37, -3, 1 << 20, far, far * j, 3 - j)]
+    tests += [compare(b.index(9 * j - i), b.const(4, i64)), compare(b.index(40), lane)]
+    kernel = Kernel("k", (Buffer("x", f32, (1,)), Buffer("z", f32, (3, len(tests), 64), "inout")), ("n",), (
+        Loop("j", 3, "seq", (Loop("i", extent, "vector", tuple(
+            Store("z", 64 * (len(tests) * j + t) + i, b.load("x", 0, f32, where, 7.0), where if t % 2 else None)
+            for t, where in enumerate(tests)), 16),)),))
+    for size in (64, 21):
+        check(kernel, {"x": values(f32, 40)[:1], "z": np.zeros((3, len(tests), 64), np.float32)}, {"n": size})
+
+
+@pytest.mark.parametrize("d", [i8, u8, i32, u32], ids=str)
+def test_indices_as_short_integers(d):
+    at = [i, 3 * i - 70000, i + (1 << 31) * j, 5 - 7 * i + 100 * j, i * n, i // 3 + j]
+    kernel = Kernel("k", (Buffer("z", d, (2, len(at), n), "out"),), ("n",), (
+        Loop("j", 2, "seq", (Loop("i", n, "vector", tuple(
+            Store("z", n * (len(at) * j + t) + i, b.cast(b.index(e), d)) for t, e in enumerate(at)), 16),)),))
+    for size in (5, 48):
+        check(kernel, {"z": np.zeros((2, len(at), size), d.numpy)}, {"n": size})
+
+
+@pytest.mark.parametrize("name", ["lt", "le", "gt", "ge", "eq", "ne"])
+@pytest.mark.parametrize("d", [f16, f32, f64, i32], ids=str)
+def test_comparisons_asked_the_other_way_round(name, d):
+    check_map(lambda x, y: b.not_(getattr(b, name)(x, y)), d, d, out=bool_)
+
+
 @pytest.mark.parametrize(("size", "count"), [(40, 40), (n, 40), (n, 3_000_000), (100_000, 100_000), (n + i, 50)])
 def test_working_memory(size, count):
     """On the stack, from malloc, and of a size that a loop decides."""

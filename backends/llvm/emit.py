@@ -24,6 +24,7 @@ from flowc.backends.llvm.emit_interleave import Column, store_columns
 from flowc.backends.llvm.emit_loops import Loops, threads_of
 from flowc.backends.llvm.emit_outline import uses_inline
 from flowc.backends.llvm.emit_stream import Streams
+from flowc.backends.llvm.emit_survey import Survey
 from flowc.backends.llvm.emit_tile import tile_call
 from flowc.backends.llvm.target import Target
 from flowc.diag import UnsupportedError
@@ -78,6 +79,7 @@ class Emitter(Loops):
 
     def begin_body(self, stmts: Sequence[Stmt]) -> None:
         """Before the statements of a function."""
+        self.survey = Survey()
         self.widths = _register_widths(stmts)
         self.inline = uses_inline(stmts)
         self.releases: list[list[tuple[str, str]]] = []
@@ -130,7 +132,7 @@ class Emitter(Loops):
         at = 0
         while at < len(stmts):
             self.memo = {}
-            count = tile_call(self, stmts, at) if self.tiles else 0
+            count = (tile_call(self, stmts, at) if self.tiles else 0) or self._fold_together(stmts, at)
             if not count:
                 _STATEMENTS[type(stmts[at])](self, stmts[at])
             at += count or 1
@@ -276,6 +278,58 @@ class Emitter(Loops):
             self.env[name] = Val(text if width == 1 else
                                  self.op(f"extractelement <{width} x {register_type(d)}> {text}, i64 0"))
 
+    def _fold_together(self, stmts: Sequence[Stmt], at: int) -> int:
+        """Fold the registers of several rows alike: what is left of two rows that fills half a vector each shares one.
+        How many statements that were; 0 if there are no two such rows.  Each row is added up as it is alone."""
+        first = stmts[at]
+        if not isinstance(first, Fold) or self.lanes != 1 or _folded_by(first) is None:
+            return 0
+        mem = self.mems[first.accs[0]]
+        group: list[Fold] = []
+        for s in stmts[at:]:
+            if not isinstance(s, Fold) or s.extent != first.extent or _folded_by(s) != _folded_by(first):
+                break
+            other = self.mems[s.accs[0]]
+            if other.dtype is not mem.dtype or other.group != mem.group:
+                break
+            group.append(s)
+        width = mem.group
+        count = min(1 << (len(group).bit_length() - 1), width)
+        if count < 2 or first.extent < width or first.extent & (first.extent - 1):
+            return 0
+        vectors = []
+        for s in group[:count]:
+            parts, h = [self._lanes_of(self.mems[s.accs[0]], s.extent)], s.extent // 2
+            while h >= width:
+                parts = self._fold_step(s, parts, [mem.dtype], h)
+                h //= 2
+            vectors += parts[0][1]
+        results = self._fold_rows(first, vectors, width, mem.dtype)
+        for s, text in zip(group, results, strict=False):
+            self.env[s.names[0]] = Val(text)
+        return count
+
+    def _fold_rows(self, s: Fold, vectors: list[str], length: int, d: DType) -> list[str]:
+        """The sums of rows of ``length`` lanes, one for each vector; two vectors become one while there are two."""
+        ty, rows = register_type(d), 1  # of a vector
+        while length > 1:
+            lanes, half, paired = rows * length, length // 2, len(vectors) > 1
+            starts = range(0, lanes * (1 + paired), length)
+            low, high = ([at + k for at in starts for k in range(first, first + half)] for first in (0, half))
+            merged = []
+            for k in range(0, len(vectors), 2):
+                x, y = vectors[k], vectors[k + 1] if paired else "poison"
+                self.memo = {}
+                for name, order in ((s.left[0], low), (s.right[0], high)):
+                    text = self.op(f"shufflevector <{lanes} x {ty}> {x}, <{lanes} x {ty}> {y}, "
+                                   f"<{len(order)} x i32> <{', '.join([f'i32 {t}' for t in order])}>")
+                    self.env[name] = Val(text, True)
+                self.lanes = len(low)
+                merged.append(self.value(s.values[0]).text)
+                self.lanes = 1
+            vectors, rows, length = merged, rows * (1 + paired), half
+        return [self.op(f"extractelement <{rows} x {ty}> {vectors[0]}, i64 {k}") for k in range(rows)]
+
     def _lanes_of(self, mem: Mem, extent: int) -> tuple[int, list[str]]:
         """All lanes of registers as vectors of one width."""
         d = mem.dtype
@@ -373,10 +427,6 @@ class Emitter(Loops):
     def _allocate(self, bytes_: DimLike) -> tuple[str, str]:
         """Aligned memory of a size known when the kernel runs, and what to give to free (null for the stack)."""
         n = self.size(bytes_)
-        small = self.op(f"icmp sle i64 {n}, {STACK}")
-        room = self.op(f"select i1 {small}, i64 {n}, i64 0")
-        stack = self.here(f"alloca i8, i64 {room}, align {ALIGN}")
-        large = self.op(f"xor i1 {small}, true")
 
         def heap() -> str:
             padded = self.add(n, ALIGN)
@@ -385,15 +435,33 @@ class Emitter(Loops):
                 self.intrinsic("trap", "void", overloads=(), effect=True)
             return got
 
-        block = self.choose(large, "ptr", heap, "null")
-        address = self.op(f"ptrtoint ptr {block} to i64")
-        skip = self.op(f"and i64 {self.op(f'sub i64 0, {address}')}, {ALIGN - 1}")
-        inside = self.op(f"getelementptr i8, ptr {block}, i64 {skip}")
-        return self.op(f"select i1 {small}, ptr {stack}, ptr {inside}"), block
+        def aligned(block: str) -> str:
+            address = self.op(f"ptrtoint ptr {block} to i64")
+            skip = self.op(f"and i64 {self.op(f'sub i64 0, {address}')}, {ALIGN - 1}")
+            return self.op(f"getelementptr i8, ptr {block}, i64 {skip}")
+
+        if isinstance(n, int) and n > STACK:
+            block = heap()
+            return aligned(block), block
+        small = self.op(f"icmp sle i64 {n}, {STACK}")
+        room = self.op(f"select i1 {small}, i64 {n}, i64 0")
+        stack = self.here(f"alloca i8, i64 {room}, align {ALIGN}")
+        block = self.choose(self.op(f"xor i1 {small}, true"), "ptr", heap, "null")
+        return self.op(f"select i1 {small}, ptr {stack}, ptr {aligned(block)}"), block
 
     def _release(self, blocks: Sequence[str]) -> None:
         for block in blocks:
             self.raw(f"call void {self.module.declare('free', 'void (ptr)')}(ptr {block})")
+
+
+def _folded_by(s: Fold) -> str | None:
+    """The instruction that joins the two halves of the registers that are folded, if that is all that is done."""
+    if len(s.accs) != 1:
+        return None
+    value, names = s.values[0], (s.left[0], s.right[0])
+    plain = len(value.args) == 2 and all(x.op == "ref" and x.attr == (n, ()) for x, n in
+                                         zip(value.args, names, strict=True))
+    return value.op if plain else None
 
 
 def static_stack(s: Alloc) -> bool:

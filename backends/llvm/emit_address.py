@@ -22,6 +22,7 @@ class Addresses(Code):
     def __init__(self, module: Module, target: Target, name: str, args: str, attrs: str):
         super().__init__(module, name=name, target=target, args=args, attrs=attrs)
         self._sizes = _Symbols(self)
+        self._positive: dict[Call, bool] = {}  # quotients of what is never negative
 
     # -- sizes
 
@@ -40,6 +41,17 @@ class Addresses(Code):
         """A size that is the same for all lanes."""
         with self.index_arithmetic():
             return self.dim(d, self._sizes)  # type: ignore[arg-type]
+
+    def _dim_call(self, atom: Call, env: dict[str, str | int]) -> str | int:
+        divisor = atom.args[-1]
+        if atom.fn in ("floordiv", "mod") and isinstance(divisor, int) and divisor & (divisor - 1) and divisor > 0:
+            if atom not in self._positive:
+                low = bounds(atom.args[0], self.ranges)[0]
+                self._positive[atom] = low is not None and low >= 0
+            if self._positive[atom]:
+                return self.op(f"{'udiv' if atom.fn == 'floordiv' else 'urem'} i64 {self.dim(atom.args[0], env)}, "
+                               f"{divisor}")
+        return super()._dim_call(atom, env)
 
     def place(self, d: DimLike) -> Place:
         """Take an index apart; see Place."""
@@ -212,10 +224,14 @@ class Addresses(Code):
             return first if out is None else self.op(f"add {ty} {out}, {first}")
 
     def _sum(self, p: Place) -> str | int:
+        return self.add(self.whole(p.terms), p.const)
+
+    def whole(self, terms: Sequence[str]) -> str | int:
+        """The sum of the terms of a place, outer ones first."""
         total: str | int = 0
-        for t in sorted(p.terms, key=self.level.__getitem__):
+        for t in sorted(terms, key=self.level.__getitem__):
             total = self.add(total, t)
-        return self.add(total, p.const)
+        return total
 
     def _wide_call(self, call: Call) -> str:
         ty = self.vec("i64")

@@ -142,6 +142,7 @@ class Code(Function):
         self.scopes = [Scope([], False)]
         self.known: dict[str, str] = {}  # instruction text -> name, in all open scopes
         self.level: dict[str, int] = dict.fromkeys(_NAMES.findall(args), 0)
+        self.callees: dict[tuple, str] = {}
         self.lanes = 1
         self.lane_base: dict[str, str | int] = {}
         self.beside: frozenset[str] = frozenset()
@@ -199,9 +200,13 @@ class Code(Function):
                   ) -> str:
         """Call ``llvm.name`` with typed ``args`` (``"float %x"``); overloads: the types in its name, by default the
         result type."""
-        self.target.allow(name)
-        callee = self.module.declare(intrinsic_name(name, (ret,) if overloads is None else overloads),
-                                     f"{ret} ({', '.join(map(_type_of, args))})")
+        key = (name, ret, None if overloads is None else tuple(overloads))
+        callee = self.callees.get(key)
+        if callee is None:
+            self.target.allow(name)
+            callee = self.callees[key] = self.module.declare(
+                intrinsic_name(name, (ret,) if overloads is None else overloads),
+                f"{ret} ({', '.join(map(_type_of, args))})")
         text = f"call {ret} {callee}({', '.join(args)})"
         if ret == "void":
             self.raw(text)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from flowc.backends.llvm.builder import float_literal
 from flowc.backends.llvm.emit_code import Val, register_type
+from flowc.dims import DimLike
 from flowc.kernel import Expr
 from flowc.types import DType, bool_, f32, f64, i32, i64
 
@@ -28,7 +29,32 @@ def small_float(d: DType) -> bool:
 
 def cast(c: Values, x: Expr, args: Sequence[Val]) -> Val:
     """The instruction ``cast``."""
-    return convert(c, args[0], x.args[0].dtype, x.dtype)
+    if args:
+        return convert(c, args[0], x.args[0].dtype, x.dtype)
+    (size,) = x.args
+    short = _short_size(c, size.attr, x.dtype) if c.lanes > 1 and c.varying(size.attr) else None
+    return short or convert(c, c.value(size), size.dtype, x.dtype)
+
+
+def narrows_size(x: Expr) -> bool:
+    """A size as a shorter integer: it need not be computed in full."""
+    return x.op == "cast" and x.args[0].op == "index" and x.dtype.integer and x.dtype.bits < i64.bits
+
+
+def _short_size(c: Values, size: DimLike, d: DType) -> Val | None:
+    """A size that grows by a fixed step from lane to lane, in an integer of fewer bits; None for any other.  What it
+    has in common with neighbouring vectors is spread over the lanes once."""
+    p = c.place(size)
+    if p.offsets is not None or not isinstance(p.stride, int):
+        return None
+    ty, end = register_type(d), 1 << (d.bits - 1)
+    with c.index_arithmetic():
+        lanes = ", ".join([f"{ty} {(p.const + p.stride * k + end) % (2 * end) - end}" for k in range(c.lanes)])
+        base = c.whole(p.terms)
+        if base == 0:
+            return Val(f"<{lanes}>", True)
+        first = c.splat(Val(c.op(f"trunc i64 {base} to {ty}")), ty)
+        return Val(c.op(f"add {c.vec(ty)} <{lanes}>, {first}"), True)
 
 
 def convert(c: Values, v: Val, a: DType, b: DType) -> Val:

@@ -9,27 +9,34 @@ bits in registers; each instruction computes in f32 and rounds its result.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from flowc.backends.llvm.emit_address import Addresses
 from flowc.backends.llvm.emit_code import Mem, Place, Val, intrinsic_name, literal, memory_type, register_type
-from flowc.backends.llvm.emit_convert import cast, divide, fmod
-from flowc.backends.llvm.emit_interleave import BLOCK, COLUMNS, load_columns, load_pattern, remainder
+from flowc.backends.llvm.emit_convert import cast, divide, fmod, narrows_size
+from flowc.backends.llvm.emit_interleave import BLOCK, COLUMNS, constant_mask, load_columns, load_pattern, remainder
 from flowc.backends.llvm.emit_lookup import lookup
 from flowc.backends.llvm.emit_outline import call, outlined
 from flowc.backends.llvm.emit_registers import dot_bf16, dot_i8, dot_i16
 from flowc.backends.llvm.emit_scale import ldexp, scale
 from flowc.backends.llvm.emit_shifted import load_beside
+from flowc.backends.llvm.emit_survey import Survey
 from flowc.backends.llvm.mathlib import EXPAND
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, linear
 from flowc.kernel import Builder, Expr, Loop
+from flowc.proofs import bounds
 from flowc.types import DType, bool_, f32, i64
 
 COMPARE = {"eq": ("eq", "eq", "oeq"), "ne": ("ne", "ne", "une"), "lt": ("slt", "ult", "olt"),
            "le": ("sle", "ule", "ole"), "gt": ("sgt", "ugt", "ogt"), "ge": ("sge", "uge", "oge")}
+UNLESS = {"eq": "une", "ne": "oeq", "lt": "uge", "le": "ugt", "gt": "ule", "ge": "ult"}
 ARITHMETIC = {"add": ("add", "fadd"), "sub": ("sub", "fsub"), "mul": ("mul", "fmul"), "div": ("", "fdiv")}
 ROUNDING = ("sqrt", "floor", "ceil", "trunc", "rint")
+RELATION = {name: getattr(operator, name) for name in COMPARE}
+FAR = 1 << 29  # lanes of a comparison that are counted from the first one of their vector, at most
 MIRROR = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 
 
@@ -38,18 +45,29 @@ def half(d: DType) -> bool:
     return d.floating and d.bits == 16
 
 
+class Gap(NamedTuple):
+    """A comparison of sizes as ``lane + ahead REL bound``, with a range of the bound."""
+
+    relation: str
+    ahead: int
+    bound: DimLike
+    range: tuple[int | None, int | None]
+
+
 class Values(Addresses):
     """Evaluates expressions at the current place.  ``mask``: the lanes that are on, None for all of them; wherever
     there is a mask at least one lane is on."""
 
     mask: str | None = None
     inline: int | None = None  # further uses of functions to be written out; None: all
+    survey = Survey()  # of the function's statements
     rows: Loop | None = None  # an unrolled loop without branches whose neighbouring loads may be done together
 
     def __init__(self, *args):
         super().__init__(*args)
         self.row_cache: dict[tuple, list[str]] = {}
         self.positions: dict[tuple, DimLike] = {}
+        self.gaps: dict[tuple[int, str], tuple[Expr, Gap | None]] = {}
         self.builder = Builder()
         self.memo: dict[int, Val] = {}
         self.expanded: dict[int, tuple[Expr, Expr]] = {}
@@ -67,10 +85,14 @@ class Values(Addresses):
                 continue
             operands: Sequence[Expr] = x.args
             if x.op in _DIRECT:
-                if x.op in COMPARE and _compares_sizes(x):
+                if x.op in COMPARE and _compares_sizes(x) or narrows_size(x):
                     operands = ()
+                elif x.op == "not" and _negates_floats(x):
+                    operands = x.args[0].args
             elif x.op == "rarely":
                 operands = (x.args[0], x.args[2])
+            elif x.op == "scale" and x.op in self.target.native:
+                operands = x.args[:2]  # the power as an integer is for other targets
             elif not (called[id(x)] if id(x) in called else called.setdefault(id(x), outlined(self, x))):
                 whole = self._expansion(x)
                 if whole is not None:
@@ -271,7 +293,13 @@ class Values(Addresses):
             out = self.fetch(mem, ty, self.address(mem, p))
             return Val(self._loaded(Val(out), d))
         elif p.stride == 0:
-            out = self._gather(mem, ty, p, mask, filler)
+            on = constant_mask(mask, self.lanes)
+            if on is None or not any(on):
+                out = self._gather(mem, ty, p, mask, filler)
+            else:
+                one = Val(self.fetch(mem, ty, self.address(mem, p)))
+                out = self.op(f"select {self.vec('i1')} {mask}, {self.vec(ty)} {self.splat(one, ty)}, "
+                              f"{self.vec(ty)} {filler}")
         else:
             out = self._contiguous(mem, ty, p, None if mem.registers and where is None else mask, filler)
         return Val(self._loaded(Val(out, True), d), True)
@@ -357,9 +385,12 @@ class Values(Addresses):
     def _stored(self, v: Val, d: DType) -> str:
         if d is not bool_:
             return v.text
-        if v.constant and not v.wide:
-            return str(int(v.text == "true"))
-        return self.op(f"zext {self.vec('i1', v.wide)} {v.text} to {self.vec('i8', v.wide)}")
+        if not v.wide:
+            return str(int(v.text == "true")) if v.constant else self.op(f"zext i1 {v.text} to i8")
+        if v.text in ("splat (i1 true)", "splat (i1 false)"):
+            return f"splat (i8 {int('true' in v.text)})"
+        return self.op(f"select {self.vec('i1')} {v.text}, {self.vec('i8')} splat (i8 1), "
+                       f"{self.vec('i8')} zeroinitializer")
 
     def _arithmetic(self, x: Expr, args: Sequence[Val]) -> Val:
         d = x.dtype
@@ -419,6 +450,10 @@ class Values(Addresses):
         return Val(self.op(f"{x.op} {self.vec(register_type(x.dtype), wide)} {a}, {b}"), wide)
 
     def _not(self, x: Expr, args: Sequence[Val]) -> Val:
+        if len(args) == 2:  # a comparison, which is asked the other way round
+            (compared,), d = x.args, x.args[0].args[0].dtype
+            wide, (a, b) = self.together(args, [d, d])
+            return Val(self.op(f"fcmp {UNLESS[compared.op]} {self.vec(register_type(d), wide)} {a}, {b}"), wide)
         (v,), ty = args, register_type(x.dtype)
         ones = "true" if x.dtype is bool_ else "-1"
         return Val(self.op(f"xor {self.vec(ty, v.wide)} {v.text}, {f'splat ({ty} {ones})' if v.wide else ones}"),
@@ -454,30 +489,56 @@ class Values(Addresses):
 
     def _compare_lanes(self, x: Expr) -> Val | None:
         """Two indices that differ by the lane number compare as small integers: lane against a clamped bound."""
-        sizes = [a.attr if a.op in ("index", "const") else None for a in x.args]
-        if self.lanes == 1 or x.args[0].dtype is not i64 or sizes[0] is None or sizes[1] is None:
+        if not self.lane_base or self.lanes == 1 or x.args[0].dtype is not i64:
             return None
-        gap = sizes[0] - sizes[1]
-        name = next(iter(self.lane_base))
-        split = linear(gap, name)
-        if split is None or self.varying(split[1]):
+        name, base = next(iter(self.lane_base.items()))
+        key = (id(x), name)
+        if key not in self.gaps:
+            self.gaps[key] = (x, self._gap(x, name))
+        gap = self.gaps[key][1]
+        if gap is None or self.varying(gap.bound):
             return None
-        factor, rest = split
-        if not isinstance(factor, int) or abs(factor) != 1:
+        # lane + ahead  REL  bound, where what neighbouring vectors differ by is in ``ahead``: they share the bound
+        relation, rest, (low, high) = gap.relation, gap.bound, gap.range
+        ahead = gap.ahead + base if isinstance(base, int) else gap.ahead
+        if abs(ahead) > FAR:
             return None
-        # factor*lane + first  REL  0
+        lanes = range(ahead, ahead + self.lanes)
+        if isinstance(rest, int) and isinstance(base, int):
+            return self._flags([RELATION[relation](k, rest) for k in lanes])
+        if not isinstance(base, int):
+            low = high = None
+        if low is not None and high is not None and len(held := {
+                RELATION[relation](k, at) for k in (lanes[0], lanes[-1]) for at in (low, high)}) == 1:
+            if relation not in ("eq", "ne"):
+                return self._flags([held.pop()])
         with self.index_arithmetic():
-            first = self.add(self.size(rest), self.mul(factor, self.lane_base[name]))
-            bound = self.sub(0, first) if factor == 1 else first
-            if isinstance(bound, int):
-                small = str(max(-1, min(bound, self.lanes)))
-            else:
-                low = self.intrinsic("smax", "i64", f"i64 {bound}", "i64 -1")
-                high = self.intrinsic("smin", "i64", f"i64 {low}", f"i64 {self.lanes}")
-                small = self.op(f"trunc i64 {high} to i32")
-            relation = COMPARE[x.op if factor == 1 else MIRROR[x.op]][0]
-            text = f"icmp {relation} {self.vec('i32')} {self.iota('i32')}, {self.splat(Val(small), 'i32')}"
-            return Val(self.op(text), True)
+            bound = self.size(rest)
+            if not isinstance(base, int):
+                bound = self.sub(bound, base)
+            if low is None or low < -2 * FAR:
+                bound = self.intrinsic("smax", "i64", f"i64 {bound}", f"i64 {-2 * FAR}")
+            if high is None or high > 2 * FAR:
+                bound = self.intrinsic("smin", "i64", f"i64 {bound}", f"i64 {2 * FAR}")
+            small = self.splat(Val(self.op(f"trunc i64 {bound} to i32")), "i32")
+            first = ", ".join([f"i32 {k}" for k in lanes])
+            return Val(self.op(f"icmp {COMPARE[relation][0]} {self.vec('i32')} <{first}>, {small}"), True)
+
+    def _gap(self, x: Expr, lane: str) -> Gap | None:
+        if any(a.op not in ("index", "const") for a in x.args):
+            return None
+        split = linear(x.args[0].attr - x.args[1].attr, lane)
+        if split is None or split[0] not in (1, -1):
+            return None
+        rest = -split[0] * split[1]
+        ahead = -rest if isinstance(rest, int) else -sum(c for mono, c in rest.terms if not mono)
+        return Gap(x.op if split[0] == 1 else MIRROR[x.op], ahead, rest + ahead, bounds(rest + ahead, self.ranges))
+
+    def _flags(self, on: Sequence[bool]) -> Val:
+        """Known answers, one per lane; a single value where all agree."""
+        if len(set(on)) == 1:
+            return Val("true" if on[0] else "false")
+        return Val(f"<{', '.join([f'i1 {int(f)}' for f in on])}>", True)
 
     def _select(self, x: Expr, args: Sequence[Val]) -> Val:
         cond, ty = args[0], register_type(x.dtype)
@@ -495,6 +556,12 @@ class Values(Addresses):
         (v,) = args
         a, b = register_type(x.args[0].dtype), register_type(x.dtype)
         return v if a == b else Val(self.op(f"bitcast {self.vec(a, v.wide)} {v.text} to {self.vec(b, v.wide)}"), v.wide)
+
+
+def _negates_floats(x: Expr) -> bool:
+    """``not`` of a comparison of floats: one comparison, true where an operand is no number."""
+    (compared,) = x.args
+    return compared.op in COMPARE and compared.args[0].dtype.floating and not half(compared.args[0].dtype)
 
 
 def _compares_sizes(x: Expr) -> bool:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flowc.backends.llvm.emit_expr import Values
 
 BLOCK = 16     # bytes within which merging is one cheap instruction
+ROW = 32       # bytes of vectors that become rows of that length, in one more round
 COLUMNS = 32   # neighbouring columns of one table, at most
 WOVEN = 4      # fields of a record whose vectors are woven into whole ones
 SPREAD = 4     # vectors that may be loaded for one that is used
@@ -60,7 +61,20 @@ def turned(s: Loop) -> Loop | None:
                 return None
             if not isinstance(by_lane[0], int) or not s.extent <= by_lane[0] <= COLUMNS:
                 return None
-    return replace(inner, body=(replace(s, kind="unroll", body=inner.body),))
+    return replace(inner, width=_square(s, inner), body=(replace(s, kind="unroll", body=inner.body),))
+
+
+def _square(s: Loop, inner: Loop) -> int:
+    """Lanes of a table that is turned: as many as its rows are stored at once, where it is only copied.  That takes
+    half the stores and half the code of longer vectors, whose rows lie in pieces."""
+    stores = [x for x in inner.body if isinstance(x, Store)]
+    count = ROW // max(x.value.dtype.bytes for x in stores)
+    copied = len(inner.body) == 1 and all(e.op in ("load", "const", "index") or e.dtype.name == "bool"
+                                          for e in parts(expressions(stores[0])))
+    wide = all(at is not None and isinstance(at[0], int) and at[0] > WOVEN
+               for at in [linear(x.index, inner.var) for x in stores])
+    whole = isinstance(s.extent, int) and s.extent % count == 0
+    return min(inner.width, count) if copied and wide and whole else inner.width
 
 
 def straight(stmts: Sequence[Stmt]) -> bool:
@@ -115,7 +129,8 @@ def store_columns(e: Emitter, columns: Sequence[Column]) -> None:
             if len(run) == table[run[0]].stride <= WOVEN:
                 _store_records(e, [table[k] for k in run])
                 continue
-            most = BLOCK // table[run[0]].mem.dtype.bytes
+            size = table[run[0]].mem.dtype.bytes
+            most = (ROW if e.lanes * size == ROW else BLOCK) // size
             while run:
                 g = min(most, 1 << (len(run).bit_length() - 1))
                 _store_group(e, [table[k] for k in run[:g]])
@@ -155,7 +170,7 @@ def _store_group(e: Emitter, columns: Sequence[Column]) -> None:
     vectors = _transposed(e, ty, vectors, per)
     for text, source in vectors:
         for at in range(0, e.lanes, g):
-            row = e.part(text, ty, e.lanes, at, g)
+            row = text if g == e.lanes else e.part(text, ty, e.lanes, at, g)
             lane = source[at][1]
             pointer = e.address(first.mem, Place(list(first.terms), first.const + lane * first.stride, 0, None))
             e.raw(f"store <{g} x {ty}> {row}, {first.mem.type} {pointer}, align {first.mem.align}")
@@ -165,10 +180,11 @@ Vector = tuple[str, list[tuple[int, int]]]
 
 
 def _transposed(e: Values, ty: str, vectors: list[Vector], per: int) -> list[Vector]:
-    """Columns to rows inside each block of ``per`` elements: as many rounds as the number of columns has bits."""
+    """Columns to rows inside each block of ``per`` elements: as many rounds as the number of columns has bits.  Of
+    more columns than a block has elements blocks are merged whole."""
     unit, columns = 1, len(vectors)
     while unit < columns:
-        vectors = [v for x, y in _partners(vectors, unit) for v in _merge(e, ty, x, y, unit, per)]
+        vectors = [v for x, y in _partners(vectors, unit) for v in _merge(e, ty, x, y, unit, max(per, 2 * unit))]
         unit *= 2
     return vectors
 
@@ -239,7 +255,7 @@ def load_pattern(e: Values, mem: Mem, p: Place, mask: str | None, filler: str | 
     if p.pattern is None or mem.registers or mem.lanes:
         return None
     lanes, ty = e.lanes, memory_type(mem.dtype)
-    on = _constant_mask(mask, lanes)
+    on = constant_mask(mask, lanes)
     used = [d for k, d in enumerate(p.pattern) if on is None or on[k]]
     if not used or max(used) - min(used) >= SPREAD * lanes:
         return None
@@ -266,7 +282,7 @@ def load_pattern(e: Values, mem: Mem, p: Place, mask: str | None, filler: str | 
     return e.op(f"select {e.vec('i1')} {mask}, {e.vec(ty)} {out}, {e.vec(ty)} {filler}")
 
 
-def _constant_mask(mask: str | None, lanes: int) -> list[bool] | None:
+def constant_mask(mask: str | None, lanes: int) -> list[bool] | None:
     """The lanes that are on; None if the code decides that as it runs."""
     if mask is None or mask == "splat (i1 true)":
         return [True] * lanes

@@ -9,8 +9,7 @@ under a mask so that the body is written once.  A body that cannot run as lanes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from flowc.backends.llvm.emit_ahead import Ahead
 from flowc.backends.llvm.emit_code import Val
@@ -21,20 +20,12 @@ from flowc.dataclass import dataclass
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, prod, symbols
 from flowc.kernel import (
-    Acc,
     Alloc,
     Barrier,
-    Fold,
     If,
     Kernel,
-    Let,
     Loop,
-    Set,
     Stmt,
-    Store,
-    expressions,
-    mentions,
-    parts,
     walk,
 )
 
@@ -53,35 +44,6 @@ def nest_of(loop: Loop, kind: str) -> tuple[list[Loop], tuple[Stmt, ...]]:
             break
         loops.append(inner)
     return loops, loops[-1].body
-
-
-def written(stmts: Iterable[Stmt]) -> set[str]:
-    """Buffers and registers that the statements change."""
-    out: set[str] = set()
-    for s in walk(stmts):
-        if isinstance(s, Store):
-            out.add(s.buffer)
-        elif isinstance(s, (Set, Acc)):
-            out.add(s.name)
-    return out
-
-
-def body_size(stmts: Iterable[Stmt]) -> int:
-    """Instructions of a body as written once, functions counted by what they become."""
-    n = 0
-    seen: set[int] = set()
-    for s in walk(stmts):
-        for x in parts(expressions(s)):
-            if id(x) not in seen:
-                seen.add(id(x))
-                n += 2 * _WEIGHTS[x.op] if x.op in _WEIGHTS and x.dtype.bits == 64 else _WEIGHTS.get(x.op, 1)
-    return n
-
-
-# instructions that a function becomes, roughly
-_WEIGHTS = {**dict.fromkeys("exp exp2 expm1 log log2 log10 log1p atan asin acos cbrt cosh".split(), 25),
-            **dict.fromkeys("sinh tanh asinh acosh atanh erf atan2".split(), 35),
-            **dict.fromkeys("sin cos tan pow erfc fmod".split(), 100)}
 
 
 def threads_of(kernel: Kernel) -> int:
@@ -109,6 +71,11 @@ def blocks_of(kernel: Kernel) -> DimLike:
     return 1
 
 
+def _other_form(s: Loop) -> Loop | tuple[Loop, Loop] | None:
+    """The loop, or two that run one after the other, which is better written out instead of ``s``."""
+    return turned(s) or in_blocks(s)
+
+
 @dataclass
 class Lanes:
     """What the lanes of one vector hold, to be put back when they are done."""
@@ -119,15 +86,6 @@ class Lanes:
     mask: str | None
 
 
-class Traits(NamedTuple):
-    """A loop, and what is known of its body: can it run as lanes, its instructions, does it index registers."""
-
-    loop: Loop
-    lanes: bool
-    size: int
-    sets: bool
-
-
 class Loops(Values):
     """Emits loops; ``run(stmts)`` and the registers of the kernel come from the layer above."""
 
@@ -135,39 +93,23 @@ class Loops(Values):
     threads: int = 1                 # threads per block
     ahead: Ahead | None = None       # what loops fetch before it is asked for
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self._traits: dict[int, Traits] = {}  # by the identity of the loops, which it keeps
-
     def run(self, stmts: Sequence[Stmt]) -> None:
         raise TypeError("abstract")
 
     def run_columns(self, s: Loop) -> None:
         raise TypeError("abstract")
 
-    def indexes_registers(self, loop: Loop) -> bool:
-        """Does the loop's variable index registers?"""
-        return any(loop.var in symbols(d) for s in walk(loop.body) for d in self._register_indices(s))
-
-    def _register_indices(self, s: Stmt) -> Iterable[DimLike]:
-        if isinstance(s, Set):
-            yield from s.index
-        for x in parts(expressions(s)):
-            if x.op == "ref":
-                yield from x.attr[1]
-
     # -- dispatch
 
     def run_loop(self, s: Loop) -> None:
         lone = self.target.vectors and self.lanes == 1
-        outside_in = turned(s) if lone else None
-        blocks = in_blocks(s) if lone and outside_in is None else None
+        other = self.survey.form(s, _other_form) if lone else None
         if s is self.chunked:
             self._parallel(s)
-        elif outside_in is not None:
-            self._vector(outside_in)
-        elif blocks is not None:
-            for part in blocks:
+        elif isinstance(other, Loop):
+            self._vector(other)
+        elif other is not None:
+            for part in other:
                 self._sequential(part)
         elif s.kind == "vector":
             self._vector(s)
@@ -184,7 +126,7 @@ class Loops(Values):
 
     def enter(self, stmts: Sequence[Stmt]) -> None:
         """Before a loop body: what it writes is no longer known from before."""
-        for name in written(stmts):
+        for name in self.survey.written(stmts):
             if name in self.mems:
                 self.mems[name].epoch += 1
 
@@ -238,21 +180,23 @@ class Loops(Values):
         self.begin(head)
         at, lines = len(self.lines), self.lines
         names = [self.fresh("i") for _ in loops]
-        for _ in range(len(loops) + 1):
+        starts = list(first)
+        if len(loops) > 1:  # the place in the whole space; that of a single loop is its variable
+            names.insert(0, self.fresh("n"))
+            starts.insert(0, lo)
+        for _ in names:
             self.raw("")
-        count = self.fresh("n")
         self.scopes.append(scope)
-        for name in (*names, count):
+        for name in names:
             self.level[name] = len(self.scopes) - 1
-        for v, name in zip(loops, names, strict=True):
+        for v, name in zip(loops, names[-len(loops):], strict=True):
             self.bind(v.var, name, v.extent)
         self.run(body)
-        following = self._count_up(names, extents)
-        after = self.fresh("n")
-        self.raw(f"{after} = add nsw i64 {count}, 1")
-        again = self.fresh("c")
-        self.raw(f"{again} = icmp slt i64 {after}, {hi}")
-        for k, (name, start, step) in enumerate(zip((count, *names), (lo, *first), (after, *following), strict=True)):
+        following = self._count_up(names[-len(loops):], extents)
+        if len(loops) > 1:
+            following.insert(0, self.here(f"add nsw i64 {names[0]}, 1"))
+        again = self.here(f"icmp slt i64 {following[0]}, {hi}")
+        for k, (name, start, step) in enumerate(zip(names, starts, following, strict=True)):
             lines[at + k] = f"  {name} = phi i64 [ {start}, %{before} ], [ {step}, %{self.block} ]"
         self.cond_br(again, head, done)
         self.end_scope()
@@ -288,7 +232,7 @@ class Loops(Values):
         if isinstance(extent, int):
             while width > 1 and width // 2 >= extent:
                 width //= 2
-        if not self.target.vectors or width == 1 or self.lanes > 1 or not self.traits(s).lanes:
+        if not self.target.vectors or width == 1 or self.lanes > 1 or not self.survey.traits(s).lanes:
             self._element_wise(s)
         elif isinstance(extent, int):
             self._static_vectors(s, extent, width)
@@ -296,18 +240,18 @@ class Loops(Values):
             self._dynamic_vectors(s, width)
 
     def _element_wise(self, s: Loop) -> None:
-        if isinstance(s.extent, int) and s.extent <= UNROLL_SETS and self.traits(s).sets:
+        if isinstance(s.extent, int) and s.extent <= UNROLL_SETS and self.survey.traits(s).sets:
             self.unrolled(s)
         else:
             self._sequential(s)
 
     def _static_vectors(self, s: Loop, extent: int, width: int) -> None:
         full, rest = divmod(extent, width)
-        size = self.traits(s).size
-        if self.traits(s).sets:  # worth it unless the work hides what memory costs
+        size = self.survey.traits(s).size
+        if self.survey.traits(s).sets:  # worth it unless the work hides what memory costs
             most = UNROLL_SETS if size <= 4 * LARGE else 1
         else:
-            most = UNROLL if size <= LARGE else 1
+            most = UNROLL if full * size <= LARGE or size <= LARGE and not self.survey.traits(s).plain else 1
         if full <= most:
             for k in range(full):
                 self.as_vector(s, width, k * width, None)
@@ -325,7 +269,7 @@ class Loops(Values):
 
     def _dynamic_vectors(self, s: Loop, width: int) -> None:
         n = self.size(s.extent)
-        if self.traits(s).size > (LARGE if self.target.masks else LARGE * MASKED_COST):
+        if self.survey.traits(s).size > (LARGE if self.target.masks else LARGE * MASKED_COST):
             self.enter(s.body)
             with self.loop(0, n, width) as base:
                 self.as_vector(s, width, base, self.left_mask(self.sub(n, base), width))
@@ -359,41 +303,6 @@ class Loops(Values):
         self.run(s.body)
         self.lanes, self.lane_base, self.env, self.mask = saved.count, saved.base, saved.env, saved.mask
         self.beside = near
-
-    def traits(self, s: Loop) -> Traits:
-        """What is asked of a vector loop by every copy of the unrolled loops around it."""
-        known = self._traits.get(id(s))
-        if known is None:
-            known = self._traits[id(s)] = Traits(s, self.as_lanes(s), body_size(s.body), self.indexes_registers(s))
-        return known
-
-    def as_lanes(self, s: Loop) -> bool:
-        """Can the body run as lanes?  No loop in it may run differently in two lanes, and what is private to a lane
-        must lie at the same place in every lane."""
-        varying: set[str] = {s.var}
-        private: set[str] = set()
-        for x in walk(s.body):
-            if isinstance(x, (Fold, Alloc, Barrier)):
-                return False
-            if isinstance(x, Let):
-                if mentions(x.value) & (varying | private):
-                    varying.add(x.name)
-            elif isinstance(x, Acc):
-                private.add(x.name)
-            elif isinstance(x, Loop):
-                if symbols(x.extent) & varying:
-                    return False
-        return not any(isinstance(x, Set) and self._sets_apart(s, x, private, varying)
-                       or self._reads_apart(x, private, varying) for x in walk(s.body))
-
-    def _sets_apart(self, loop: Loop, s: Set, private: set[str], varying: set[str]) -> bool:
-        """Private registers must be written at one place, shared ones at a place of the lane's own."""
-        names = {n for d in s.index for n in symbols(d)}
-        return bool(names & varying) if s.name in private else loop.var not in names
-
-    def _reads_apart(self, s: Stmt, private: set[str], varying: set[str]) -> bool:
-        return any(e.op == "ref" and e.attr[0] in private and any(symbols(d) & varying for d in e.attr[1])
-                   for e in parts(expressions(s)))
 
     # -- GPU
 

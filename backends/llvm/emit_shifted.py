@@ -10,13 +10,12 @@ that is aligned and as long as whole registers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from flowc.backends.llvm.emit_code import Mem, Place, memory_type
 from flowc.dims import Dim, DimLike
-from flowc.kernel import Loop, Stmt, expressions, parts, walk
+from flowc.kernel import Loop
 
 if TYPE_CHECKING:
     from flowc.backends.llvm.emit_expr import Values
@@ -29,21 +28,16 @@ def beside(e: Values, s: Loop, width: int, mask: str | None) -> frozenset[str]:
     """The working memory that the body of a vector loop reads at several places beside each other."""
     if mask is not None or e.target.vector_bits != 8 * REGISTER or e.target.grid is not None:
         return frozenset()
+    if not any(mem.whole for mem in e.mems.values()):
+        return frozenset()
     places: dict[str, set[int]] = {}
-    for name, index in _loads(s.body):
+    for name, index in e.survey.loads(s):
         mem = e.mems.get(name)
         if mem is not None and mem.whole and mem.dtype.bytes in SIZES and width * mem.dtype.bytes % REGISTER == 0:
             at = _beside(index, s.var, REGISTER // mem.dtype.bytes)
             if at is not None:
                 places.setdefault(name, set()).add(at)
     return frozenset(name for name, at in places.items() if len(at) > 1)
-
-
-def _loads(stmts: Iterable[Stmt]) -> Iterable[tuple[str, DimLike]]:
-    for st in walk(stmts):
-        for x in parts(expressions(st)):
-            if x.op == "load" and not x.args:
-                yield x.attr
 
 
 def _beside(index: DimLike, lane: str, count: int) -> int | None:

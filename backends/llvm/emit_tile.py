@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.emit_code import Mem, Val
-from flowc.backends.llvm.emit_loops import written
 from flowc.backends.llvm.engine import content_name
 from flowc.backends.llvm.target import Target
 from flowc.dims import Dim, DimLike, substitute, sym, symbols
-from flowc.kernel import Acc, Alloc, Expr, Fold, If, Let, Loop, Set, Stmt, Store, expressions, parts, walk
+from flowc.kernel import Acc, Alloc, Expr, If, Let, Loop, Set, Stmt, Store
 from flowc.types import DType
 
 if TYPE_CHECKING:
@@ -59,10 +58,10 @@ def tile_call(e: Emitter, stmts: Sequence[Stmt], at: int) -> int:
     first = stmts[at]
     if e.target.grid is not None or e.lanes > 1 or e.mask is not None or not isinstance(first, Acc):
         return 0
-    count = 1 + max((k for k, s in enumerate(stmts[at:]) if first.name in _used([s])), default=0)
+    count = 1 + max((k for k, s in enumerate(stmts[at:]) if first.name in e.survey.used((s,))), default=0)
     found = stmts[at:at + count]
     own = {s.name for s in found if isinstance(s, (Acc, Let))}
-    if not _worth(e, first, found) or not own.isdisjoint(_used(stmts[at + count:])):
+    if not _worth(e, first, found) or not own.isdisjoint(e.survey.used(stmts[at + count:])):
         return 0
     memory = [s for s in found if isinstance(s, Alloc)]
     try:
@@ -81,15 +80,6 @@ def tile_call(e: Emitter, stmts: Sequence[Stmt], at: int) -> int:
     e.raw(f"call void @{name}({', '.join(args)})")
     e.enter(found)
     return count
-
-
-def _used(stmts: Iterable[Stmt]) -> set[str]:
-    """The registers and values that statements mention."""
-    out = written(stmts)
-    for s in walk(stmts):
-        out.update(s.accs if isinstance(s, Fold) else ())
-        out.update(x.attr[0] for x in parts(expressions(s)) if x.op == "ref")
-    return out
 
 
 def _worth(e: Emitter, first: Acc, stmts: Sequence[Stmt]) -> bool:
