@@ -83,12 +83,13 @@ class Loc:
         return lines
 
 
-def _is_inside(filename: str, _cache: dict[str, bool] = {}) -> bool:  # noqa: B006  (a cache on purpose)
-    known = _cache.get(filename)
-    if known is None:
-        real = os.path.realpath(filename)
-        known = real.startswith(_INSIDE) or f"{os.sep}numpy{os.sep}" in real or filename.startswith("<__array")
-        _cache[filename] = known
+_inside: dict[str, bool] = {}  # file name -> is it part of flowc or numpy
+
+
+def _is_inside(filename: str) -> bool:
+    real = os.path.realpath(filename)
+    known = real.startswith(_INSIDE) or f"{os.sep}numpy{os.sep}" in real or filename.startswith("<__array")
+    _inside[filename] = known
     return known
 
 
@@ -96,7 +97,9 @@ def caller_loc() -> Loc | None:
     """The innermost frame outside flowc and numpy: the user's line that asked for what happens now."""
     frame = sys._getframe(1)
     while frame is not None:
-        if not _is_inside(frame.f_code.co_filename):
+        name = frame.f_code.co_filename
+        known = _inside.get(name)
+        if not (_is_inside(name) if known is None else known):
             return Loc.from_frame(frame)
         frame = frame.f_back  # type: ignore[assignment]
     return None

@@ -96,13 +96,14 @@ def _mono_div(a: Monomial, b: Monomial) -> Monomial | None:
 class Dim:
     """A non-constant integer expression in normal form.  Build with :func:`sym` and operators, never directly."""
 
-    __slots__ = ("_hash", "_symbols", "_text", "terms")
+    __slots__ = ("_calls", "_hash", "_symbols", "_text", "terms")
 
     def __init__(self, terms: tuple[tuple[Monomial, int], ...]):
         self.terms = terms
         self._hash = hash(terms)
         self._text: str | None = None
         self._symbols: frozenset[str] | None = None
+        self._calls: bool | None = None
 
     def __reduce__(self) -> tuple:
         return Dim, (self.terms,)  # hashes are those of one process
@@ -123,6 +124,12 @@ class Dim:
             if c == 1 and len(mono) == 1 and mono[0][1] == 1:
                 return mono[0][0]
         return None
+
+    def has_calls(self) -> bool:
+        """Does an atom that is no symbol stand in it?"""
+        if self._calls is None:
+            self._calls = any(isinstance(a, Call) for mono, _ in self.terms for a, _ in mono)
+        return self._calls
 
     def __str__(self) -> str:
         if self._text is None:
@@ -156,7 +163,7 @@ class Dim:
         if isinstance(o, int):
             if o in (0, 1):
                 return self if o else 0
-            return Dim(tuple((m, c * o) for m, c in self.terms))
+            return _times(self, o)
         return _product(self, o) if isinstance(o, Dim) else NotImplemented
 
     __rmul__ = __mul__
@@ -223,9 +230,27 @@ def dim_of(atom: Atom) -> Dim:
 
 
 def _sum(a: DimLike, b: DimLike, sign: int) -> DimLike:
-    if not isinstance(a, (int, Dim)) or not isinstance(b, (int, Dim)):
+    if isinstance(b, Dim):
+        return _sum_of(a, b, sign) if isinstance(a, (int, Dim)) else NotImplemented
+    if not isinstance(b, int):
         return NotImplemented
-    return _sum_of(a, b, sign)
+    return _moved(a, sign * b) if isinstance(a, Dim) else a + sign * b
+
+
+@_remembered
+def _times(a: Dim, factor: int) -> Dim:
+    return Dim(tuple([(m, c * factor) for m, c in a.terms]))
+
+
+@_remembered
+def _moved(a: Dim, by: int) -> DimLike:
+    """``a + by``.  The constant is the last term."""
+    if not by:
+        return a
+    *rest, (mono, c) = a.terms
+    if mono:
+        return Dim((*a.terms, ((), int(by))))
+    return Dim((*rest, ((), c + by))) if c + by else Dim(tuple(rest))
 
 
 @_remembered

@@ -38,7 +38,7 @@ class Attrs(dict):
         return Attrs, (dict(self),)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, dict) and self.keys() == other.keys() and all(
+        return self is other or isinstance(other, dict) and self.keys() == other.keys() and all(
             _same(v, other[k]) for k, v in self.items())
 
     def __ne__(self, other: object) -> bool:
@@ -55,6 +55,8 @@ def _hashed(v: Any) -> int:
 
 def _same(a: Any, b: Any) -> bool:
     # 0.0 == -0.0, 1 == True and 1 == 1.0 in Python; as attributes they differ
+    if a is b:
+        return True
     if type(a) is not type(b):
         return False
     if isinstance(a, float):

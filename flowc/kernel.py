@@ -11,6 +11,8 @@ i64 values, linear in units of elements.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -104,10 +106,11 @@ INSTRS = _instrs(
 class Expr:
     """A scalar value: instruction, operands, dtype, attr.  Immutable; equal by structure."""
 
-    __slots__ = ("_hash", "args", "attr", "dtype", "op")
+    __slots__ = ("_hash", "_mentions", "args", "attr", "dtype", "op")
 
     def __init__(self, op: str, args: tuple[Expr, ...], dtype: DType, attr: Any = None):
         self.op, self.args, self.dtype, self.attr = op, args, dtype, attr
+        self._mentions: frozenset[str] | None = None
         key = (type(attr).__name__, repr(attr)) if isinstance(attr, float) else attr
         self._hash = hash((op, args, dtype.name, key))
 
@@ -119,6 +122,8 @@ class Expr:
             return True
         if not isinstance(o, Expr) or self._hash != o._hash:
             return False
+        if len(self.args) == len(o.args) and all(map(operator.is_, self.args, o.args)):  # as a builder shares them
+            return self.op == o.op and self.dtype is o.dtype and _attr_eq(self.attr, o.attr)
         seen: set[tuple[int, int]] = set()  # expressions share parts: each pair is compared once
         stack = [(self, o)]
         while stack:
@@ -201,20 +206,21 @@ class Builder:
     def emit(self, op: str, *args: Any) -> Expr:
         """Any instruction whose operands share one dtype."""
         row = INSTRS[op]
-        like = next((a for a in args if isinstance(a, Expr)), None)
-        if like is None or len(args) != row.arity:
+        dtype = next((a.dtype for a in args if isinstance(a, Expr)), None)
+        if dtype is None or len(args) != row.arity:
             raise TypeError(f"{op} takes {row.arity} operands, at least one an expression; got {args!r}")
-        full = tuple(self._lift(a, like.dtype) for a in args)
-        if any(a.dtype is not like.dtype for a in full) or like.dtype.kind not in row.kinds:
+        full = tuple([a if isinstance(a, Expr) else self.const(a, dtype) for a in args])
+        if dtype.kind not in row.kinds or [a for a in full if a.dtype is not dtype]:
             raise TypeError(f"{op}({', '.join(a.dtype.name for a in full)}): operands must share one dtype of kind "
                             f"{'/'.join(row.kinds)}")
-        return self.make(op, full, bool_ if row.result == "bool" else like.dtype)
+        return self.make(op, full, bool_ if row.result == "bool" else dtype)
 
     def __getattr__(self, name: str) -> Callable[..., Expr]:
         op = name.rstrip("_")  # and_, or_, not_
         if op not in INSTRS:
             raise AttributeError(name)
-        return lambda *args: self.emit(op, *args)
+        method = self.__dict__[name] = functools.partial(self.emit, op)
+        return method
 
 
 # ---- statements -----------------------------------------------------------------------------------------------------
@@ -354,10 +360,16 @@ def children(s: Stmt) -> tuple[tuple[Stmt, ...], ...]:
 
 def walk(stmts: Iterable[Stmt]) -> Iterator[Stmt]:
     """Every statement, outer before inner."""
-    for s in stmts:
-        yield s
-        for inner in children(s):
-            yield from walk(inner)
+    stack = [iter(stmts)]
+    while stack:
+        for s in stack[-1]:
+            yield s
+            inner = children(s)
+            if inner:
+                stack += map(iter, reversed(inner))
+                break
+        else:
+            stack.pop()
 
 
 def defined(s: Stmt) -> tuple[str, ...]:
@@ -396,14 +408,24 @@ def parts(roots: Iterable[Expr]) -> Iterator[Expr]:
 
 def mentions(e: Expr) -> frozenset[str]:
     """Sizes and bindings that an expression refers to."""
-    out: set[str] = set()
-    for x in parts([e]):
-        if x.op == "index":
-            out |= symbols(x.attr)
-        elif x.op == "load":
-            out |= symbols(x.attr[1])
-        elif x.op == "ref":
-            out.add(x.attr[0])
-            for d in x.attr[1]:
-                out |= symbols(d)
-    return frozenset(out)
+    stack = [e]
+    while stack:
+        x = stack[-1]
+        waiting = [a for a in x.args if a._mentions is None]
+        if waiting:
+            stack += waiting
+            continue
+        stack.pop()
+        if x._mentions is None:
+            own = _own_mentions(x)
+            x._mentions = own.union(*[a._mentions for a in x.args if a._mentions]) if x.args else own
+    assert e._mentions is not None
+    return e._mentions
+
+
+def _own_mentions(x: Expr) -> frozenset[str]:
+    if x.op == "index":
+        return symbols(x.attr)
+    if x.op == "load":
+        return symbols(x.attr[1])
+    return frozenset((x.attr[0],)).union(*map(symbols, x.attr[1])) if x.op == "ref" else frozenset()

@@ -255,15 +255,15 @@ def ufunc_call(ufunc: np.ufunc, *given: Any, dtype: Any = None) -> Any:
         if decided is not None:
             return decided
     nodes = [node_of(x, d) for x, d in zip(xs, loop)]
-    shape = nodes[0].type.shape
-    if len(nodes) > 1 and any(x.type.shape != shape for x in nodes):
-        shape = broadcast_shape([x.type.shape for x in nodes], ufunc.__name__, xs)
+    shapes = [x.type.shape for x in nodes]
+    if shapes.count(shapes[0]) < len(shapes):
+        shape = broadcast_shape(shapes, ufunc.__name__, xs)
         nodes = [spread(x, shape) for x in nodes]
     out = build(*nodes)
-    corder = all(x._corder for x in xs if isinstance(x, Tensor))
-    results = out if isinstance(out, tuple) else (out,)
-    wrapped = tuple(wrap(cast(r, d), corder=corder) for r, d in zip(results, loop[ufunc.nin:]))
-    return wrapped if isinstance(out, tuple) else wrapped[0]
+    corder = False not in [x._corder for x in xs if isinstance(x, Tensor)]
+    if not isinstance(out, tuple):
+        return wrap(cast(out, loop[ufunc.nin]), corder=corder)
+    return tuple(wrap(cast(r, d), corder=corder) for r, d in zip(out, loop[ufunc.nin:]))
 
 
 def _beyond_dtype(ufunc: np.ufunc, xs: Sequence[Any], loop: tuple[DType, ...]) -> Tensor | None:
@@ -283,14 +283,15 @@ _BITWISE = (np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.invert)
 
 def python_operator(ufunc: np.ufunc, *xs: Any) -> Any:
     """``x + y`` and its kin.  Numbers of Python's own stay numbers: the result of weak operands is weak."""
+    weak = True
     for x in xs:
         if type(x) is Selection:
             return x.apply(ufunc, xs)
+        weak = weak and (x.weak if isinstance(x, Tensor) else type(x) in (int, float, complex, bool))
     if not stack.get():
         return outside(lambda: python_operator(ufunc, *xs), *xs)
     if ufunc is np.matmul:
         return rooms.functions[np.matmul](*xs)
-    weak = all(x.weak if isinstance(x, Tensor) else type(x) in (int, float, complex, bool) for x in xs)
     if weak and ufunc not in _BITWISE and ufunc not in _COMPARISONS:  # True + True is 2 in Python
         xs = tuple(wrap(cast(read(x), i64), weak=True) if isinstance(x, Tensor) and x.type.dtype is bool_ else x
                    for x in xs)

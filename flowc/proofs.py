@@ -6,8 +6,9 @@ kernel add (facts.py).  Read next: types.py.
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from flowc.dims import (
@@ -16,6 +17,7 @@ from flowc.dims import (
     Call,
     Dim,
     DimLike,
+    Range,
     Ranges,
     apply,
     dim_of,
@@ -57,13 +59,52 @@ def _prove(d: DimLike, ranges: Ranges) -> int | None:
     """A lower bound of ``d`` within the budget of one proof."""
     if isinstance(d, int):
         return d
-    limit = STEPS if _STEPS.shared is None else max(0, min(STEPS, _STEPS.shared))
+    exact, low = _least(d, ranges)
+    if exact:
+        return low
+    facts = _concerned(d, ranges)
+    low, steps = _proof(d, facts, STEPS)
+    if _STEPS.shared is not None:
+        limit = max(0, min(STEPS, _STEPS.shared))
+        if steps >= limit:  # a proof that was not cut short is the same with any budget above its steps
+            low, steps = _proof(d, facts, limit)
+        _STEPS.shared -= steps
+    return low
+
+
+def _least(d: Dim, ranges: Ranges) -> tuple[bool, int | None]:
+    """Is ``d`` a sum of symbols that vary between numbers, each on its own; then its least value."""
+    total: int | None = 0
+    for mono, c in d.terms:
+        end: DimLike | None = 1
+        if mono:
+            (atom, power), *more = mono
+            if more or power != 1 or not isinstance(atom, str):
+                return False, None
+            end = ranges.get(atom, SIZE_RANGE)[c < 0]
+        if isinstance(end, Dim):
+            return False, None
+        total = None if total is None or end is None else total + c * end
+    return True, total
+
+
+def _concerned(d: Dim, ranges: Ranges) -> tuple[tuple[str, Range], ...]:
+    """The ranges that bounds of ``d`` may depend on, in the order of definition."""
+    names: set[str] = set()
+    new = set(symbols(d))
+    while new:
+        names |= new
+        new = {s for n in new if n in ranges for end in ranges[n] if isinstance(end, Dim) for s in symbols(end)} - names
+    return tuple([r for r in ranges.items() if r[0] in names])
+
+
+@functools.lru_cache(1 << 14)
+def _proof(d: Dim, facts: tuple[tuple[str, Range], ...], limit: int) -> tuple[int | None, int]:
+    """A lower bound of ``d``, and the steps that it took."""
     _STEPS.left = limit
     _STEPS.found.clear()
-    low = _lower(d, ranges, 8)
-    if _STEPS.shared is not None:
-        _STEPS.shared -= limit - _STEPS.left
-    return low
+    low = _lower(d, dict(facts), 8)
+    return low, limit - _STEPS.left
 
 
 @contextmanager
@@ -195,14 +236,19 @@ def _atom_bounds(atom: Atom, ranges: Ranges, depth: int) -> tuple[int | None, in
         return low, high
     if not depth:
         return None, None
-    parts = [(_lower(a, ranges, depth - 1), _negate(_lower(-a, ranges, depth - 1))) for a in atom.args]
-    if atom.fn in ("min", "max"):
+    return _call_bounds(atom.fn, [(_lower(a, ranges, depth - 1), _negate(_lower(-a, ranges, depth - 1)))
+                                  for a in atom.args])
+
+
+def _call_bounds(fn: str, parts: Sequence[tuple[int | None, int | None]]) -> tuple[int | None, int | None]:
+    """Bounds of a call from those of its arguments."""
+    if fn in ("min", "max"):
         los, his = [p[0] for p in parts if p[0] is not None], [p[1] for p in parts if p[1] is not None]
-        if atom.fn == "min":
+        if fn == "min":
             return (min(los) if len(los) == len(parts) else None), min(his, default=None)
         return max(los, default=None), (max(his) if len(his) == len(parts) else None)
     (alo, ahi), (blo, bhi) = parts
-    if atom.fn == "mod":  # a symbolic divisor is taken to be positive
+    if fn == "mod":  # a symbolic divisor is taken to be positive
         top = bhi - 1 if bhi is not None else None
         if alo is not None and alo >= 0 and ahi is not None:
             top = ahi if top is None else min(top, ahi)
@@ -214,9 +260,47 @@ def _atom_bounds(atom: Atom, ranges: Ranges, depth: int) -> tuple[int | None, in
     return least, most
 
 
+def _plainly_nonnegative(d: Dim, ranges: Ranges) -> bool:
+    """Does it follow from the least value of each term?  Most of what is asked does, at no search."""
+    low = _interval(d, ranges, 3)[0]
+    return low is not None and low >= 0
+
+
+def _interval(d: DimLike, ranges: Ranges, depth: int) -> tuple[int | None, int | None]:
+    """Bounds of ``d`` from those of each term on its own, ``depth`` ranges and calls deep."""
+    if isinstance(d, int):
+        return d, d
+    least: int | None = 0
+    most: int | None = 0
+    for mono, c in d.terms:
+        lo: int | None = 1
+        hi: int | None = 1
+        for atom, power in mono:
+            if isinstance(atom, str):
+                first, last = ranges.get(atom, SIZE_RANGE)
+                ends = (first if isinstance(first, int) else _interval(first, ranges, depth - 1)[0] if depth else None,
+                        last if last is None or isinstance(last, int) else
+                        _interval(last, ranges, depth - 1)[1] if depth else None)
+            else:
+                ends = _call_bounds(atom.fn, [_interval(a, ranges, depth - 1) for a in atom.args]) if depth else (
+                    None, None)
+            for _ in range(power):
+                lo, hi = _interval_mul((lo, hi), ends)
+        if c < 0:
+            lo, hi = hi, lo
+        least = None if least is None or lo is None else least + c * lo
+        most = None if most is None or hi is None else most + c * hi
+    return least, most
+
+
 def proved_le(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> bool:
     """Is ``a <= b`` proved for all values in range?  Half the work of asking whether it may also be refuted."""
-    low = _prove(b - a, ranges or {})
+    gap, ranges = b - a, ranges or {}
+    if isinstance(gap, int):
+        return gap >= 0
+    exact, low = _least(gap, ranges)
+    if not exact:
+        low = 0 if _plainly_nonnegative(gap, ranges) else _prove(gap, ranges)
     return low is not None and low >= 0
 
 
@@ -244,6 +328,16 @@ def known_eq(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> bool | Non
 def simplify(d: DimLike, ranges: Ranges) -> DimLike:
     """``d`` with calls resolved that the ranges decide: with ``0 <= j < 4``, ``(4*i + j) // 4`` is ``i``, and
     ``(4*i + j) // 12`` is ``i // 3``."""
+    if isinstance(d, int) or not d.has_calls():
+        return d
+    if _STEPS.shared is not None:
+        return _simplified.__wrapped__(d, tuple(ranges.items()))  # what is proved depends on what is left of the budget
+    return _simplified(d, _concerned(d, ranges))
+
+
+@functools.lru_cache(1 << 14)
+def _simplified(d: Dim, facts: tuple[tuple[str, Range], ...]) -> DimLike:
+    ranges = dict(facts)
     return map_atoms(d, lambda atom: dim_of(atom) if isinstance(atom, str) else _simplify_call(atom, ranges))
 
 

@@ -414,6 +414,11 @@ class _Compiled:
     fits: Matcher
     build: Callable[[Match], Node | None]
 
+    def possible(self, operands: tuple[Op, ...]) -> bool:
+        """Can a node whose first operands are of these ops fit?"""
+        return all(op.name in ("broadcast", "constant") if isinstance(a, (Lit, Const)) else
+                   not isinstance(a, Apply) or a.accepts(op) for a, op in zip(self.pattern.args, operands))
+
 
 def _compile(r: Rule) -> list[_Compiled]:
     build: Callable[[Match], Node | None]
@@ -439,13 +444,17 @@ class RuleSet:
                 raise ValueError(f"two rules are called {r.name}")
             self.rules[r.name] = r
         self._compiled: dict[str, list[_Compiled]] = {}  # by rule, of those whose op some graph has had
-        self.of = lru_cache(maxsize=None)(self._of)
+        self.of, self.near = lru_cache(maxsize=None)(self._of), lru_cache(maxsize=1 << 12)(self._near)
         if name:
             _NAMED[name] = self
 
     def _of(self, op: Op, fast: bool) -> tuple[_Compiled, ...]:
         return tuple(c for r in self.rules.values() if (fast or not r.fast) and r.lhs.accepts(op)
                      for c in self._compiled.get(r.name) or self._compiled.setdefault(r.name, _compile(r)))
+
+    def _near(self, op: Op, fast: bool, *operands: Op) -> tuple[_Compiled, ...]:
+        """Those of them that operands of these ops do not rule out: most laws want something of an operand."""
+        return tuple(c for c in self.of(op, fast) if c.possible(operands))
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules.values())
@@ -474,6 +483,7 @@ class Decisions(Protocol):
     fast: bool
     hits: Counter[str]
     visits: int
+    final: dict[str, set[Node]]  # by rule set: nodes that no law applies to, nor ever will, as nodes do not change
 
     def allow(self, kind: str, name: str, node: Node) -> bool: ...
 
@@ -484,7 +494,7 @@ class Always:
     def __init__(self, fast: bool = False):
         self.fast = fast
         self.hits: Counter[str] = Counter()
-        self.visits = 0
+        self.visits, self.final = 0, dict[str, set[Node]]()
 
     def allow(self, kind: str, name: str, node: Node) -> bool:
         return True
@@ -496,12 +506,13 @@ class Rewriter:
     def __init__(self, rules: RuleSet, ctx: Decisions, ranges: Ranges):
         self.rules, self.ctx, self.ranges = rules, ctx, ranges
         self.done: dict[Node, Node] = {}
+        self.final = ctx.final.setdefault(rules.name, set()) if rules.name else set()
 
     def fire(self, node: Node) -> tuple[Node, Rule] | None:
         """The replacement by the first law that applies to ``node``, whose operands are final."""
         ctx = self.ctx
         ctx.visits += 1
-        for c in self.rules.of(node.op, ctx.fast):
+        for c in () if node in self.final else self.rules.near(node.op, ctx.fast, *[x.op for x in node.inputs[:3]]):
             bound: dict[str, Any] = {}
             if not c.fits(node, bound):
                 continue
@@ -519,6 +530,7 @@ class Rewriter:
             ctx.hits[c.rule.name] += 1
             _HITS[c.rule.name] += 1
             return new, c.rule
+        self.final.add(node)
         return None
 
     def settle(self, root: Node, hit: tuple[Node, Rule]) -> None:

@@ -84,6 +84,8 @@ def dtype(x: Any) -> DType:
     """
     if isinstance(x, DType):
         return x
+    if isinstance(x, np.dtype):
+        return _of_numpy(x)
     if isinstance(x, str) and x in DTYPES:
         return DTYPES[x]
     try:
@@ -91,6 +93,14 @@ def dtype(x: Any) -> DType:
     except TypeError:
         name = str(x)
     found = _BY_NUMPY.get(name)
+    if found is None:
+        raise TypeError(f"dtype {x!r} is not supported; flowc knows {', '.join(_BY_NUMPY)}")
+    return found
+
+
+@cache
+def _of_numpy(x: np.dtype) -> DType:
+    found = _BY_NUMPY.get(x.name)  # which NumPy puts together in each call
     if found is None:
         raise TypeError(f"dtype {x!r} is not supported; flowc knows {', '.join(_BY_NUMPY)}")
     return found

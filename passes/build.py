@@ -164,11 +164,9 @@ class _Builder:
 
     def kernel_name(self, formal: Kernel) -> str:
         """Kernels that are equal but for names are one kernel."""
-        key = (formal.params, formal.dims, formal.body, formal.ranges)
-        name = self.shared.get(key)
-        if name is None:
-            name = f"k{len(self.kernels)}"
-            self.shared[key] = name
+        new = f"k{len(self.kernels)}"
+        name = self.shared.setdefault((formal.params, formal.dims, formal.body, formal.ranges), new)
+        if name is new:
             self.kernels[name] = replace(formal, name=name)
         return name
 
@@ -213,8 +211,9 @@ def _graph_symbols(graph: Graph) -> list[str]:
     names: dict[str, None] = {}
     for n in graph.nodes:
         for d in n.type.shape:
-            for s in sorted(symbols(d)):
-                names.setdefault(s)
+            if not isinstance(d, int):
+                for s in sorted(symbols(d)):
+                    names.setdefault(s)
     for n in graph.nodes:
         for v in n.attrs.values():
             for s in _attr_symbols(v):

@@ -245,12 +245,14 @@ class Chain:
 
 def find_chains(stages: Sequence[Stage]) -> Iterator[list[list[Stage]]]:
     """Runs of stages whose bodies repeat, cut into steps: those that cover most, and of these the shortest."""
+    numbers: dict[object, int] = {}
+    bodies = [numbers.setdefault(s.body, len(numbers)) for s in stages]
     first = 0
     while first < len(stages) - 1:
         best: list[list[Stage]] = []
         for period in PERIODS:
             count = 1
-            while count < MAX_STEPS and _repeats(stages, first, period, count):
+            while count < MAX_STEPS and _repeats(bodies, first, period, count):
                 count += 1
             if count * period > len(best) * (len(best[0]) if best else 0) and count > 1:
                 best = [list(stages[first + i * period:first + (i + 1) * period]) for i in range(count)]
@@ -261,10 +263,9 @@ def find_chains(stages: Sequence[Stage]) -> Iterator[list[list[Stage]]]:
             first += 1
 
 
-def _repeats(stages: Sequence[Stage], first: int, period: int, count: int) -> bool:
+def _repeats(bodies: Sequence[int], first: int, period: int, count: int) -> bool:
     at = first + count * period
-    return at + period <= len(stages) and all(
-        stages[first + i].body == stages[at + i].body for i in range(period))
+    return at + period <= len(bodies) and bodies[first:first + period] == bodies[at:at + period]
 
 
 def chain_of(steps: list[list[Stage]], uses: Uses) -> Chain | None:

@@ -242,7 +242,7 @@ class Panels(Packed):
             lead = tuple(bound(k, d) for d in unravel(start // self.unit + u, extents[:self.lead]))
             inside = extents[self.lead:]
             with nest(k, inside, "seq", "k") as r, k.loop(pieces, "seq", "q") as q:
-                channel, *taps = (*lead, *r)
+                channel, *taps = lead + r
                 if self.lies:
                     offset = base + channel * self.lies.channel
                 else:

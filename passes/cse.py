@@ -21,7 +21,7 @@ def cse(graph: Graph, ctx: PassContext) -> Graph:
         done[n] = node
         if n.op is PARAM or not n.op.pure:
             continue
-        first = seen.setdefault((node.op, node.inputs, node.attrs), node)
+        first = seen.setdefault((node.op, node.inputs, node.attrs or None), node)  # most have none: nothing to hash
         if first is not node and ctx.allow("cse", node.op.name, n):
             ctx.hits["cse"] += 1
             done[n] = first

@@ -14,7 +14,7 @@ _LEAVES = ("broadcast", "iota")
 
 
 def is_empty(n: Node) -> bool:
-    return any(isinstance(s, int) and s == 0 for s in n.shape)
+    return 0 in n.shape
 
 
 @graph_pass("dce", after=["simplify"])

@@ -162,10 +162,17 @@ class _Partitioner:
         g.demands[node] = demands
         places = g.places.setdefault(node, {at_origin(node.rank)})
         self.homes.setdefault(node, []).append(g)
+        lower, rank = node.op.lower, node.rank
+        straight = isinstance(lower, Pointwise) and not lower.movement  # element by element
+        general = isinstance(lower, General)
         for k, x in enumerate(node.inputs):
             self.readers.setdefault(x, []).append(g)
             into = g.demands.setdefault(x, set())
-            if k and self.tally(node):  # update by update, as the group walks
+            if straight and x.rank == rank:
+                into |= demands
+                g.places.setdefault(x, set()).update(places)
+                continue
+            if k and general and self.tally(node):  # update by update, as the group walks
                 into.add(tuple(range(x.rank)))
                 g.places.setdefault(x, set()).add(at_origin(x.rank))
                 continue
@@ -195,7 +202,7 @@ class _Partitioner:
             return self.refuse(node, g, f"{g.root.op.name} reads its operands from memory")
         if len(g.members) >= MAX_NODES:
             return self.refuse(node, g, f"the kernel has {MAX_NODES} operations already")
-        if sum(1 for x in g.demands if x not in g.members) + len(node.inputs) > MAX_BUFFERS:
+        if len(g.demands) - len(g.members) + len(node.inputs) > MAX_BUFFERS:  # members are asked for, too
             return self.refuse(node, g, f"the kernel has {MAX_BUFFERS} operands already")
         demands = g.demands[node]
         lower = node.op.lower

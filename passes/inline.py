@@ -8,10 +8,11 @@ Not here: which nodes share a kernel (fuse.py), the shapes of loop nests (lower.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 from flowc.dataclass import dataclass, field
-from flowc.dims import DimLike, Range, sym, symbols
+from flowc.dims import Dim, DimLike, Range, sym, symbols
 from flowc.graph import CONSTANT, Node
 from flowc.kernel import (
     Acc,
@@ -62,8 +63,8 @@ class Scope:
 
     stmts: list[Stmt] = field(default_factory=list)
     names: set[str] = field(default_factory=set)  # symbols defined here
-    memo: dict = field(default_factory=dict)
     guarded: bool = False  # inside a condition: what is read here may not be readable outside
+    open: bool = True      # what was bound here is in sight
 
 
 class KernelBuilder:
@@ -76,6 +77,7 @@ class KernelBuilder:
         self.ranges: dict[str, Range] = dict(ranges)
         self.params: dict[str, Buffer] = {}
         self.scopes = [Scope()]
+        self.known: dict[tuple, tuple[Scope, Expr]] = {}  # values, each with the scope that it is bound in
         self.acc_dtypes: dict[str, DType] = {}
         self._n = 0
 
@@ -95,30 +97,13 @@ class KernelBuilder:
         self.params.setdefault(name, Buffer(name, dtype, tuple(shape), role))
         return name
 
-    @contextmanager
-    def loop(self, extent: DimLike, kind: str = "seq", stem: str = "i", width: int = 1) -> Iterator[DimLike]:
-        """``for var in extent``; yields the variable as a size.  A loop of one iteration is no loop."""
-        if isinstance(extent, int) and extent == 1:
-            yield 0
-            return
-        var = self.fresh(stem)
-        scope = Scope(names={var})
-        self.ranges[var] = (0, extent - 1)
-        self.scopes.append(scope)
-        yield sym(var)
-        self.scopes.pop()
-        del self.ranges[var]
-        if scope.stmts:
-            self.add(Loop(var, extent, kind, tuple(scope.stmts), width))
+    def loop(self, extent: DimLike, kind: str = "seq", stem: str = "i", width: int = 1) -> AbstractContextManager[
+            DimLike]:
+        """``for var in extent``; gives the variable as a size.  A loop of one iteration is no loop."""
+        return _LoopBlock(self, extent, kind, stem, width)
 
-    @contextmanager
-    def if_(self, cond: Expr) -> Iterator[None]:
-        scope = Scope(guarded=True)
-        self.scopes.append(scope)
-        yield
-        self.scopes.pop()
-        if scope.stmts:
-            self.add(If(cond, tuple(scope.stmts)))
+    def if_(self, cond: Expr) -> AbstractContextManager[None]:
+        return _IfBlock(self, cond)
 
     @contextmanager
     def region(self) -> Iterator[None]:
@@ -126,7 +111,21 @@ class KernelBuilder:
         scope = Scope(stmts=self.scopes[-1].stmts)
         self.scopes.append(scope)
         yield
-        self.scopes.pop()
+        self.leave()
+
+    def leave(self) -> Scope:
+        """The innermost scope is complete."""
+        scope = self.scopes.pop()
+        scope.open = False
+        return scope
+
+    def recall(self, key: tuple) -> Expr | None:
+        """The value that is bound under ``key`` in a scope around this place."""
+        found = self.known.get(key)
+        return found[1] if found is not None and found[0].open else None
+
+    def remember(self, key: tuple, value: Expr, depth: int) -> None:
+        self.known[key] = self.scopes[depth], value
 
     def let(self, value: Expr, name: str | None = None, range: Range | None = None, depth: int = -1) -> Expr:
         """Bind ``value`` in the scope at ``depth`` (default: here) and return the reference."""
@@ -172,48 +171,77 @@ class KernelBuilder:
 
     def tidy(self, d: DimLike) -> DimLike:
         """``d`` with the divisions resolved that loop ranges decide."""
-        if isinstance(d, int) or not any(not isinstance(a, str) for m, _ in d.terms for a, _ in m):
+        if isinstance(d, int) or not d.has_calls():
             return d
         return simplify(d, self.ranges)
 
     def depth_of(self, names: frozenset[str]) -> int:
         """Position of the innermost scope that defines one of ``names`` or is guarded; 0 if there is none."""
         for k in range(len(self.scopes) - 1, 0, -1):
-            if self.scopes[k].guarded or self.scopes[k].names & names:
+            scope = self.scopes[k]
+            if scope.guarded or not names.isdisjoint(scope.names):
                 return k
         return 0
 
     def finish(self, dims: Sequence[str], notes: Sequence[str] = ()) -> Kernel:
         (scope,) = self.scopes
+        if not dims:
+            return Kernel(self.name, tuple(self.params.values()), (), tuple(scope.stmts), (), tuple(notes))
         used = _used_symbols(scope.stmts) | {s for p in self.params.values() for n in p.shape for s in symbols(n)}
         names = tuple(d for d in dims if d in used)
         ranges = tuple((n, self.ranges[n]) for n in names if n in self.ranges)
         return Kernel(self.name, tuple(self.params.values()), names, tuple(scope.stmts), ranges, tuple(notes))
 
 
+class _LoopBlock(AbstractContextManager[DimLike]):
+    """What stands in a loop.  These blocks are entered so often that generators would be slow."""
+
+    __slots__ = ("extent", "k", "kind", "stem", "var", "width")
+
+    def __init__(self, k: KernelBuilder, extent: DimLike, kind: str, stem: str, width: int):
+        self.k, self.extent, self.kind, self.stem, self.width = k, extent, kind, stem, width
+        self.var = ""
+
+    def __enter__(self) -> DimLike:
+        if isinstance(self.extent, int) and self.extent == 1:
+            return 0
+        k, self.var = self.k, self.k.fresh(self.stem)
+        k.ranges[self.var] = (0, self.extent - 1)
+        k.scopes.append(Scope(names={self.var}))
+        return sym(self.var)
+
+    def __exit__(self, failed: object, *rest: object) -> None:
+        if self.var and failed is None:
+            k, stmts = self.k, self.k.leave().stmts
+            del k.ranges[self.var]
+            if stmts:
+                k.add(Loop(self.var, self.extent, self.kind, tuple(stmts), self.width))
+
+
+class _IfBlock(AbstractContextManager[None]):
+    """What stands under a condition."""
+
+    __slots__ = ("cond", "k")
+
+    def __init__(self, k: KernelBuilder, cond: Expr):
+        self.k, self.cond = k, cond
+
+    def __enter__(self) -> None:
+        self.k.scopes.append(Scope(guarded=True))
+
+    def __exit__(self, failed: object, *rest: object) -> None:
+        if failed is None:
+            stmts = self.k.leave().stmts
+            if stmts:
+                self.k.add(If(self.cond, tuple(stmts)))
+
+
 def _used_symbols(stmts: Sequence[Stmt]) -> set[str]:
+    """The sizes that stand in the statements, and names that are none."""
     out: set[str] = set()
-    seen: set[int] = set()
-
-    def expr(e: Expr) -> None:
-        stack = [e]
-        while stack:
-            x = stack.pop()
-            if id(x) in seen:
-                continue
-            seen.add(id(x))
-            if x.op == "index":
-                out.update(symbols(x.attr))
-            elif x.op == "load":
-                out.update(symbols(x.attr[1]))
-            elif x.op == "ref":
-                for d in x.attr[1]:
-                    out.update(symbols(d))
-            stack.extend(x.args)
-
     for s in walk(stmts):
         for e in expressions(s):
-            expr(e)
+            out |= mentions(e)
         if isinstance(s, Loop):
             out.update(symbols(s.extent))
         elif isinstance(s, Store):
@@ -246,7 +274,7 @@ class Inliner:
         if node.op is CONSTANT and node.type.rank == 0:
             return k.b.const(node.attrs["value"].array[()].item() if node.dtype.name != "bf16"
                              else float(node.attrs["value"].array), node.dtype)
-        idx = tuple(k.tidy(d) for d in idx)
+        idx = tuple([k.tidy(d) if isinstance(d, Dim) and d.has_calls() else d for d in idx])
         if node in self.bound:
             known = self.bound[node](idx, where)
             if known is not None:
@@ -254,11 +282,8 @@ class Inliner:
         if node not in self.members:
             return self._load(node, idx, where)
         key = (node, idx, where)
-        for scope in reversed(k.scopes):
-            if key in scope.memo:
-                return scope.memo[key]
-        e = self._compute(node, idx, where)
-        return self._remember(key, node, e)
+        e = k.recall(key)
+        return self._remember(key, node, self._compute(node, idx, where)) if e is None else e
 
     def _remember(self, key, node: Node, e: Expr) -> Expr:
         """Bind a value used more than once, or one that belongs outside the current loop, at the outermost scope
@@ -267,16 +292,15 @@ class Inliner:
         if e.op in ("const", "ref", "index"):
             return e
         names = mentions(e)
-        if names & k.acc_dtypes.keys():
+        if not names.isdisjoint(k.acc_dtypes):
             return e  # registers change: never remembered
         depth = k.depth_of(names)
-        movement = isinstance(node.op.lower, Pointwise) and node.op.lower.movement
         hoisted = depth < len(k.scopes) - 1
-        if e.op == "load" and movement and not hoisted:
+        if e.op == "load" and not hoisted and isinstance(node.op.lower, Pointwise) and node.op.lower.movement:
             return e
         if self.uses.get(node, 2) > 1 or hoisted:
             e = k.let(e, depth=depth)
-        k.scopes[depth].memo[key] = e
+        k.remember(key, e, depth)
         return e
 
     def _load(self, node: Node, idx: Idx, where: Expr | None) -> Expr:
@@ -284,9 +308,9 @@ class Inliner:
         name = k.buffer(self.name_of(node), node.dtype, node.shape)
         at = k.tidy(linear_index(idx, node.shape))
         key = ("load", name, at, where)
-        for scope in reversed(k.scopes):
-            if key in scope.memo:
-                return scope.memo[key]
+        found = k.recall(key)
+        if found is not None:
+            return found
         e = k.b.load(name, at, node.dtype, where)
         names = symbols(at) if where is None else symbols(at) | mentions(where)
         depth = k.depth_of(names)
@@ -294,7 +318,7 @@ class Inliner:
             depth = len(k.scopes) - 1  # a loop in between may run zero times because there is nothing to read
         if depth < len(k.scopes) - 1:
             e = k.let(e, depth=depth)
-        k.scopes[depth].memo[key] = e
+        k.remember(key, e, depth)
         return e
 
     def _exists(self, at: DimLike, node: Node) -> bool:
@@ -332,7 +356,8 @@ class Ops:
         self.ranges = k.ranges
 
     def __getattr__(self, name: str):
-        return getattr(self._k.b, name)
+        method = self.__dict__[name] = getattr(self._k.b, name)
+        return method
 
 
 class DecidedOps(Ops):
@@ -346,7 +371,7 @@ class DecidedOps(Ops):
     def __getattr__(self, name: str):
         op = name.rstrip("_")
         if op in _DECIDE or op in ("and", "or", "not"):
-            return lambda *args: self.emit(op, *args)
+            return partial(self.emit, op)
         return super().__getattr__(name)
 
     def emit(self, op: str, *args) -> Expr:

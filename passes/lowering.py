@@ -6,8 +6,8 @@ reductions.py, contract.py).  Read next: lower.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, Ranges, sym
@@ -55,11 +55,21 @@ def inliner(k: KernelBuilder, g: Group, ctx: Context) -> Inliner:
     return Inliner(k, members, ctx.name_of, uses)
 
 
-@contextmanager
-def nest(k: KernelBuilder, extents: Sequence[DimLike], kind: str, stem: str = "i") -> Iterator[Idx]:
-    """Loops of one kind, one inside the other; yields the index tuple."""
-    with ExitStack() as stack:
-        yield tuple(stack.enter_context(k.loop(n, kind, stem)) for n in extents)
+def nest(k: KernelBuilder, extents: Sequence[DimLike], kind: str, stem: str = "i") -> AbstractContextManager[Idx]:
+    """Loops of one kind, one inside the other; gives the index tuple."""
+    return _Nest([k.loop(n, kind, stem) for n in extents])
+
+
+class _Nest(AbstractContextManager[Idx]):
+    def __init__(self, loops: Sequence[AbstractContextManager[DimLike]]):
+        self.loops = loops
+
+    def __enter__(self) -> Idx:
+        return tuple([block.__enter__() for block in self.loops])
+
+    def __exit__(self, *failed: object) -> None:
+        for block in reversed(self.loops):
+            block.__exit__(*failed)  # type: ignore[arg-type]  # nothing, or an exception in three parts
 
 
 def named(k: KernelBuilder, d: DimLike, most: DimLike) -> DimLike:

@@ -68,6 +68,7 @@ class PassContext:
     stage: str = ""
     step: int = 0
     settled: dict[str, Any] = field(default_factory=dict)  # pass name -> the result that it would not change again
+    final: dict[str, set[Node]] = field(default_factory=dict)  # rule set -> nodes that none of its laws applies to
 
     @classmethod
     def from_config(cls) -> PassContext:

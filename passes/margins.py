@@ -126,10 +126,11 @@ class _Inside:
 
     def value(self, node: Node, o: Idx) -> Expr | None:
         """None if it is not one value."""
-        outside, scope = self.k.scopes, Scope(names={BEYOND})
-        self.k.scopes = [scope]  # nothing is bound outside, nor known from there: positions remain visible
+        k, scope = self.k, Scope(names={BEYOND})
+        outside, known = k.scopes, k.known
+        k.scopes, k.known = [scope], {}  # nothing is bound outside, nor known from there: positions remain visible
         v = self.inl.value(node, (*o, sym(BEYOND)))
-        self.k.scopes = outside
+        k.scopes, k.known = outside, known
         return None if scope.stmts or BEYOND in mentions(v) else v
 
 

@@ -20,4 +20,7 @@ check_order(GRAPH_PASSES)
 
 def optimise(graph: Graph, ctx: PassContext | None = None) -> Graph:
     """``graph`` after all graph passes."""
-    return run_passes(graph, GRAPH_PASSES, ctx)
+    ctx = PassContext.from_config() if ctx is None else ctx
+    out = run_passes(graph, GRAPH_PASSES, ctx)
+    ctx.final.clear()  # the context outlives the passes, their nodes need not
+    return out

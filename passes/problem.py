@@ -83,6 +83,10 @@ class Reach:
         return self.own is not None and self.summed is not None
 
 
+REMEMBERED = 1024  # ways of reading memory that are remembered
+_REACHES: dict[tuple, Reach] = {}
+
+
 class Problem:
     """The sizes and accesses of one contraction in its roles, or in roles that are given."""
 
@@ -157,8 +161,18 @@ class Problem:
         return self.element(k, inl, 1 - self.roles.row_operand, self.out_index(outer, 0, col), kk, where)
 
     def _reach(self, operand: int, rows: bool) -> Reach:
-        """Found by writing the access down and looking at the address."""
-        return self.probe(operand, rows)[1]
+        """Found by writing the access down and looking at the address: once for all products that read memory alike."""
+        c, ctx = self.node, self.ctx
+        if c.inputs[operand] in self.group.members:
+            return self.probe(operand, rows)[1]
+        key = (type(self), c.op, c.attrs, c.type, *[x.type for x in c.inputs], self.roles, operand, rows, self.acc,
+               *ctx.dims, *ctx.ranges.items())
+        found = _REACHES.get(key)
+        if found is None:
+            if len(_REACHES) >= REMEMBERED:
+                _REACHES.clear()
+            found = _REACHES[key] = self.probe(operand, rows)[1]
+        return found
 
     def probe(self, operand: int, rows: bool) -> tuple[Expr, Reach]:
         """What an element is somewhere, and how it is reached."""

@@ -298,8 +298,8 @@ CAST = [
 
 def _before_broadcast(m: Match) -> Node | None:
     """All operands are broadcast in one way, or are one value: compute on the smaller tensors, then broadcast."""
-    wide = [n for n in m.xs if n.op.name == "broadcast"]
-    if len(wide) != len(m.xs):
+    wide = m.root.inputs
+    if any(n.op.name != "broadcast" for n in wide):
         return None
     lead = max(wide, key=lambda n: n.inputs[0].rank)
     small = lead.inputs[0].type
@@ -315,7 +315,7 @@ def _before_broadcast(m: Match) -> Node | None:
     return m.broadcast(m.again(m.root.op, *operands), m.root.shape, lead.attrs["axes"])
 
 
-LIFT = [rule("broadcast-last", any_op(elementwise, rest("xs")), _before_broadcast)]
+LIFT = [rule("broadcast-last", any_op(elementwise, P.broadcast(x), rest("xs")), _before_broadcast)]
 
 ALGEBRA: list[Rule] = [*CANON, *NEUTRAL, *SIGNS, *RING, *POWERS, *EXTREMES, *ROUNDING, *CLASSES, *LOGIC, *COMPARE,
                        *SELECT, *CAST, *LIFT]

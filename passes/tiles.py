@@ -157,19 +157,24 @@ def register_tile(machine: Machine, dtype: DType, m: DimLike, n: DimLike, most: 
     """(rows, columns, lanes) of the tile that wastes least, of at most ``most`` rows: a step of the sum costs an issue
     slot per register of the tile and a part of one per operand loaded, and no less than the latency of an addition.
     Of tiles that are nearly as good the smaller one, as its ``code`` is compiled in less time."""
+    lanes = machine.lanes(dtype)
     if not isinstance(n, int):  # one register of columns wastes least whatever their number
-        return min(WAYS, m) if isinstance(m, int) and m else WAYS, machine.lanes(dtype), machine.lanes(dtype)
+        return min(WAYS, m) if isinstance(m, int) and m else WAYS, lanes, lanes
+    return _least_waste(32 if machine.vector_bits >= 512 else 16, lanes, m, n, most, code)
+
+
+@lru_cache(1 << 10)
+def _least_waste(registers: int, lanes: int, m: DimLike, n: int, most: int, code: float) -> tuple[int, int, int]:
     best: tuple[float, int, int, int] | None = None
-    for mr, nv, width in _tiles(machine, dtype, n):
+    for mr, nv, width in _tiles(registers, lanes, n):
         if mr > most:
             continue
         step = max(mr * nv + 0.25 * nv + 0.125 * mr, 8.0)
         nr = nv * width
         rows = ceil_div(m, mr) if isinstance(m, int) else 1 / mr
-        cols = ceil_div(n, nr) if isinstance(n, int) else 1 / nr
+        cols = ceil_div(n, nr)
         rows += 0.25 * (rows % 2) if isinstance(rows, int) and rows * cols < 8 else 0  # two threads share evenly
-        cost = rows * cols * step * (width / machine.lanes(dtype) if width * 2 >= machine.lanes(dtype) else 0.5)
-        cost *= 1 + code * mr * nv
+        cost = rows * cols * step * (width / lanes if width * 2 >= lanes else 0.5) * (1 + code * mr * nv)
         if best is None or cost < best[0] * 0.999:
             best = (cost, mr, nr, width)
     assert best is not None
@@ -177,12 +182,10 @@ def register_tile(machine: Machine, dtype: DType, m: DimLike, n: DimLike, most: 
     return (min(mr, m) if isinstance(m, int) and m else mr), nr, width
 
 
-def _tiles(machine: Machine, dtype: DType, n: DimLike) -> Iterator[tuple[int, int, int]]:
+def _tiles(registers: int, lanes: int, n: int) -> Iterator[tuple[int, int, int]]:
     """Register tiles, the squarest first: (rows, registers of columns, lanes)."""
-    lanes = machine.lanes(dtype)
-    registers = 32 if machine.vector_bits >= 512 else 16
     widths = [lanes]
-    while isinstance(n, int) and widths[-1] > 2 and n <= widths[-1] // 2:
+    while widths[-1] > 2 and n <= widths[-1] // 2:
         widths.append(widths[-1] // 2)
     width = widths[-1]
     for nv in (3, 2, 4, 1, 6, 8) if width == lanes else (1,):

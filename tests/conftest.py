@@ -40,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    from flowc.cache import settle
+    settle()  # nobody writes into the folder any more
     config.flowc_cache.cleanup()  # type: ignore[attr-defined]
 
 
