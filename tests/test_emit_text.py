@@ -70,7 +70,8 @@ def test_index_arithmetic_is_done_outside_the_inner_loop():
             Store("z", m * i + j, b.load("x", 7 * (m * (n - 1 - i) + 5 * n * m) + j + n * m, f32)),), 16),)),))
     lines = inner_loop(text_of(kernel))
     assert not any(" mul " in line for line in lines)
-    assert sum(" = " in line for line in lines) <= 6
+    fetched = {line.split("(ptr ")[1].split(",")[0] for line in lines if "@llvm.prefetch" in line}
+    assert sum(" = " in line and line.split(" = ")[0].strip() not in fetched for line in lines) <= 6
 
 
 def test_equal_expressions_are_computed_once():
