@@ -17,14 +17,19 @@ from flowc.graph import CONSTANT, Attrs, Graph, Literal, Node
 from flowc.kernel import Kernel
 from flowc.op import General, HostCall
 from flowc.passes.alike import merge_alike, structure
+from flowc.passes.column_blocks import join_column_blocks
+from flowc.passes.contract import lower_contraction
 from flowc.passes.donate import donate
 from flowc.passes.fuse import Group, partition
-from flowc.passes.lower import is_tally, lower_group
+from flowc.passes.lower import lower_group
 from flowc.passes.lowering import Context, Lowered
 from flowc.passes.memory import plan_arena
 from flowc.passes.place import assign_waves
 from flowc.passes.rewriting import canonical
+from flowc.passes.rowblocks import join_row_blocks
 from flowc.passes.schedule import Machine
+from flowc.passes.stencil import merge_stencils
+from flowc.passes.tally import tallies
 from flowc.plan import Place, Plan, PlanBuffer, Program, Step
 from flowc.types import Type
 
@@ -95,14 +100,18 @@ class _Builder:
             self.names[p] = f"p{i}"
         machine = self.options.machine
         groups = partition(graph, self.options.fuse, partial(native, machine=machine.name), self.allow,
-                           partial(is_tally, machine=machine))
-        if self.options.fuse and machine.name == "cpu" and len(groups) > 1:
-            groups = self.joined(groups)
+                           partial(tallies, machine=machine))
+        if self.options.fuse and self.options.machine.name == "cpu":
+            probe = Context(lambda n: "x", "k", self.symbols, graph.ranges, self.options.machine, lower_contraction)
+            groups = join_row_blocks(groups, probe, set(graph.outputs), self.allow)
+            groups = join_column_blocks(groups, graph, self.options.machine, self.allow)
+            groups = merge_stencils(groups, graph, self.options.machine, self.allow)
         count = 0
         for g in groups:
             for n in g.outputs:
                 self.names[n] = f"v{count}"
                 count += 1
+        lowering = _contraction_for(self.options.machine)
         for i, g in enumerate(groups):
             self.origin[f"s{i}"] = g
             progress.at("group", i, len(groups))
@@ -112,24 +121,12 @@ class _Builder:
             key, numbers = structure(g) or (None, {})
             pattern = self.patterns.get(key)
             if pattern is None:
-                ctx = Context(self.name_of, f"k{i}", self.symbols, graph.ranges, machine, _lower_contraction)
+                ctx = Context(self.name_of, f"k{i}", self.symbols, graph.ranges, self.options.machine, lowering)
                 pattern = self.pattern(lower_group(g, ctx), ctx.name, numbers)
                 if key is not None and pattern.whole:
                     self.patterns[key] = pattern
             self.add_steps(pattern, i, numbers)
         return self.plan(groups)
-
-    def joined(self, groups: list[Group]) -> list[Group]:
-        """The groups with those made one that a kernel of another kind computes better together."""
-        graph, machine = self.graph, self.options.machine
-        if any(g.kind == "contraction" for g in groups):
-            from flowc.passes.rowblocks import join_row_blocks
-            probe = Context(lambda n: "x", "k", self.symbols, graph.ranges, machine, _lower_contraction)
-            groups = join_row_blocks(groups, probe, set(graph.outputs), self.allow)
-        from flowc.passes.column_blocks import join_column_blocks
-        from flowc.passes.stencil import merge_stencils
-        groups = join_column_blocks(groups, graph, machine, self.allow)
-        return merge_stencils(groups, graph, machine, self.allow)
 
     def host_step(self, g: Group, i: int) -> None:
         n = g.root
@@ -199,12 +196,11 @@ class _Builder:
         return donate(Program(plan, kernels, self.constants), self.options.donated)
 
 
-def _lower_contraction(g: Group, ctx: Context) -> Lowered:
-    if ctx.machine.name == "cpu":
-        from flowc.passes.contract import lower_contraction
-        return lower_contraction(g, ctx)
+def _contraction_for(machine: Machine):
+    if machine.name == "cpu":
+        return lower_contraction
     from flowc.passes.gpu import lower_contraction as on_gpu
-    return on_gpu(g, ctx)
+    return on_gpu
 
 
 def _graph_symbols(graph: Graph) -> list[str]:

@@ -3,21 +3,25 @@
 Here: the choice by kind of group, maps, ops with loops of their own.  Not here: which nodes form a group (fuse.py),
 reductions (reductions.py), contractions (contract.py, convolve.py), cutting maps for a machine (schedule.py).
 Read next: reductions.py.
-
-The rooms of other kinds are loaded when a program has one: the first compile of a process waits for each.
 """
 
 from __future__ import annotations
 
 from flowc.dims import DimLike, prod
-from flowc.graph import Node
 from flowc.kernel import Expr
-from flowc.op import General
 from flowc.passes.choices import map_problem
+from flowc.passes.columns import lower_columns
+from flowc.passes.convolve import lower_convolution
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, emit_outputs, inliner, nest
-from flowc.passes.schedule import Machine, choose_map
+from flowc.passes.reductions import lower_rows
+from flowc.passes.rowblocks import lower_row_block
+from flowc.passes.schedule import choose_map
+from flowc.passes.small_rows import lower_small_rows, small_rows
+from flowc.passes.split import lower_split, splits
+from flowc.passes.stencil_loops import lower_stencil
+from flowc.passes.tally import lower_tally, tallies
 from flowc.passes.turn import turned_map
 from flowc.types import DType, Type
 
@@ -29,51 +33,23 @@ def lower_group(g: Group, ctx: Context) -> Lowered:
         for n in g.outputs:
             k.buffer(ctx.name_of(n), n.dtype, n.shape, "out")
         return Lowered([k.finish(ctx.dims, ["nothing to compute"])], {}, [0])
-    if g.kind == "map":
-        return lower_map(g, ctx)
     if g.kind == "contraction":
         if ctx.machine.name == "cpu" and g.contraction is not None and g.contraction.op.name == "conv":
-            from flowc.passes.convolve import lower_convolution
             return lower_convolution(g, ctx)
         return ctx.contraction(g, ctx)
     if g.kind == "row block":
-        from flowc.passes.rowblocks import lower_row_block
         return lower_row_block(g, ctx)
     if g.kind == "general":
-        return _lower_tally(g, ctx) or lower_general(g, ctx)
+        return lower_tally(g, ctx) if tallies(g.root, ctx.machine) else lower_general(g, ctx)
+    if g.kind == "map":
+        return lower_map(g, ctx)
     if g.kind == "stencil":
-        from flowc.passes.stencil_loops import lower_stencil
         return lower_stencil(g, ctx)
-    return _lower_reductions(g, ctx)
-
-
-def is_tally(node: Node, machine: Machine) -> bool:
-    """Is the node counted or summed into a table, piece by piece?"""
-    if not isinstance(node.op.lower, General):
-        return False
-    from flowc.passes.tally import tallies
-    return tallies(node, machine)
-
-
-def _lower_tally(g: Group, ctx: Context) -> Lowered | None:
-    if not is_tally(g.root, ctx.machine):
-        return None
-    from flowc.passes.tally import lower_tally
-    return lower_tally(g, ctx)
-
-
-def _lower_reductions(g: Group, ctx: Context) -> Lowered:
-    from flowc.passes.small_rows import lower_small_rows, small_rows
-    from flowc.passes.split import lower_split, splits
     if splits(g):
         return lower_split(g, ctx)
     if small_rows(g, ctx):
         return lower_small_rows(g, ctx)
-    if g.kind == "row":
-        from flowc.passes.reductions import lower_rows
-        return lower_rows(g, ctx)
-    from flowc.passes.columns import lower_columns
-    return lower_columns(g, ctx)
+    return lower_rows(g, ctx) if g.kind == "row" else lower_columns(g, ctx)
 
 
 def lower_map(g: Group, ctx: Context) -> Lowered:
