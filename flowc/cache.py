@@ -393,10 +393,10 @@ class LateStore(DiskStore):
     def flush(self) -> None:
         """Write what is left to be written."""
         with self._turn:
-            while self._pending:
-                key = next(iter(self._pending))
-                super().put(key, self._pending[key])
-                self._pending.pop(key, None)
+            while waiting := list(self._pending.items()):  # others may put meanwhile
+                for key, data in waiting:
+                    super().put(key, data)
+                    self._pending.pop(key, None)
 
 
 _stores: dict[str, LateStore] = {}

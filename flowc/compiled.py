@@ -184,16 +184,11 @@ def machine(device: str) -> Machine:
     if device == "cuda":
         return Machine("cuda", 32)
     from flowc.backends.llvm.engine import host, processor
+    from flowc.backends.llvm.target import dots
     from flowc.passes.choices import choices
     found = tuned.load(processor())
     return Machine("cpu", found.vector_bits or host().vector_bits, found.l1 or Machine.l1, found.l2 or Machine.l2,
-                   choices(config.get("schedules"), found.schedules), _dots(host().features))
-
-
-@functools.cache
-def _dots(features: str) -> tuple[str, ...]:
-    from flowc.backends.llvm.target import dots
-    return dots(features)
+                   choices(config.get("schedules"), found.schedules), dots(host().features))
 
 
 def compile_graph(graph: Graph, *, device: str | None = None, target: Machine | None = None,

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -330,6 +331,23 @@ class TestLateStore:
             writer.join()
         store.flush()
         assert all(DiskStore(folder).get(f"k{i}") == DATA for i in range(20))
+
+    def test_several_threads_put_while_it_is_written(self, folder, monkeypatch):
+        monkeypatch.setattr(cache, "PAUSE", 0.0)
+        store = cache.LateStore(folder, limit=1 << 22)
+        failed = []
+        monkeypatch.setattr(threading, "excepthook", failed.append)
+        threads = [threading.Thread(target=lambda t=t: [store.put(f"{t} {i}", DATA) for i in range(100)])
+                   for t in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        while (writer := store._writer) is not None:
+            writer.join()
+        store.flush()
+        assert not failed
+        assert all(DiskStore(folder).get(f"{t} {i}") == DATA for t in range(4) for i in range(100))
 
     def test_a_process_ends_when_all_is_written(self, folder):
         code = f"from flowc import cache; cache.LateStore({folder!r}, limit=1 << 20).put({KEY!r}, {DATA!r})"

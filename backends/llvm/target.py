@@ -6,6 +6,7 @@ Not here: what this machine is (engine.py), what is emitted (emit.py), launching
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -109,6 +110,7 @@ def cpu_target(triple: str, cpu: str, features: str, vector_bits: int = 512, llv
     return Target("cpu", triple, cpu, features, vector_bits, intrinsics=intrinsics, native=native, masks=wide)
 
 
+@functools.cache
 def dots(features: str) -> tuple[str, ...]:
     """The instructions on words that a CPU has."""
     return tuple(_dots(features))
