@@ -14,14 +14,14 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flowc
 import flowc.nn as nn
 import flowc.numpy as fnp
 import flowc.ops
-from flowc.backends.llvm import emit_ahead, emit_stream
+from flowc.backends.llvm import emit_stream
 from flowc.numpy_core import op_call
 from flowc.op import get
 from flowc.passes import moments, reductions
@@ -581,37 +581,3 @@ def test_columns_of_any_number_of_rows_have_the_same_bits(m, n, op, dtype):
     exe = flowc.jit(f).lower(flowc.spec(f"{kind}[m, {n}]")).compile()
     small = flowc.jit(f).lower(flowc.spec(f"{kind}[{m}, {n}]")).compile()
     assert np.asarray(exe(x)).tobytes() == np.asarray(small(x)).tobytes()
-
-
-# ---- lines fetched ahead --------------------------------------------------------------------------------------------
-
-WALKS = {"strips": lambda x, at: x[:, 0] @ x, "blocks": lambda x, at: fnp.var(x, axis=0),
-         "scattered": lambda x, at: nn.segment_sum(x, at, 9)}
-
-
-@pytest.fixture
-def fetched(monkeypatch):
-    monkeypatch.setattr(emit_ahead, "LARGE", 0)
-    monkeypatch.setattr(emit_ahead, "SHORT", 0)
-    monkeypatch.setenv("FLOWC_CACHE", "0")
-
-
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(sorted(WALKS)), st.sampled_from([1, 9, 300]), EDGE, st.sampled_from(["float32", "float64"]),
-       st.booleans())
-def test_fetching_ahead_changes_nothing(fetched, walk, rows, n, dtype, dynamic):
-    """Also where the next row, block or update lies past the end."""
-    x, at = numbers((rows, n), dtype), np.random.default_rng(1).integers(-1, 10, rows)
-    report = flowc.verify(flowc.jit(WALKS[walk], dynamic=dynamic), x, at)
-    assert report, report
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="looks for its instructions")
-@pytest.mark.parametrize("walk", sorted(WALKS))
-@pytest.mark.parametrize("rows", [1 << 14, 1 << 9])
-def test_large_operands_are_fetched_ahead(walk, rows):
-    """Small ones are in the caches, or get there at once."""
-    low = flowc.jit(WALKS[walk]).lower(flowc.spec(f"f32[{rows}, {16 if walk == 'scattered' else 1024}]"),
-                                       flowc.spec(f"i64[{rows}]"))
-    large = rows * (16 if walk == "scattered" else 1024) * 4 >= emit_ahead.LARGE
-    assert ("prefetch" in low.compile().as_text("asm")) == large
