@@ -18,7 +18,7 @@ from flowc.op import Contraction as ContractionRule
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, inliner, nest
-from flowc.passes.problem import accumulator, exists
+from flowc.passes.problem import accumulator, either, exists
 from flowc.types import Type
 
 LARGE = 512          # what an unknown size is taken for
@@ -281,14 +281,7 @@ class Copy:
                     put(low + j, inside)
 
             low, high = (bound(k, d) for d in last.inside(phases[-1]))
-            where = exists(k, conditions, None)
-            if where is None:
-                run(low, high, True)
-            else:
-                with k.if_(where):
-                    run(low, high, True)
-                with k.if_(k.b.not_(where)):
-                    run(low, high, False)
+            either(k, exists(k, conditions, None), lambda: run(low, high, True), lambda: run(low, high, False))
             run(0, low, False)
             run(high, self.spans[-1], False)
 

@@ -33,7 +33,7 @@ from flowc.passes.convolve_winograd import Lanes, two_ways
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.minimal_filters import SIDE, TAPS, Filter, parts_of
-from flowc.passes.problem import exists
+from flowc.passes.problem import either, exists
 from flowc.passes.schedule import Machine
 from flowc.passes.tiles import ceil_div
 from flowc.types import DType, Type
@@ -124,14 +124,7 @@ class Lines:
                     copy(self.lanes // p.width * p.width, self.lanes % p.width)
                 blank(to, low)
                 blank(to + high * self.pitch, self.span - high)
-            where = exists(k, [("range", line, height)], None)
-            if where is None:
-                bring()
-            else:
-                with k.if_(where):
-                    bring()
-                with k.if_(k.b.not_(where)):
-                    blank(to, self.span)
+            either(k, exists(k, [("range", line, height)], None), bring, lambda: blank(to, self.span))
         k.buffer(name, p.acc, self.type(planes, slack).shape, "out")
         return k.finish(p.ctx.dims, [f"an operand of {p.node.op.name} with its padding, lines of neighbours"])
 

@@ -37,7 +37,7 @@ from flowc.passes.convolve_copy import Convolution, bound, guess, steps, turned
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Lowered, cost, declare_outputs, describe, inliner, named, nest
 from flowc.passes.minimal_filters import BRING, FINISH, TAPS, Filter, Rule, small_axes, tiled
-from flowc.passes.problem import exists
+from flowc.passes.problem import either, exists
 from flowc.passes.schedule import Machine
 from flowc.passes.tiles import ceil_div
 from flowc.types import DType, Type, i64
@@ -119,14 +119,7 @@ class Lines:
                           k.loop(p.width, "vector", "j", p.width) as j):
                         v = k.b.load(line, lines.phases * (p.width * s + j) + f, p.acc)
                         k.write(name, to + f * lines.span + p.width * s + j, v)
-                where = exists(k, needs, None)
-                if where is None:
-                    bring()
-                else:
-                    with k.if_(where):
-                        bring()
-                    with k.if_(k.b.not_(where)):
-                        blank(name, to, lines.line)
+                either(k, exists(k, needs, None), bring, lambda: blank(name, to, lines.line))
         k.buffer(name, p.acc, (self.size,), "out")
         return k.finish(p.ctx.dims, [f"the input of {p.node.op.name} with its padding, in phases"])
 

@@ -11,7 +11,7 @@ outside.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flowc.dataclass import dataclass
 from flowc.dims import DimLike, linear, prod, sym, symbols
@@ -196,6 +196,17 @@ def _step(at: DimLike, var: DimLike, sizes: Sequence[str]) -> DimLike | None:
         return 1
     parts = linear(at, next(iter(names)))
     return parts[0] if parts is not None and symbols(parts[0]) <= set(sizes) else None
+
+
+def either(k: KernelBuilder, where: Expr | None, there: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    """What is done where a condition holds (None: always), and where it does not."""
+    if where is None:
+        there()
+        return
+    with k.if_(where):
+        there()
+    with k.if_(k.b.not_(where)):
+        otherwise()
 
 
 def exists(k: KernelBuilder, conditions: Sequence[tuple], where: Expr | None) -> Expr | None:

@@ -464,8 +464,9 @@ class TestBuffers:
             assert drop_five() == buffers.HUGE_PAGE
         with flowc.options(warm_memory=0):
             assert drop_five() == 0
-        assert drop_five() == 5 * buffers.HUGE_PAGE
-        assert flowc.release_memory() == 5 * buffers.HUGE_PAGE and buffers.kept() == 0
+        # arrays of earlier tests may come back at any time, also between two of these lines
+        assert drop_five() >= 5 * buffers.HUGE_PAGE
+        assert flowc.release_memory() >= 5 * buffers.HUGE_PAGE > buffers.kept()
 
     def test_pages_are_made_ahead(self):
         def wait():
