@@ -59,9 +59,12 @@ class Block:
         return lease
 
     def populate(self, nbytes: int) -> None:
-        """Have the pages of the first bytes there.  Contents stay; other threads run meanwhile."""
+        """Have the pages of the first bytes there.  Contents stay; other threads run meanwhile, and wait for one huge
+        page at most where they change the memory map themselves."""
         if sys.platform == "linux":
-            _madvise()(self.address, min(-(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE, self.size), POPULATE_WRITE)
+            end = min(-(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE, self.size)
+            for at in range(0, end, HUGE_PAGE):
+                _madvise()(self.address + at, min(HUGE_PAGE, end - at), POPULATE_WRITE)
 
 
 @functools.cache
