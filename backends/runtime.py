@@ -20,7 +20,7 @@ from flowc import op as ops
 from flowc.backends import buffers
 from flowc.diag import FlowcError, FlowcTypeError, FlowcValueError
 from flowc.dims import evaluate
-from flowc.plan import Plan, PlanBuffer, Program, Step
+from flowc.plan import Plan, PlanBuffer, Program, Step, Unfinished
 from flowc.types import Type
 
 if TYPE_CHECKING:
@@ -195,11 +195,12 @@ class InterpreterExecutable(Executable):
 
 
 # device -> the module with its ``prepare(store)`` and ``compile_program(program, store)``, which gives its Executable;
-# loaded when first asked for
+# loaded when first asked for.  Those of PIECEWISE take a program that is still being made.
 DEVICES = {
     "cpu": "flowc.backends.llvm.cpu",
     "cuda": "flowc.backends.cuda.runtime",
 }
+PIECEWISE = ("cpu",)
 
 
 def touch_ahead(plan: Plan, sizes: Mapping[str, int]) -> None:
@@ -228,15 +229,18 @@ def prepare(device: str, store: Any = None) -> None:
         importlib.import_module(DEVICES[device]).prepare(store)
 
 
-def compile_program(program: Program, device: str = "cpu", store: Any = None) -> Executable:
+def compile_program(program: Program | Unfinished, device: str = "cpu", store: Any = None) -> Executable:
     """Compile for one of ``DEVICES``, or for ``interpreter``.
 
+    program: may be in the making; it is made then, while code for its first kernels is under way.
     store: where compiled code is kept between processes, with ``get(key)`` and ``put(key, bytes)``, such as
     flowc.cache.default_store(); None: nowhere.  FlowcValueError C214 for an unknown device.
     """
-    if device == "interpreter":
-        return InterpreterExecutable(program)
-    if device not in DEVICES:
+    if device not in DEVICES and device != "interpreter":
         raise FlowcValueError("C214", f"there is no device {device!r}",
                               cure=f"use one of {', '.join(DEVICES)}, interpreter")
+    if isinstance(program, Unfinished) and device not in PIECEWISE:
+        program = program.program()
+    if device == "interpreter":
+        return InterpreterExecutable(program)  # type: ignore[arg-type]
     return importlib.import_module(DEVICES[device]).compile_program(program, store)

@@ -25,7 +25,8 @@ from flowc.dataclass import dataclass, field
 from flowc.diag import FlowcTypeError, FlowcValueError
 from flowc.dims import DimLike, evaluate, linear, symbols
 from flowc.graph import Graph
-from flowc.plan import Program
+from flowc.kernel import Kernel
+from flowc.plan import Program, Unfinished
 from flowc.types import Type
 
 if TYPE_CHECKING:
@@ -203,9 +204,10 @@ def compile_graph(graph: Graph, *, device: str | None = None, target: Machine | 
     from flowc.passes.manager import PassContext
     ctx, fuse, target = PassContext.from_config(), config.get("fuse"), target or machine(where)
     given = frozenset(donated) if where == "cpu" else frozenset()
-    out = Compiled(graph, where, lambda: _lower(graph, where, target, ctx, fuse, given))
+    lowering = _Lowering(graph, where, target, ctx, fuse, given)
+    out = Compiled(graph, where, lowering.stages)
     with progress.line(graph.name), _uncollected():
-        _compile(out, target, ctx, given, sizes)
+        _compile(out, lowering, target, ctx, given, sizes)
     _dump(out)
     return out
 
@@ -250,20 +252,40 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
 
 
-def _lower(graph: Graph, device: str, target: Machine, ctx: PassContext, fuse: bool, donated: frozenset[int]) -> Stages:
-    from flowc.passes.build import BuildOptions, build_with_groups
-    from flowc.passes.pipeline import optimise
-    optimised = optimise(graph, ctx)
-    ctx.stage = "fuse"
-    program, groups = build_with_groups(optimised, BuildOptions(target, device, fuse, donated),
-                                        lambda what, node: ctx.allow("fuse", what, node))
-    if ctx.check:
-        from flowc.verify import verify_program
-        verify_program(program)
-    return Stages(optimised, program, groups, ctx)
+class _Lowering:
+    """The way from a graph to its program."""
+
+    def __init__(self, graph: Graph, device: str, target: Machine, ctx: PassContext, fuse: bool,
+                 donated: frozenset[int]):
+        self._graph, self._device, self._target, self._ctx = graph, device, target, ctx
+        self._fuse, self._donated = fuse, donated
+        self._stages: Stages | None = None
+
+    def kernels(self) -> Iterator[Kernel]:
+        """Go it, and give the kernels that are met."""
+        from flowc.passes.build import Builder, BuildOptions
+        from flowc.passes.pipeline import optimise
+        ctx = self._ctx
+        optimised = optimise(self._graph, ctx)
+        ctx.stage = "fuse"
+        builder = Builder(optimised, BuildOptions(self._target, self._device, self._fuse, self._donated),
+                          lambda what, node: ctx.allow("fuse", what, node))
+        yield from builder.kernels_ahead()
+        if ctx.check:
+            from flowc.verify import verify_program
+            verify_program(builder.program)
+        self._stages = Stages(optimised, builder.program, builder.groups(), ctx)
+
+    def stages(self) -> Stages:
+        """What was met, after going there if nobody has."""
+        if self._stages is None:
+            for _ in self.kernels():
+                pass
+        assert self._stages is not None
+        return self._stages
 
 
-def _compile(out: Compiled, target: Machine, ctx: PassContext, donated: frozenset[int],
+def _compile(out: Compiled, lowering: _Lowering, target: Machine, ctx: PassContext, donated: frozenset[int],
              sizes: Mapping[str, int] | None) -> None:
     """Give ``out`` its executable: the one on the disk, or a new one."""
     store = default_store()
@@ -274,9 +296,12 @@ def _compile(out: Compiled, target: Machine, ctx: PassContext, donated: frozense
         return
     from flowc.backends import runtime
     runtime.prepare(out.device, store)
-    if sizes is not None and out.device == "cpu":
-        runtime.touch_ahead(_program(out).plan, sizes)
-    out.executable = runtime.compile_program(_program(out), out.device, store=store)
+
+    def kernels() -> Iterator[Kernel]:
+        yield from lowering.kernels()
+        if sizes is not None and out.device == "cpu":
+            runtime.touch_ahead(_program(out).plan, sizes)
+    out.executable = runtime.compile_program(Unfinished(kernels, lambda: _program(out)), out.device, store=store)
     if store is not None and key is not None:
         image.save(store, key, out.source, _program(out), out.executable)
 

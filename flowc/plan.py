@@ -8,7 +8,7 @@ Steps of one wave do not depend on each other: the runtime may run them side by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, Range
@@ -98,3 +98,12 @@ class Program:
     plan: Plan
     kernels: Mapping[str, Kernel]
     constants: Mapping[str, Literal] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A program that is still being made.  kernels: makes it, and gives each kernel as soon as it is known; few are
+    not those of the program in the end, which may also have more.  program: the whole, after that."""
+
+    kernels: Callable[[], Iterator[Kernel]]
+    program: Callable[[], Program]

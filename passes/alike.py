@@ -46,34 +46,47 @@ def structure(g: Group) -> tuple[tuple, dict[Node, int]] | None:
     return (*map(described, g.stages), described(g)), numbers
 
 
-def merge_alike(kernels: Mapping[str, Kernel], steps: Sequence[Step]) -> tuple[dict[str, Kernel], list[Step]]:
-    """Kernels and steps, with one kernel for those that differ in constant offsets."""
-    families: dict[tuple, list[str]] = {}
-    for name, k in kernels.items():
-        families.setdefault((k.params, k.dims, k.ranges, k.notes, len(k.body)), []).append(name)
-    become: dict[str, tuple[Kernel, tuple[int, ...]]] = {}
-    for names in families.values():
-        if len(names) > 1:
-            become |= _merged({name: kernels[name] for name in names})
+class Families:
+    """Kernels by what they are but for constant offsets, sorted in while they are made."""
+
+    def __init__(self) -> None:
+        self._near: dict[tuple, list[Kernel]] = {}  # by what is quickly compared
+        self._bare: dict[tuple, dict[tuple[Stmt, ...], list[tuple[Kernel, list[int]]]]] = {}
+
+    def add(self, k: Kernel) -> bool:
+        """Is it the first of its family?  Others may become one kernel with those before them."""
+        key = k.params, k.dims, k.ranges, k.notes, len(k.body)
+        near = self._near.setdefault(key, [])
+        near.append(k)
+        if len(near) == 1:
+            return True
+        bare = self._bare.setdefault(key, {})
+        for new in near if len(near) == 2 else [k]:
+            offsets: list[int] = []
+            family = bare.setdefault(_without_offsets(new.body, offsets), [])
+            family.append((new, offsets))
+        return len(family) == 1
+
+    def merged(self) -> dict[str, tuple[Kernel, tuple[int, ...]]]:
+        """By name of a kernel that is alike others: the common kernel and the integers that make it the one of that
+        name."""
+        out: dict[str, tuple[Kernel, tuple[int, ...]]] = {}
+        for family in (f for bare in self._bare.values() for f in bare.values()):
+            if len(family) > 1 and len({len(offsets) for _, offsets in family}) == 1:
+                out |= _common([k for k, _ in family], [offsets for _, offsets in family])
+        return out
+
+
+def merge_alike(kernels: Mapping[str, Kernel], steps: Sequence[Step],
+                families: Families) -> tuple[dict[str, Kernel], list[Step]]:
+    """Kernels and steps, with one kernel for those that differ in constant offsets.  families: of the kernels."""
+    become = families.merged()
     if not become:
         return dict(kernels), list(steps)
     out = {k.name: k for k in (become[name][0] if name in become else k for name, k in kernels.items())}
     new = [replace(s, kernel=become[s.kernel][0].name, dims=(*s.dims, *become[s.kernel][1])) if s.kernel in become
            else s for s in steps]
     return out, new
-
-
-def _merged(kernels: Mapping[str, Kernel]) -> dict[str, tuple[Kernel, tuple[int, ...]]]:
-    """For kernels that are alike: by name the common kernel and the integers that make it the one of that name."""
-    bare: dict[tuple[Stmt, ...], list[tuple[Kernel, list[int]]]] = {}
-    for k in kernels.values():
-        offsets: list[int] = []
-        bare.setdefault(_without_offsets(k.body, offsets), []).append((k, offsets))
-    out: dict[str, tuple[Kernel, tuple[int, ...]]] = {}
-    for family in bare.values():
-        if len(family) > 1 and len({len(offsets) for _, offsets in family}) == 1:
-            out |= _common([k for k, _ in family], [offsets for _, offsets in family])
-    return out
 
 
 def _without_offsets(body: Iterable[Stmt], offsets: list[int]) -> tuple[Stmt, ...]:

@@ -6,7 +6,7 @@ place.py, memory.py).  Read next: backends/runtime.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from flowc.dims import symbols
 from flowc.graph import CONSTANT, Attrs, Graph, Literal, Node
 from flowc.kernel import Kernel
 from flowc.op import General, HostCall
-from flowc.passes.alike import merge_alike, structure
+from flowc.passes.alike import Families, merge_alike, structure
 from flowc.passes.column_blocks import join_column_blocks
 from flowc.passes.contract import lower_contraction
 from flowc.passes.donate import donate
@@ -52,15 +52,15 @@ def native(node: Node, machine: str = "cpu") -> bool:
 
 def build(graph: Graph, options: BuildOptions, allow=lambda name, node: True) -> Program:
     """The program that computes ``graph`` on ``options.machine``."""
-    return _Builder(graph, options, allow).run()
+    return build_with_groups(graph, options, allow)[0]
 
 
 def build_with_groups(graph: Graph, options: BuildOptions, allow=lambda name, node: True) -> tuple[Program, dict]:
-    """The program and what it was made from: ``steps`` (step label -> Group), ``names`` (buffer -> node),
-    ``buffer`` (node -> buffer)."""
-    b = _Builder(graph, options, allow)
-    program = b.run()
-    return program, {"steps": b.origin, "names": {name: n for n, name in b.names.items()}, "buffer": dict(b.names)}
+    """The program and what it was made from, as of a :class:`Builder`."""
+    b = Builder(graph, options, allow)
+    for _ in b.kernels_ahead():
+        pass
+    return b.program, b.groups()
 
 
 class Pattern(NamedTuple):
@@ -72,14 +72,20 @@ class Pattern(NamedTuple):
     whole: bool
 
 
-class _Builder:
-    def __init__(self, graph: Graph, options: BuildOptions, allow):
+class Builder:
+    """Makes a program: ``program`` is there when :meth:`kernels_ahead` has come to its end."""
+
+    program: Program
+
+    def __init__(self, graph: Graph, options: BuildOptions, allow=lambda name, node: True):
         self.graph, self.options, self.allow = graph, options, allow
         self.names: dict[Node, str] = {}
         self.constants: dict[str, Literal] = {}
         self.temps: dict[str, Type] = {}
         self.steps: list[Step] = []
         self.kernels: dict[str, Kernel] = {}
+        self.families = Families()
+        self.certain: list[Kernel] = []  # not given yet
         self.shared: dict[tuple, str] = {}
         self.patterns: dict[tuple | None, Pattern] = {}
         self.origin: dict[str, Group] = {}
@@ -94,7 +100,14 @@ class _Builder:
             self.constants[name] = node.attrs["value"]
         return name
 
-    def run(self) -> Program:
+    def groups(self) -> dict:
+        """What the program was made from: ``steps`` (step label -> Group), ``names`` (buffer -> node), ``buffer``
+        (node -> buffer)."""
+        return {"steps": self.origin, "names": {name: n for n, name in self.names.items()}, "buffer": dict(self.names)}
+
+    def kernels_ahead(self) -> Iterator[Kernel]:
+        """Make the program.  Gives kernels on the way, when they are there; the program has the same objects but for
+        the first of those that become one kernel."""
         graph = self.graph
         for i, p in enumerate(graph.params):
             self.names[p] = f"p{i}"
@@ -126,7 +139,10 @@ class _Builder:
                 if key is not None and pattern.whole:
                     self.patterns[key] = pattern
             self.add_steps(pattern, i, numbers)
-        return self.plan(groups)
+            if not self.options.donated:  # else the kernel that writes a result may be another in the end
+                yield from self.certain
+                self.certain.clear()
+        self.program = self.plan(groups)
 
     def host_step(self, g: Group, i: int) -> None:
         n = g.root
@@ -164,7 +180,9 @@ class _Builder:
         new = f"k{len(self.kernels)}"
         name = self.shared.setdefault((formal.params, formal.dims, formal.body, formal.ranges), new)
         if name is new:
-            self.kernels[name] = replace(formal, name=name)
+            kernel = self.kernels[name] = replace(formal, name=name)
+            if self.families.add(kernel):
+                self.certain.append(kernel)
         return name
 
     def plan(self, groups: Sequence[Group]) -> Program:
@@ -187,7 +205,7 @@ class _Builder:
             for n in g.outputs:
                 if self.names[n] not in placed:
                     temps[self.names[n]] = n.type
-        kernels, merged = merge_alike(self.kernels, self.steps)
+        kernels, merged = merge_alike(self.kernels, self.steps, self.families)
         steps = assign_waves(merged)
         arena, size = plan_arena(temps, steps, graph.ranges)
         plan = Plan(graph.name, self.options.device, tuple(self.names[p] for p in graph.params), outputs,

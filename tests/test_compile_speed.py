@@ -18,8 +18,11 @@ import flowc.numpy as fnp
 from flowc import dims, progress
 from flowc.backends import runtime
 from flowc.backends.llvm import engine, translate
-from flowc.compiled import compile_graph
+from flowc.compiled import compile_graph, machine
 from flowc.diag import FlowcError
+from flowc.passes import build
+from flowc.passes.pipeline import optimise
+from flowc.plan import Unfinished
 
 
 class Memory(dict):
@@ -210,6 +213,36 @@ def test_own_definitions_come_before_those_of_loaded_modules():
     assert second[1] is second[2] is not first[0]
     run = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(second[2].address("speed_caller"))
     assert run(11) == 42
+
+
+def steps(x, w):
+    """Kernels of which some become one, and some do not."""
+    h = x[0] * 0
+    for k in range(5):
+        h = fnp.tanh(fnp.matmul(h, w) + x[k]) + fnp.roll(h, k)
+    return h, fnp.sum(h, axis=0)
+
+
+def test_kernels_are_translated_while_others_are_lowered():
+    args = np.ones((5, 4, 40), np.float32), np.eye(40, dtype=np.float32)
+    graph = lowered(steps, *args).graph
+    builder = build.Builder(optimise(graph), build.BuildOptions(machine("cpu")))
+    ahead = list(builder.kernels_ahead())
+    there = list(builder.program.kernels.values())
+    assert sum(k in there for k in ahead) >= 2
+    assert all(a is b for a in ahead for b in there if a == b)
+    want = runtime.compile_program(builder.program).run(args, {})
+    given = Unfinished(lambda: iter(ahead), lambda: builder.program)
+    for got in (runtime.compile_program(given), runtime.compile_program(given, "interpreter")):
+        for a, b in zip(got.run(args, {}), want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_nothing_is_translated_ahead_of_a_donation():
+    """Who takes over an argument's memory is known in the end."""
+    graph = lowered(lambda x: fnp.exp(x) * 2, np.ones(1000, np.float32)).graph
+    builder = build.Builder(optimise(graph), build.BuildOptions(machine("cpu"), donated=frozenset([0])))
+    assert not list(builder.kernels_ahead()) and builder.program.kernels
 
 
 # -- functions out of line

@@ -43,12 +43,12 @@ def folder(tmp_path):
 def built(monkeypatch):
     """Names of the graphs that are lowered."""
     import flowc.passes.build as build
-    names, real = [], build.build_with_groups
+    names, real = [], build.Builder
 
     def watched(graph, *rest):
         names.append(graph.name)
         return real(graph, *rest)
-    monkeypatch.setattr(build, "build_with_groups", watched)
+    monkeypatch.setattr(build, "Builder", watched)
     return names
 
 

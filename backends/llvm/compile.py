@@ -6,9 +6,8 @@ Here: which modules a program is compiled into.  Not here: code of kernels (emit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from flowc import progress
 from flowc.backends.llvm import pool
 from flowc.backends.llvm.binary import Binary, Launch
 from flowc.backends.llvm.builder import Module
@@ -16,18 +15,18 @@ from flowc.backends.llvm.emit import emit_kernel
 from flowc.backends.llvm.engine import OPT_LEVEL, QUICK, Code, Source, Store, compile_modules, content_name, host
 from flowc.backends.llvm.entry import emit_entry, emit_sizes, parallel_extent
 from flowc.backends.llvm.target import cpu_target
-from flowc.kernel import Loop, Stmt, children
-from flowc.plan import Program
+from flowc.kernel import Kernel
+from flowc.plan import Program, Unfinished
 
 MODULE = 300                         # lines from which on a module takes no further kernel
-UNROLLED = 16                        # copies of the body of a loop that are counted
 LONG_ENTRY = 30                      # lines from which on the code between the kernels is compiled quickly, on its own
 
 _STAND_IN = "flowc_kernel_symbol"
 
 
-def compile_binary(program: Program, store: Store | None = None) -> Binary:
-    """Emit and compile a program.  Kernels are named by their content.  A large one is a module of its own, which
+def compile_binary(program: Program | Unfinished, store: Store | None = None) -> Binary:
+    """Emit and compile a program; of one that is still being made the first kernels are translated by other threads
+    while the last are lowered.  Kernels are named by their content.  A large one is a module of its own, which
     programs share in memory and on disk, as they do the tiles of contractions (emit_tile.py); small ones are put
     together, since each module and function costs time whatever is in it.  ``@run`` and ``@sizes`` come last, with the
     small kernels if they are short, else on their own."""
@@ -35,83 +34,79 @@ def compile_binary(program: Program, store: Store | None = None) -> Binary:
 
 
 class _Compilation:
-    def __init__(self, program: Program):
-        self.program = program
+    def __init__(self, program: Program | Unfinished):
+        self.making = program if isinstance(program, Unfinished) else Unfinished(lambda: iter(()), lambda: program)
         self.target = cpu_target(*host())
         self.symbols: dict[str, str] = {}    # of the kernels, by name
         self.modules: list[list[str]] = []   # symbols of the kernels of each module
-        self.hosted = any(not s.kernel for s in program.plan.steps)
+        self.emitted: set[str] = set()       # symbols of kernels and tiles
+        self.small, self.mine = Module(), list[str]()  # small kernels and their symbols
 
     def run(self, store: Store | None) -> Binary:
-        kernels = self.program.kernels
         sources: list[Source] = []
-        # the entry of a single kernel may be a second module
-        codes = compile_modules(_noted(self.sources(), sources), store=store, late=len(kernels) == 1,
-                                helpers=min(max(len(kernels), 2), pool.num_threads()) - 1)
-        by_symbol: dict[str, Code] = {}
+        codes = compile_modules(_noted(self.sources(), sources), store=store, helpers=pool.num_threads() - 1)
+        program, by_symbol = self.making.program(), dict[str, Code]()
         for symbols, code in zip(self.modules, codes, strict=True):
             by_symbol.update(dict.fromkeys(symbols, code))
-        launches = {name: Launch(self.symbols[name], parallel_extent(k), k.dims) for name, k in kernels.items()}
+        launches = {name: Launch(self.symbols[name], parallel_extent(k), k.dims) for name, k in program.kernels.items()}
         objects = tuple(code.objects[source.text] for code, source in zip(codes, sources, strict=True))
-        return Binary(self.program.plan, launches, by_symbol, codes[-1] if codes and not self.hosted else None, objects)
+        return Binary(program.plan, launches, by_symbol, codes[-1] if codes and not _hosted(program) else None, objects)
 
     def sources(self) -> Iterator[Source]:
-        """The modules of the program, the one with the entry last.  The longest come first: what is left at the end,
-        when a thread may have to wait for the other, is short."""
-        module, symbols = Module(), list[str]()
-        count, seen = len(self.program.kernels), set[str]()
-        kernels = sorted(self.program.kernels.items(), key=lambda item: -_length(item[1].body))
-        for i, (name, kernel) in enumerate(kernels):
-            progress.at("kernel", i, count)
-            alone = Module()
-            emit_kernel(kernel, alone, self.target, _STAND_IN, tiles=True)
-            final = content_name(alone.text(), _STAND_IN)[1]
-            self.symbols[name] = final
-            if final in seen:
-                continue
-            seen.add(final)
-            for tile, text in alone.tiles.items():
-                if tile not in seen:
-                    seen.add(tile)
-                    self.modules.append([])
-                    yield Source(text)
-            lines = alone.lines()
-            target, mine = (Module(), []) if lines >= MODULE else (module, symbols)
-            target.take(alone, _STAND_IN, final)
-            mine.append(final)
-            if target.lines() >= MODULE:
-                self.modules.append(mine)
-                yield Source(target.text())
-                if target is module:
-                    module, symbols = Module(), []
-        yield from self._last(module, symbols)
+        """The modules of the program, the one with the entry last."""
+        ahead: dict[str, Kernel] = {}
+        for kernel in self.making.kernels():
+            ahead[kernel.name] = kernel
+            yield from self.kernel(kernel)
+        program = self.making.program()
+        for name, kernel in program.kernels.items():
+            if ahead.get(name) is not kernel:
+                yield from self.kernel(kernel)
+        yield from self.last(program)
 
-    def _last(self, module: Module, symbols: list[str]) -> Iterator[Source]:
+    def kernel(self, kernel: Kernel) -> Iterator[Source]:
+        """Emit a kernel, with the modules that are ready then."""
+        alone = Module()
+        emit_kernel(kernel, alone, self.target, _STAND_IN, tiles=True)
+        final = content_name(alone.text(), _STAND_IN)[1]
+        self.symbols[kernel.name] = final
+        if final in self.emitted:
+            return
+        self.emitted.add(final)
+        for tile, text in alone.tiles.items():
+            if tile not in self.emitted:
+                self.emitted.add(tile)
+                self.modules.append([])
+                yield Source(text)
+        module, mine = (Module(), []) if alone.lines() >= MODULE else (self.small, self.mine)
+        module.take(alone, _STAND_IN, final)
+        mine.append(final)
+        if module.lines() >= MODULE:
+            self.modules.append(mine)
+            if module is self.small:
+                self.small, self.mine = Module(), []
+            yield Source(module.text())
+
+    def last(self, program: Program) -> Iterator[Source]:
         """The small kernels that are left and the entry, which is apart if it is long."""
         entry = Module()
-        if not self.hosted:
-            emit_entry(self.program, entry, self.symbols)
-            emit_sizes(self.program, entry)
+        if not _hosted(program):
+            emit_entry(program, entry, self.symbols)
+            emit_sizes(program, entry)
         long = entry.lines() > LONG_ENTRY
         if not long:
-            entry.define(module)
-        elif module.functions:
-            self.modules.append(symbols)
-            yield Source(module.text())
+            entry.define(self.small)
+        elif self.small.functions:
+            self.modules.append(self.mine)
+            yield Source(self.small.text())
         if entry.functions:
-            self.modules.append([] if long else symbols)
-            yield Source(entry.text(), QUICK if long else OPT_LEVEL)
+            self.modules.append([] if long else self.mine)
+            yield Source(entry.text(), QUICK if long else OPT_LEVEL, last=True)
 
 
-def _length(stmts: Sequence[Stmt]) -> int:
-    """How many instructions statements become, roughly."""
-    n = 0
-    for s in stmts:
-        inside = sum(map(_length, children(s)))
-        if isinstance(s, Loop) and s.kind in ("unroll", "vector") and isinstance(s.extent, int):
-            inside *= min(UNROLLED, -(-s.extent // s.width))
-        n += inside + 1
-    return n
+def _hosted(program: Program) -> bool:
+    """Are there steps that the host does?  Then there is no native entry."""
+    return any(not s.kernel for s in program.plan.steps)
 
 
 def _noted(sources: Iterator[Source], seen: list[Source]) -> Iterator[Source]:

@@ -19,7 +19,7 @@ from flowc.backends.llvm.engine import Code, Store, begin
 from flowc.backends.llvm.share import WORK_PER_US, costs
 from flowc.backends.runtime import Executable, arrays_of, normalise, run_host_step
 from flowc.dims import evaluate, substitute
-from flowc.plan import Program, Step
+from flowc.plan import Program, Step, Unfinished
 
 PATIENCE = 500_000 * WORK_PER_US     # work (half a second) after which a run lets Python look for Ctrl-C
 
@@ -167,6 +167,7 @@ def prepare(store: Store | None = None) -> None:
         begin([*pool.wanted(), *callpath.wanted()], store)
 
 
-def compile_program(program: Program, store: Store | None = None) -> CpuExecutable:
+def compile_program(program: Program | Unfinished, store: Store | None = None) -> CpuExecutable:
     from flowc.backends.llvm.compile import compile_binary
-    return CpuExecutable(compile_binary(program, store), arrays_of(program), store)
+    binary = compile_binary(program, store)
+    return CpuExecutable(binary, arrays_of(program.program() if isinstance(program, Unfinished) else program), store)

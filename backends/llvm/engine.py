@@ -373,10 +373,12 @@ def _excerpt(ir_text: str, message: str) -> list[str]:
 
 
 class Source(NamedTuple):
-    """A module to be compiled.  level: of the code generator; QUICK for code that hardly runs."""
+    """A module to be compiled.  level: of the code generator; QUICK for code that hardly runs.  last: no other comes
+    after it."""
 
     text: str
     level: int = OPT_LEVEL
+    last: bool = False
 
 
 def compile_module(ir_text: str, *, store: Store | None = None, key_extra: Sequence[object] = (),
@@ -390,22 +392,21 @@ def compile_module(ir_text: str, *, store: Store | None = None, key_extra: Seque
     Symbols of the process itself (libc) resolve by themselves.  One text compiled twice is loaded once while the
     first is in use.  Raises FlowcError C101 (not LLVM IR), C102 (not compilable), C103 (a symbol nobody defines).
     """
-    codes = compile_modules([Source(ir_text, level)], store=store, key_extra=key_extra, imports=imports, keep=keep)
-    return codes[0]
+    source = Source(ir_text, level, last=True)
+    return compile_modules([source], store=store, key_extra=key_extra, imports=imports, keep=keep)[0]
 
 
 def compile_modules(sources: Iterable[Source], *, store: Store | None = None, key_extra: Sequence[object] = (),
-                    imports: Mapping[str, int] | None = None, keep: Sequence[Any] = (), helpers: int = 0,
-                    late: bool = False) -> list[Code]:
+                    imports: Mapping[str, int] | None = None, keep: Sequence[Any] = (),
+                    helpers: int = 0) -> list[Code]:
     """The Code of each of several modules that may call each other, as in :func:`compile_module`; what is not loaded
     yet is loaded as one Code.
 
     sources: taken one by one while earlier ones are translated.  helpers: threads that translate besides the caller.
-    late: as of a Team.
     """
     found: list[tuple[Source, str, str, Code | None, Job | bytes | None]] = []
     llvm = _llvm()  # it takes the lock, so no helper may be the first to ask for it
-    with _LOCK, contextlib.ExitStack() as options, Team(_object, helpers, late=late) as team:
+    with _LOCK, contextlib.ExitStack() as options, Team(_object, helpers) as team:
         for source in sources:
             key = object_key(source.text, key_extra, source.level)
             live = key + repr(sorted(imports.items())) if imports else key
@@ -417,7 +418,7 @@ def compile_modules(sources: Iterable[Source], *, store: Store | None = None, ke
                 if obj is None:
                     if not team.busy:
                         options.enter_context(llvm_options.in_force(llvm))  # once, not again for every module
-                    obj = team.submit(*source)
+                    obj = team.submit(source.text, source.level, source.last)
             found.append((source, key, live, code, obj))
         team.finish()
         for _, _, _, _, obj in found:
@@ -458,7 +459,7 @@ def _load(parts: Sequence[tuple[Source, str, Job | bytes]], others: Sequence[Cod
     except FlowcError:
         if not stored:
             raise
-        fresh = {key: _object(*source) for source, key, _ in parts}
+        fresh = {key: _object(source.text, source.level) for source, key, _ in parts}
         code = load(fresh[key] for _, key, _ in parts)
     if store is not None:
         for key, data in fresh.items():

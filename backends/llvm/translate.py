@@ -140,14 +140,12 @@ class Team:
     """Threads that translate what they are given while the caller goes on; for use in a ``with`` block.
 
     translate: ``(text, level) -> object code``, called in any of the threads.  helpers: threads besides the caller.
-    ordered: what came first is translated first, not what is longest.  late: helpers begin when there are two modules,
-    not with the first.
+    ordered: what came first is translated first, not what is longest.
     Leaving the block by an exception, Ctrl-C among them, drops the modules that nobody has begun.
     """
 
-    def __init__(self, translate: Callable[[str, int], bytes], helpers: int, ordered: bool = False,
-                 late: bool = False):
-        self._translate, self._helpers, self._ordered, self._late = translate, helpers, ordered, late
+    def __init__(self, translate: Callable[[str, int], bytes], helpers: int, ordered: bool = False):
+        self._translate, self._helpers, self._ordered = translate, helpers, ordered
         self._jobs: list[Job] = []
         self._waiting: list[Job] = []
         self._busy = 0
@@ -163,14 +161,15 @@ class Team:
         """Has it been given anything?"""
         return bool(self._jobs)
 
-    def submit(self, text: str, level: int) -> Job:
-        """Have a module translated; the job is done after :meth:`finish`."""
+    def submit(self, text: str, level: int, last: bool = False) -> Job:
+        """Have a module translated; the job is done after :meth:`finish`.  last: which follows at once, so that the
+        caller takes part."""
         job = Job(text, level)
         self._jobs.append(job)
         with self._change:
             self._waiting.append(job)
             self._change.notify()
-        if len(self._threads) < min(self._helpers, len(self._jobs) - self._late):
+        if len(self._threads) < min(self._helpers, len(self._jobs) - last):
             self._start()
         return job
 
