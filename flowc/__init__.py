@@ -40,8 +40,10 @@ __all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 def _load(name: str) -> Any:
+    from flowc.uncollected import uncollected
     room, attribute = _PUBLIC[name]
-    module = importlib.import_module(room)
+    with uncollected():
+        module = importlib.import_module(room)
     return getattr(module, attribute) if attribute else module
 
 

@@ -7,11 +7,7 @@ Read next: function.py.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
-import os
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +24,7 @@ from flowc.graph import Graph
 from flowc.kernel import Kernel
 from flowc.plan import Program, Unfinished
 from flowc.types import Type
+from flowc.uncollected import uncollected
 
 if TYPE_CHECKING:
     from flowc.passes.manager import PassContext
@@ -201,55 +198,21 @@ def compile_graph(graph: Graph, *, device: str | None = None, target: Machine | 
     where = check_device(device)
     if where == "interpreter":
         return Compiled(graph, where)
+    with uncollected():
+        return _compiled(graph, where, target, donated, sizes)
+
+
+def _compiled(graph: Graph, where: str, target: Machine | None, donated: Collection[int],
+              sizes: Mapping[str, int] | None) -> Compiled:
     from flowc.passes.manager import PassContext
     ctx, fuse, target = PassContext.from_config(), config.get("fuse"), target or machine(where)
     given = frozenset(donated) if where == "cpu" else frozenset()
     lowering = _Lowering(graph, where, target, ctx, fuse, given)
     out = Compiled(graph, where, lowering.stages)
-    with progress.line(graph.name), _uncollected():
+    with progress.line(graph.name):
         _compile(out, lowering, target, ctx, given, sizes)
     _dump(out)
     return out
-
-
-_compiling = 0          # compiles under way
-_collected = False      # was garbage collected before them
-_count_lock = threading.Lock()
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """No search for cyclic garbage meanwhile: a compile makes many objects that live until its end, which would be
-    looked through again and again."""
-    global _compiling, _collected
-    with _count_lock:
-        if not _compiling:
-            _collected = gc.isenabled()
-            gc.disable()
-        _compiling += 1
-    try:
-        yield
-    finally:
-        with _count_lock:
-            _compiling -= 1
-            if not _compiling and _collected:
-                if not gc.get_freeze_count():  # all there is joins the oldest objects, not looked through for garbage
-                    gc.freeze()
-                    gc.unfreeze()
-                gc.enable()
-
-
-def _forked() -> None:
-    """In a forked child: the compiles of other threads stayed in the parent."""
-    global _compiling, _count_lock
-    _count_lock = threading.Lock()
-    if _compiling and _collected:
-        gc.enable()
-    _compiling = 0
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 class _Lowering:
