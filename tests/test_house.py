@@ -21,7 +21,7 @@ FOLDERS = {"flowc": "flowc", "passes": "flowc.passes", "backends": "flowc.backen
 # star at its end for every name that begins so.
 FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ("ground", ("flowc.diag", "flowc.dataclass", "flowc.digest", "flowc.config", "flowc.progress", "flowc.cache",
-                "flowc.tuned")),
+                "flowc.tuned", "flowc.uncollected")),
     ("numbers", ("flowc.dims", "flowc.proofs", "flowc.types", "flowc.tree")),
     ("nouns", ("flowc.op", "flowc.graph", "flowc.kernel", "flowc.plan")),
     ("faculties", ("flowc.text", "flowc.lex", "flowc.parse", "flowc.facts", "flowc.verify*",
