@@ -25,6 +25,7 @@ from flowc.dims import DimLike, prod
 from flowc.graph import CONSTANT, PARAM, Graph, Node
 from flowc.op import Contraction, General, HostCall, Pointwise, Reduction
 from flowc.passes.places import FIELDS, Place, Places, at_origin, evaluations, may_be_records
+from flowc.passes.turned import after_product, may_turn
 from flowc.proofs import known_eq
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class _Partitioner:
         self.groups: list[Group] = []
         self.readers: dict[Node, list[Group]] = {}    # groups by a node they read, for merging siblings
         self.ranges = graph.ranges
-        self.after_product = _after_product(graph)
+        self.after_product = after_product(graph, self.users)
         self.work = _work(graph)
         self.table = Places()
 
@@ -207,7 +208,7 @@ class _Partitioner:
         demands = g.demands[node]
         lower = node.op.lower
         if isinstance(lower, Pointwise):
-            if g.kind == "contraction" and node in self.after_product and not lower.movement:
+            if node in self.after_product and (g.kind == "contraction" or g.kind == "row" and lower.movement):
                 return self.refuse(node, g, "it is computed where the product that it comes from is")
             if node.op.name in EXPENSIVE and any(self.repeats(d, g) for d in demands):
                 return self.refuse(node, g, "it would be computed again for every element it is broadcast to")
@@ -289,10 +290,13 @@ class _Partitioner:
     def fits_contraction(self, node: Node, g: Group, demands: set) -> bool:
         if g.kind != "map":
             return self.refuse(node, g, f"a {g.kind} kernel has no room for a contraction")
-        if demands != {tuple(range(node.rank))} or len(node.shape) != len(g.space):
+        order = next(iter(demands)) if len(demands) == 1 else None
+        if order is None or len(g.space) != node.rank or set(order) != set(range(node.rank)):
             return self.refuse(node, g, "its consumers do not use it element by element")
-        if not all(known_eq(a, b, self.ranges) for a, b in zip(node.shape, g.space, strict=True)):
+        if not all(known_eq(n, g.space[a], self.ranges) for n, a in zip(node.shape, order, strict=True)):
             return self.refuse(node, g, "its consumers have another shape")
+        if order != tuple(range(node.rank)) and not may_turn(node, order, self.ranges):
+            return self.refuse(node, g, "its columns would be few if it were turned on the way")
         return True
 
     def absorb(self, node: Node, g: Group) -> None:
@@ -356,7 +360,8 @@ class _Partitioner:
         if not self.fits(node, g):
             return False
         lower = node.op.lower
-        if isinstance(lower, Pointwise) and not self.writable(node, g):
+        straight = g.demands[node] == {tuple(range(node.rank))}
+        if not (self.writable(node, g) if isinstance(lower, Pointwise) else straight or isinstance(lower, Reduction)):
             return self.refuse(node, g, "its elements are not those of the kernel's space")
         if any(self.reaches(g, h) for h in others):
             return self.refuse(node, g, "the kernel needs a result that depends on it")
@@ -461,17 +466,6 @@ class _Partitioner:
             return (isinstance(g.root.op.lower, Reduction) and self.same(x.shape, g.root.inputs[0].shape)
                     and axes == g.root.attrs["axes"])
         return (g.kind == "column" and self.same(x.shape, g.root.inputs[0].shape) and axes == g.root.attrs["axes"])
-
-
-def _after_product(graph: Graph) -> set[Node]:
-    """Elementwise nodes that a contraction of their shape flows into: its kernel computes them last, in registers.
-    As a producer of another contraction they would be computed again for each of its tiles."""
-    out: set[Node] = set()
-    for n in graph.nodes:
-        if isinstance(n.op.lower, Pointwise) and not n.op.lower.movement and any(
-                x.shape == n.shape and (x in out or isinstance(x.op.lower, Contraction)) for x in n.inputs):
-            out.add(n)
-    return out
 
 
 def _updates(node: Node) -> tuple[tuple[DimLike, ...], int]:

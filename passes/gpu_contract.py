@@ -17,12 +17,11 @@ from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, linear, prod, sym
 from flowc.graph import Node
 from flowc.kernel import Barrier, Expr, Loop
-from flowc.op import Access
-from flowc.op import Contraction as ContractionRule
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner
-from flowc.passes.problem import accumulator, assign_roles, exists
+from flowc.passes.problem import accumulator, assign_roles, exists, order_of
+from flowc.passes.turned import access_of, own_index, turned
 from flowc.types import DType
 
 
@@ -193,9 +192,10 @@ class _Sides:
 
     def __init__(self, g: Group, ctx: Context, k: KernelBuilder, inl: Inliner):
         node = g.contraction
-        assert node is not None and isinstance(node.op.lower, ContractionRule)
+        assert node is not None
         self.node, self.k, self.inl = node, k, inl
-        self.access: Access = node.op.lower.access((*[x.type for x in node.inputs], node.type), node.attrs)
+        self.order = order_of(g)
+        self.access = turned(access_of(node), self.order)
         self.roles = assign_roles(self.access, node.inputs)
         self.rows, self.cols, self.outer = ([self.access.out[i] for i in part] for part in (
             self.roles.rows, self.roles.cols, self.roles.outer))
@@ -257,7 +257,7 @@ def lower_contraction(g: Group, ctx: Context) -> Lowered:
     def put(outer: Idx, row: DimLike, col: DimLike, value: Expr) -> None:
         o = tuple(map(k.tidy, s.access.place(s.out_index(outer, row, col))))
         v = k.let(k.b.cast(value, s.node.dtype))
-        inl.bound[s.node] = _only(o, v)
+        inl.bound[s.node] = _only(own_index(o, s.order), v)
         for n in g.outputs:
             k.write(ctx.name_of(n), linear_index(o, n.shape), inl.value(n, o))
         del inl.bound[s.node]

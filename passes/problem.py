@@ -22,6 +22,7 @@ from flowc.op import Contraction as ContractionRule
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, inliner, nest
+from flowc.passes.turned import Order, access_of, turned
 from flowc.proofs import proved_le
 from flowc.types import DType, f32
 
@@ -83,6 +84,15 @@ class Reach:
         return self.own is not None and self.summed is not None
 
 
+def order_of(g: Group) -> Order:
+    """In which order the group wants the axes of its contraction's result."""
+    c = g.contraction
+    assert c is not None
+    (order,) = g.demands[c]
+    assert order is not None
+    return order
+
+
 REMEMBERED = 1024  # ways of reading memory that are remembered
 _REACHES: dict[tuple, Reach] = {}
 
@@ -94,8 +104,8 @@ class Problem:
         c = g.contraction
         assert c is not None and isinstance(c.op.lower, ContractionRule)
         self.node, self.group, self.ctx = c, g, ctx
-        types = (*[x.type for x in c.inputs], c.type)
-        self.access: Access = c.op.lower.access(types, c.attrs)
+        self.order: Order = order_of(g)
+        self.access = turned(access_of(c), self.order)
         self.roles = roles or assign_roles(self.access, c.inputs)
         out = self.access.out
         self.row_extents = [out[i] for i in self.roles.rows]
@@ -165,8 +175,8 @@ class Problem:
         c, ctx = self.node, self.ctx
         if c.inputs[operand] in self.group.members:
             return self.probe(operand, rows)[1]
-        key = (type(self), c.op, c.attrs, c.type, *[x.type for x in c.inputs], self.roles, operand, rows, self.acc,
-               *ctx.dims, *ctx.ranges.items())
+        key = (type(self), c.op, c.attrs, c.type, *[x.type for x in c.inputs], self.order, self.roles, operand, rows,
+               self.acc, *ctx.dims, *ctx.ranges.items())
         found = _REACHES.get(key)
         if found is None:
             if len(_REACHES) >= REMEMBERED:

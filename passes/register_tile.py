@@ -15,6 +15,7 @@ from flowc.passes.fuse import EXPENSIVE
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.problem import Problem
 from flowc.passes.schedule import ContractSchedule
+from flowc.passes.turned import own_index
 
 Product = Callable[[KernelBuilder, Expr, Expr, Expr], Expr]  # (row element, column element, sum)
 
@@ -78,9 +79,10 @@ def store(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule, total
     """What the group makes of one sum, written where its column exists; ``put(node, index, value, where)`` writes
     elsewhere than to the buffer of the node."""
     o = tuple(map(k.tidy, p.access.place(p.out_index(outer, row, col))))
+    own = own_index(o, p.order)
     where = lanes_exist(k, p, s, col)
     v = k.let(k.b.cast(total, p.node.dtype))
-    inl.bound[p.node] = lambda idx, _: v if idx == o else None
+    inl.bound[p.node] = lambda idx, _: v if idx == own else None
     for n in p.group.outputs:
         value = inl.value(n, o, where)
         if put is None:
