@@ -150,6 +150,7 @@ _matmul("matvec_4096", (4096, 4096), (4096,))
 _matmul("vecmat_4096", (4096,), (4096, 4096), flops=lambda a, b: 2.0 * b.size)
 _matmul("batch_64x128", (64, 128, 128), (64, 128, 128))
 _matmul("batch_small_4096x16", (4096, 16, 16), (4096, 16, 16))
+_matmul("matmul_stack_32x256x256x196", (256, 256), (32, 256, 196), flops=lambda a, b: 2.0 * len(a) * b.size)
 _matmul("einsum_heads_8x256x64", (8, 256, 8, 64), (8, 256, 8, 64),
         fn=lambda np, a, b: np.einsum("bihd,bjhd->bhij", a, b),
         flops=lambda a, b: 2.0 * a.size * b.shape[1])

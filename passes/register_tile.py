@@ -68,19 +68,20 @@ def light(p: Problem) -> bool:
 
 
 def finish(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule, acc: str, outer: Idx,
-           row: Callable[[DimLike], DimLike], start: DimLike) -> None:
+           row: Callable[[DimLike], DimLike], start: DimLike, first: DimLike | None = None) -> None:
     """Epilogue and store of a tile in registers; rows that repeat the last are stored twice, with the same bits."""
     with k.loop(s.mr, "unroll", "i") as i, k.loop(s.nr, "vector", "j", s.width) as j:
-        store(k, inl, p, s, k.get(acc, i, j), outer, row(i), start + j)
+        store(k, inl, p, s, k.get(acc, i, j), outer, row(i), start + j, first)
 
 
 def store(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule, total: Expr, outer: Idx, row: DimLike,
-          col: DimLike, put: Callable[[Node, Idx, Expr, Expr | None], None] | None = None) -> None:
-    """What the group makes of one sum, written where its column exists; ``put(node, index, value, where)`` writes
-    elsewhere than to the buffer of the node."""
+          col: DimLike, first: DimLike | None = None,
+          put: Callable[[Node, Idx, Expr, Expr | None], None] | None = None) -> None:
+    """What the group makes of one sum, written where its column exists, or is not before ``first``, and then exists;
+    ``put(node, index, value, where)`` writes elsewhere than to the buffer of the node."""
     o = tuple(map(k.tidy, p.access.place(p.out_index(outer, row, col))))
     own = own_index(o, p.order)
-    where = lanes_exist(k, p, s, col)
+    where = lanes_exist(k, p, s, col) if first is None else k.b.ge(k.b.index(col), k.b.index(first))
     v = k.let(k.b.cast(total, p.node.dtype))
     inl.bound[p.node] = lambda idx, _: v if idx == own else None
     for n in p.group.outputs:

@@ -280,7 +280,7 @@ class _RowBlock:
             with k.loop(s.mr, "unroll", "i") as i, k.loop(s.nr, "vector", "j", s.width) as j:
                 at = self.local(s, ip, i)
                 store(k, inl, p, s, k.get(acc, i, j), outer, self.whole(block, at), s.nr * jp + j,
-                      lambda _, o, v, where: k.write(table, self.n * at + o[-1], v, where))
+                      put=lambda _, o, v, where: k.write(table, self.n * at + o[-1], v, where))
 
     def normalise(self, k: KernelBuilder, table: str, outer: Idx, block: DimLike, count: DimLike) -> None:
         inl = inliner(k, self.row, self.ctx)
