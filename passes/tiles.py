@@ -25,10 +25,12 @@ from flowc.proofs import bounds
 from flowc.types import DType
 
 THIN = 4              # rows that stream
+FEW = 12              # rows that stream if the column operand lies in memory: it comes once whatever is done with it
 SLICE = 256           # columns of one thin task, at most: the sums of a few rows, and the columns, in the nearest cache
 STREAM = 2048         # the same where the row operand is computed, which every task does
 GROUP = 8             # summed indices that pass at a time
-FAR = 16              # times half of the second-level cache: a column operand that lies in memory
+FAR = 16              # times half of the second-level cache: a column operand that may lie in memory
+MEMORY = 64           # the same: that does, whatever the third-level cache
 COPY = 12             # columns whose work is that of copying the rows of a task
 BRING = 6             # rows whose work is that of bringing the columns of a task from the third-level cache
 PACK = 16             # the same for a kernel of its own that packs the columns: they go through memory three times
@@ -90,16 +92,20 @@ def _forms(machine: Machine, p: Problem) -> Iterator[Form]:
         yield Form(0, deep_schedule(machine, p))
         return
     size = 2 * p.n * p.k * p.acc.bytes  # of the column operand, in halves of the cache it shall fit
+    whole = size * prod(p.outer_extents)  # a stack of them comes from farther away
     if streams:
         # one register of columns is a tile like any other; enough of them to fill registers and threads stream
         lanes = machine.lanes(p.acc)
         few = dmax(0, lanes + 1 - p.n) + dmax(0, 4 * lanes + 1 - p.n) * over(p.m, 1)
-        yield Form(few + over(p.m, THIN), _thin(machine, p, size))
+        fits = over(p.m, THIN)
+        if isinstance(p.m, int):
+            fits *= over(p.m, FEW) + dmax(0, MEMORY * machine.l2 + 1 - whole)
+        yield Form(few + fits, _thin(machine, p, whole))
     if streams and p.row_reach.plain and words(machine, p) is None:
         most = WAYS if crowded(p) else 32
         mr, nr, width = register_tile(machine, p.acc, p.m, p.n, most)
         # a copy of the columns that few rows need would be read as often as it is written, but is read in order
-        far = over(p.m, 2 * register_tile(machine, p.acc, p.m, p.n, most, 0)[0]) + over(size, FAR * machine.l2)
+        far = over(p.m, 2 * register_tile(machine, p.acc, p.m, p.n, most, 0)[0]) + over(whole, FAR * machine.l2)
         yield Form(over(size, machine.l2) * over(p.m, WAYS) * far + (over(p.k, LONG) if deep else 0),
                    ContractSchedule("direct", mr=mr, nr=nr, width=width))
     if deep:
