@@ -36,7 +36,7 @@ from flowc.kernel import Expr, Fold, Kernel
 from flowc.passes.convolve_copy import Convolution, bound, guess, steps, turned
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Lowered, cost, declare_outputs, describe, inliner, named, nest
-from flowc.passes.minimal_filters import BRING, FINISH, TAPS, Filter, Rule, small_axes, tiled
+from flowc.passes.minimal_filters import BRING, FINISH, TAPS, Filter, Rule, constant, small_axes, tiled
 from flowc.passes.problem import either, exists
 from flowc.passes.schedule import Machine
 from flowc.passes.tiles import ceil_div
@@ -213,7 +213,7 @@ class Winograd:
         self.lines = Lines(p, small, self.tiles, f)
         self.kernel_shape = (p.groups, self.panels, f.places, self.depth * self.tile.mr + LINE)
         # the only block of tiles that wants the transformed kernel makes it, panel by panel
-        self.on_way = (isinstance(self.count, int) and self.count <= self.tile.nr
+        self.on_way = (isinstance(self.count, int) and self.count <= self.tile.nr and not constant(p.w)
                        and self.filter.places * self.depth * self.tile.mr * p.acc.bytes <= p.ctx.machine.l2 * 3 // 4)
         self.pitch = self.depth * self.tile.nr + p.width  # of a place; the last piece of a row brings too much
         name = p.ctx.name
