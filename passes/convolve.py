@@ -1,8 +1,9 @@
 """Convolutions on the CPU: every tap of the kernel reads whole vectors of neighbouring positions.
 
 Here: the choice of form, the form with positions as lanes.  Not here: the copy of the input (convolve_copy.py), the
-forms with taps as lanes (convolve_dot.py), with the positions of all images as columns (convolve_panels.py) and with
-fewer products than the sums as written (convolve_winograd.py, convolve_gradient.py).
+forms with taps as lanes (convolve_dot.py), with one output channel per group (convolve_rows.py), with the positions of
+all images as columns (convolve_panels.py) and with fewer products than the sums as written (convolve_winograd.py,
+convolve_gradient.py).
 
 Positions as lanes.  An output position is a number t = sum of (index along an axis) * (pitch of the axis) in a copy of
 the input that holds its padding.  A tap of the kernel reads at t plus an offset of its own, so neighbouring lanes read
@@ -43,6 +44,7 @@ from flowc.passes.convolve_copy import (
 from flowc.passes.convolve_dot import Taps
 from flowc.passes.convolve_gradient import Gradient
 from flowc.passes.convolve_panels import Panels, lies_in_rows, lone
+from flowc.passes.convolve_rows import Rows, RowSums
 from flowc.passes.convolve_winograd import Winograd
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
@@ -315,6 +317,10 @@ def lower_convolution(g: Group, ctx: Context) -> Lowered:
     tiles = minimal_filters.best_sums(p.node)
     if tiles is not None:
         return Gradient(p, tiles).lower()
+    if Rows.fits(p):
+        return Rows(p).lower()
+    if RowSums.fits(p):
+        return RowSums(p).lower()
     axes = p.axes(False)
     if packs(p, axes):
         panels = Panels(p)
