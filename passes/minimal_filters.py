@@ -37,8 +37,8 @@ DEPTH = 20       # roundings of the transforms
 LANES = 16       # lanes in comparisons of forms: part of the meaning, not of the machine
 # steps of a sum that these are worth, for one vector of tiles and one place: bringing a channel, finishing an output
 # channel; for one window of the kernel: transforming it
-BRING, FINISH, KERNEL = 4, 6, 1.5
-KNOWN = 0.4      # and for one that was transformed before, as it is constant: reading it
+BRING, FINISH, KERNEL = 4, 6, 0.7
+KNOWN = 0.3      # and for one that was transformed before, as it is constant: reading it
 LINE = 40        # the same for copying one line of the input
 LONG = 64        # channels whose sums as written err as much as large tiles do
 COPY = 12        # and for copying one vector of neighbours that lie apart
