@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import prod as int_prod
 
-from flowc.dataclass import dataclass
+from flowc.dataclass import dataclass, replace
 from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, prod
 from flowc.kernel import Expr, Kernel
 from flowc.passes import minimal_filters
@@ -61,6 +61,7 @@ PANEL = 48           # positions that are gathered together, in the same compari
 PIECE = 4.0          # steps of a sum that one piece of gathered positions takes, a row or a vector of it
 ROWS = 48        # for which positions in place are gathered as well: read once, not again and again at long strides
 SQUARE = 128     # results in both directions for which operands of one position each are worth being turned
+BRING, SPREAD = 6.0, 1.05  # steps that copying a vector of a row takes; how much faster more copying must be
 FOLDS = 1.2          # what taps as lanes cost beside positions as lanes
 
 
@@ -78,8 +79,13 @@ class Tile:
 
 
 def choose_tile(machine: Machine, dtype: DType, rows: DimLike, positions: DimLike) -> Tile:
-    """The tile of least time: a step costs its multiply-adds, or its loads if those take longer; vectors of the input
-    that lie across cache lines count twice."""
+    """The tile of least time."""
+    return fastest_tile(machine, dtype, rows, positions)[1]
+
+
+def fastest_tile(machine: Machine, dtype: DType, rows: DimLike, positions: DimLike) -> tuple[float, Tile]:
+    """The tile of least time, and that: a step costs its multiply-adds, or its loads if those take longer; vectors of
+    the input that lie across cache lines count twice."""
     lanes, registers = machine.lanes(dtype), 24 if machine.vector_bits >= 512 else 12
     best: tuple[float, Tile] | None = None
     for nv in (3, 2, 4, 6, 8, 1):
@@ -90,16 +96,16 @@ def choose_tile(machine: Machine, dtype: DType, rows: DimLike, positions: DimLik
             if best is None or time < best[0]:
                 best = time, Tile(mr, nv * lanes)
     assert best is not None
-    return best[1]
+    return best
 
 
 class Positions:
     """The form with positions as lanes."""
 
     def __init__(self, p: Convolution):
-        self.p, self.axes = p, p.axes(False)
+        self.p, self.axes = p, chosen_axes(p)
         c = p.ctx
-        self.in_place = all(a.plain for a in self.axes) and plain(p, p.x) and self._pitched()
+        self.in_place = all(a.plain and not a.spread for a in self.axes) and plain(p, p.x) and self._pitched()
         self.copy = Copy(p, self.axes, not self.in_place and joins(p, self.axes))
         self.spans = list(p.x.shape[2:]) if self.in_place else self.copy.spans
         self.lead: list[DimLike] = [p.images] if self.copy.joined else []
@@ -265,6 +271,25 @@ class Positions:
                 n, at = at[0], at[1:]
             v = k.b.load(results, t.nr * i + start + low + j, p.acc)
             p.finish(k, inl, p.output(n, g, t.mr * rows + i, at), v)
+
+
+def chosen_axes(p: Convolution) -> list[Axis]:
+    """The axes, the last one perhaps spread: a copy by the task with one plane for each tap along the rows has no
+    positions between two rows.  Where images are small, these are many, and copying takes little time."""
+    axes = p.axes(False)
+    known = (*p.taps, *p.outs, *p.x.shape[1:], p.channels, p.rows)
+    if not all(isinstance(n, int) and n > 0 for n in known) or p.taps[-1] == 1 or guess(p.images) * p.groups < TASKS:
+        return axes
+    spread = [*axes[:-1], replace(axes[-1], spread=True)]
+    depth = int_prod(map(guess, (p.channels, *p.taps)))
+
+    def time(axes: list[Axis]) -> float:
+        copy = Copy(p, axes)
+        copied = 0 if all(a.plain and not a.spread for a in axes) else guess(copy.size(1, p.channels, 0))
+        lines = copied / guess(copy.spans[-1]) * ceil_div(guess(copy.spans[-1]), p.width)
+        return depth * fastest_tile(p.ctx.machine, p.acc, p.rows, reach(p.outs, copy.spans))[0] + BRING * lines
+    fits = guess(Copy(p, spread).size(1, p.channels, 0)) * p.acc.bytes <= LOCAL // 2
+    return spread if fits and time(spread) < time(axes) / SPREAD else axes
 
 
 def reach(outs: Sequence[DimLike], spans: Sequence[DimLike]) -> DimLike:

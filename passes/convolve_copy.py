@@ -37,7 +37,8 @@ class Axis:
     zeros between its ``size`` elements, is read for every lane and every other index.
 
     In the copy, phase f holds the positions j * stride + f * step: there, lane l and other index o meet at
-    j = l + shift in phase o mod period.
+    j = l + shift in phase o mod period.  ``spread``: every other index has a phase of its own, which then holds nothing
+    but lanes.
     """
 
     size: DimLike
@@ -48,9 +49,12 @@ class Axis:
     low: DimLike
     high: DimLike
     gaps: int
+    spread: bool = False
 
     @property
     def period(self) -> int:
+        if self.spread and isinstance(self.others, int):
+            return max(1, self.others)
         return self.stride // gcd(self.stride, self.step)
 
     @property
