@@ -195,7 +195,8 @@ class _PlanRun:
             a.setflags(write=False)
             return a
         if b.place.kind == "constant":
-            return self.program.constants[b.name].array
+            given = self.program.constants.get(b.name)
+            return poison(b.type.dtype, shape) if given is None else given.array
         if b.place.kind == "output":
             return poison(b.type.dtype, shape) if b.place.over < 0 else np.array(arrays[b.place.over], order="C")
         start, size = evaluate(b.place.offset, self.sizes), int(np.prod(shape, dtype=object)) * b.type.dtype.bytes
@@ -233,6 +234,8 @@ def run_program(program: Program, arrays: Sequence[np.ndarray], sizes: Mapping[s
     """
     run = _PlanRun(program, [np.asarray(a) for a in arrays], sizes)
     rng = None if shuffle is None else random.Random(shuffle)
+    for s in program.plan.once():
+        run.step(s, races)
     for number, wave in enumerate(program.plan.waves()):
         steps = list(wave)
         if rng is not None:

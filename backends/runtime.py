@@ -73,8 +73,20 @@ class Executable(ABC):
     """A compiled program.  ``run`` may be called from several threads at a time."""
 
     def __init__(self, plan: Plan, constants: Mapping[str, np.ndarray], device: str):
-        self.plan, self.device, self.constants = plan, device, constants
+        self.plan, self.device = plan, device
         self.table: Mapping[str, PlanBuffer] = plan.table()
+        self.constants: Mapping[str, np.ndarray] = {
+            name: constants[name] if name in constants else self.new_constant(name) for name in plan.constants()}
+
+    def new_constant(self, name: str) -> np.ndarray:
+        """Room for a constant that a step computes once."""
+        t = concrete_type(self.table[name].type, {})
+        return buffers.empty(t.shape, t.dtype.numpy)  # type: ignore[arg-type]
+
+    def run_once(self) -> None:
+        """Compute the constants that depend on others: when everything else is ready to run."""
+        for step in self.plan.once():
+            self.run_step(step, self.constants, {})
 
     @abstractmethod
     def run(self, arrays: Sequence[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
@@ -176,6 +188,7 @@ class InterpreterExecutable(Executable):
     def __init__(self, program: Program):
         super().__init__(program.plan, arrays_of(program), "interpreter")
         self.program = program
+        self.run_once()
 
     def run(self, arrays: Sequence[np.ndarray], sizes: Mapping[str, int]) -> list[np.ndarray]:
         from flowc.backends.interp import run_program

@@ -50,7 +50,7 @@ from flowc.kernel import (
 )
 from flowc.lex import Constants, Parser
 from flowc.op import REGISTRY
-from flowc.plan import Place, Plan, PlanBuffer, Program, Step
+from flowc.plan import ONCE, Place, Plan, PlanBuffer, Program, Step
 from flowc.text import COMPARE, INFIX, KEYWORDS, default_dtype, operand_hints, result_dtype
 from flowc.types import DType, Type, bool_, i64
 
@@ -413,6 +413,9 @@ class _KernelParser(_GraphParser):
         while self.accept("buffer"):
             buffers.append(self._plan_buffer())
         while not self.accept("}"):
+            if self.at("once") and self.kinds[self.i + 1] != "OP":
+                self.i += 1
+                wave = ONCE
             if self.at("wave") and self.kinds[self.i + 1] == "INT":
                 self.i += 1
                 wave = self.integer()

@@ -3,7 +3,8 @@
 Here: buffers and their places, steps, waves, the plan.  Not here: how a plan is made (passes/place.py, memory.py),
 how it runs (backends/runtime.py, backends/llvm/entry.py).  Read next: text.py.
 
-Steps of one wave do not depend on each other: the runtime may run them side by side.  Waves run in order.
+Steps of one wave do not depend on each other: the runtime may run them side by side.  Waves run in order.  What
+depends on constants alone is computed once, when the program is loaded (``ONCE``), and is a constant from then on.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from flowc.graph import Attrs, Literal
 from flowc.kernel import Kernel
 from flowc.types import Type
 
+ONCE = -1   # the wave of steps that run when the program is loaded, in the plan's order
+
 
 @dataclass(frozen=True)
 class Place:
     """Where a buffer lives: ``param i`` (the caller's i-th argument), ``output i`` (the i-th result), ``arena`` at
-    byte ``offset``, or ``constant`` (held by the program).
+    byte ``offset``, or ``constant`` (held by the program, or written by a step that runs once).
 
     over: of an output, the param in whose memory it lies, or -1.  That memory then begins with the argument's elements
     and is the caller's own array, which was donated, or a copy of it.
@@ -46,7 +49,7 @@ class Step:
     kernel: name in ``Program.kernels``, or "" for a host call, which then has ``op`` and ``attrs``.
     buffers: actual buffers in the order of the kernel's parameters (host call: inputs, then the output).
     dims: actual values of the kernel's dims.  outputs: how many of the last buffers are written.
-    wave: index of its wave.  work: estimated machine operations, for choosing to split or not.
+    wave: index of its wave, or ``ONCE``.  work: estimated machine operations, for choosing to split or not.
     """
 
     name: str
@@ -84,11 +87,20 @@ class Plan:
         return {b.name: b for b in self.buffers}
 
     def waves(self) -> list[list[Step]]:
-        """Steps grouped by wave, in running order."""
-        out: list[list[Step]] = [[] for _ in range(1 + max((s.wave for s in self.steps), default=-1))]
-        for s in self.steps:
+        """Steps of every call grouped by wave, in running order."""
+        calls = [s for s in self.steps if s.wave != ONCE]
+        out: list[list[Step]] = [[] for _ in range(1 + max((s.wave for s in calls), default=-1))]
+        for s in calls:
             out[s.wave].append(s)
         return out
+
+    def once(self) -> list[Step]:
+        """Steps that run when the program is loaded, in running order."""
+        return [s for s in self.steps if s.wave == ONCE]
+
+    def constants(self) -> list[str]:
+        """Names of the constants, given ones and those that are computed once, in the order of native code."""
+        return [b.name for b in self.buffers if b.place.kind == "constant"]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from flowc.digest import digest
 from flowc.dims import Dim, DimLike, Range, substitute, sym, symbols
 from flowc.graph import Graph, Literal, Node
 from flowc.kernel import INSTRS, Acc, Alloc, Barrier, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, walk
-from flowc.plan import Plan, PlanBuffer, Program, Step
+from flowc.plan import ONCE, Plan, PlanBuffer, Program, Step
 from flowc.types import DTYPES, DType, Type, bool_, dtype, f32, i64
 
 Constants = MutableMapping[str, np.ndarray]
@@ -489,7 +489,7 @@ def plan_text(plan: Plan) -> str:
     wave = None
     for s in plan.steps:
         if s.wave != wave:
-            lines.append(f"  wave {s.wave}")
+            lines.append("  once" if s.wave == ONCE else f"  wave {s.wave}")
             wave = s.wave
         lines.append(_step_line(s))
     return "\n".join([*lines, "}"]) + "\n"

@@ -17,7 +17,7 @@ from flowc.facts import Facts
 from flowc.graph import PARAM, Graph, Literal, Node
 from flowc.kernel import Kernel
 from flowc.op import REGISTRY
-from flowc.plan import Plan, PlanBuffer, Program, Step
+from flowc.plan import ONCE, Plan, PlanBuffer, Program, Step
 from flowc.proofs import known_le, simplify
 from flowc.types import DType, Type, array_type
 from flowc.verify_kernel import check_kernel
@@ -67,7 +67,7 @@ CODES: dict[str, str] = {
     "V206": "a buffer does not lie inside the arena, or is not aligned",
     "V207": "a step writes a parameter, a constant, or a buffer that has been written",
     "V208": "a result that no step writes, or a place whose number does not fit",
-    "V209": "a wave that is no number from 0 on",
+    "V209": "a wave that is no number from 0 on, nor the one before all calls",
     "V210": "a size uses a symbol that the plan does not declare",
     "V211": "a kind of place that does not exist",
     # programs
@@ -288,18 +288,24 @@ class _Plan:
             if s.name in names:
                 raise self.fail("V201", f"two steps are called {s.name}")
             names.add(s.name)
-            if not isinstance(s.wave, int) or s.wave < 0:
+            if not isinstance(s.wave, int) or s.wave < ONCE or s.wave == ONCE and not s.kernel:
                 raise self.fail("V209", f"step {s.name} runs in wave {s.wave}")
+            home = "constant" if s.wave == ONCE else ""  # where a step may write that others must not
             self.sizes((*s.dims, s.work), f"step {s.name}")
             for b in s.buffers[len(s.buffers) - s.outputs:]:
-                if self.buffer(b).place.kind in ("param", "constant") or b in writer and writer[b].wave != s.wave:
-                    raise self.fail("V207", f"step {s.name} writes {b}, a {self.table[b].place.kind} or written before")
+                kind = self.buffer(b).place.kind
+                if kind != home and (home or kind in ("param", "constant")) or b in writer and (
+                        writer[b].wave != s.wave):
+                    raise self.fail("V207", f"step {s.name} writes {b}, a {kind} or written before")
                 if b in writer:
                     raise self.fail("V203", f"steps {writer[b].name} and {s.name} of wave {s.wave} both write {b}")
                 writer[b] = s
         for s in self.plan.steps:
             for b in s.buffers[:len(s.buffers) - s.outputs]:
                 kind, w = self.buffer(b).place.kind, writer.get(b)
+                if s.wave == ONCE and kind != "constant" or w is not None and w.wave == ONCE == s.wave and (
+                        self.plan.steps.index(w) >= self.plan.steps.index(s)):
+                    raise self.fail("V202", f"step {s.name}, which runs once, reads {b}, which is not known by then")
                 if kind in ("param", "constant"):
                     continue
                 if w is not None and w.wave == s.wave:
@@ -368,8 +374,9 @@ def verify_program(program: Program, strict: bool = False) -> None:
     for k in program.kernels.values():
         verify_kernel(k, strict)
     table = plan.table()
+    made = {b for s in plan.once() for b in s.buffers[len(s.buffers) - s.outputs:]}
     for b in plan.buffers:
-        if b.place.kind == "constant":
+        if b.place.kind == "constant" and b.name not in made:
             value = program.constants.get(b.name)
             if value is None or array_type(value.array) != b.type:
                 have = "nothing" if value is None else str(array_type(value.array))

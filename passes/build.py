@@ -24,7 +24,7 @@ from flowc.passes.fuse import Group, partition
 from flowc.passes.lower import lower_group
 from flowc.passes.lowering import Context, Lowered
 from flowc.passes.memory import plan_arena
-from flowc.passes.place import assign_waves
+from flowc.passes.place import assign_waves, computed_once
 from flowc.passes.rewriting import canonical
 from flowc.passes.rowblocks import join_row_blocks
 from flowc.passes.schedule import Machine
@@ -206,7 +206,13 @@ class Builder:
                 if self.names[n] not in placed:
                     temps[self.names[n]] = n.type
         kernels, merged = merge_alike(self.kernels, self.steps, self.families)
-        steps = assign_waves(merged)
+        once: set[int] = set()
+        if self.options.machine.name == "cpu":
+            once = computed_once(merged, {name: by_name[name].type for name in self.constants}, temps)
+            made = dict.fromkeys(b for i in sorted(once) for b in merged[i].buffers[-merged[i].outputs:])
+            buffers += [PlanBuffer(b, temps.pop(b), Place("constant", len(self.constants) + i))
+                        for i, b in enumerate(made)]
+        steps = assign_waves(merged, once)
         arena, size = plan_arena(temps, steps, graph.ranges)
         plan = Plan(graph.name, self.options.device, tuple(self.names[p] for p in graph.params), outputs,
                     (*buffers, *arena), steps, size, tuple(self.symbols),

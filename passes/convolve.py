@@ -1,8 +1,9 @@
 """Convolutions on the CPU: every tap of the kernel reads whole vectors of neighbouring positions.
 
 Here: the choice of form, the form with positions as lanes.  Not here: the copy of the input (convolve_copy.py), the
-forms with taps as lanes (convolve_dot.py), with the positions of all images as columns (convolve_panels.py) and with
-fewer products than the sums as written (convolve_winograd.py, convolve_gradient.py).
+forms with taps as lanes (convolve_dot.py), with one output channel per group (convolve_rows.py), with the positions of
+all images as columns (convolve_panels.py) and with fewer products than the sums as written (convolve_winograd.py,
+convolve_gradient.py).
 
 Positions as lanes.  An output position is a number t = sum of (index along an axis) * (pitch of the axis) in a copy of
 the input that holds its padding.  A tap of the kernel reads at t plus an offset of its own, so neighbouring lanes read
@@ -23,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import prod as int_prod
 
-from flowc.dataclass import dataclass
+from flowc.dataclass import dataclass, replace
 from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, prod
 from flowc.kernel import Expr, Kernel
 from flowc.passes import minimal_filters
@@ -43,6 +44,7 @@ from flowc.passes.convolve_copy import (
 from flowc.passes.convolve_dot import Taps
 from flowc.passes.convolve_gradient import Gradient
 from flowc.passes.convolve_panels import Panels, lies_in_rows, lone
+from flowc.passes.convolve_rows import Rows, RowSums
 from flowc.passes.convolve_winograd import Winograd
 from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
@@ -59,6 +61,7 @@ PANEL = 48           # positions that are gathered together, in the same compari
 PIECE = 4.0          # steps of a sum that one piece of gathered positions takes, a row or a vector of it
 ROWS = 48        # for which positions in place are gathered as well: read once, not again and again at long strides
 SQUARE = 128     # results in both directions for which operands of one position each are worth being turned
+BRING, SPREAD = 6.0, 1.05  # steps that copying a vector of a row takes; how much faster more copying must be
 FOLDS = 1.2          # what taps as lanes cost beside positions as lanes
 
 
@@ -76,8 +79,13 @@ class Tile:
 
 
 def choose_tile(machine: Machine, dtype: DType, rows: DimLike, positions: DimLike) -> Tile:
-    """The tile of least time: a step costs its multiply-adds, or its loads if those take longer; vectors of the input
-    that lie across cache lines count twice."""
+    """The tile of least time."""
+    return fastest_tile(machine, dtype, rows, positions)[1]
+
+
+def fastest_tile(machine: Machine, dtype: DType, rows: DimLike, positions: DimLike) -> tuple[float, Tile]:
+    """The tile of least time, and that: a step costs its multiply-adds, or its loads if those take longer; vectors of
+    the input that lie across cache lines count twice."""
     lanes, registers = machine.lanes(dtype), 24 if machine.vector_bits >= 512 else 12
     best: tuple[float, Tile] | None = None
     for nv in (3, 2, 4, 6, 8, 1):
@@ -88,16 +96,16 @@ def choose_tile(machine: Machine, dtype: DType, rows: DimLike, positions: DimLik
             if best is None or time < best[0]:
                 best = time, Tile(mr, nv * lanes)
     assert best is not None
-    return best[1]
+    return best
 
 
 class Positions:
     """The form with positions as lanes."""
 
     def __init__(self, p: Convolution):
-        self.p, self.axes = p, p.axes(False)
+        self.p, self.axes = p, chosen_axes(p)
         c = p.ctx
-        self.in_place = all(a.plain for a in self.axes) and plain(p, p.x) and self._pitched()
+        self.in_place = all(a.plain and not a.spread for a in self.axes) and plain(p, p.x) and self._pitched()
         self.copy = Copy(p, self.axes, not self.in_place and joins(p, self.axes))
         self.spans = list(p.x.shape[2:]) if self.in_place else self.copy.spans
         self.lead: list[DimLike] = [p.images] if self.copy.joined else []
@@ -265,6 +273,25 @@ class Positions:
             p.finish(k, inl, p.output(n, g, t.mr * rows + i, at), v)
 
 
+def chosen_axes(p: Convolution) -> list[Axis]:
+    """The axes, the last one perhaps spread: a copy by the task with one plane for each tap along the rows has no
+    positions between two rows.  Where images are small, these are many, and copying takes little time."""
+    axes = p.axes(False)
+    known = (*p.taps, *p.outs, *p.x.shape[1:], p.channels, p.rows)
+    if not all(isinstance(n, int) and n > 0 for n in known) or p.taps[-1] == 1 or guess(p.images) * p.groups < TASKS:
+        return axes
+    spread = [*axes[:-1], replace(axes[-1], spread=True)]
+    depth = int_prod(map(guess, (p.channels, *p.taps)))
+
+    def time(axes: list[Axis]) -> float:
+        copy = Copy(p, axes)
+        copied = 0 if all(a.plain and not a.spread for a in axes) else guess(copy.size(1, p.channels, 0))
+        lines = copied / guess(copy.spans[-1]) * ceil_div(guess(copy.spans[-1]), p.width)
+        return depth * fastest_tile(p.ctx.machine, p.acc, p.rows, reach(p.outs, copy.spans))[0] + BRING * lines
+    fits = guess(Copy(p, spread).size(1, p.channels, 0)) * p.acc.bytes <= LOCAL // 2
+    return spread if fits and time(spread) < time(axes) / SPREAD else axes
+
+
 def reach(outs: Sequence[DimLike], spans: Sequence[DimLike]) -> DimLike:
     """Positions up to and with the last result."""
     return linear_index([dmax(o, 1) - 1 for o in outs], spans) + 1
@@ -315,6 +342,10 @@ def lower_convolution(g: Group, ctx: Context) -> Lowered:
     tiles = minimal_filters.best_sums(p.node)
     if tiles is not None:
         return Gradient(p, tiles).lower()
+    if Rows.fits(p):
+        return Rows(p).lower()
+    if RowSums.fits(p):
+        return RowSums(p).lower()
     axes = p.axes(False)
     if packs(p, axes):
         panels = Panels(p)

@@ -5,14 +5,14 @@ Here: those.  Not here: loops that multiply (convolve.py, convolve_dot.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from math import gcd
 
 from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, dmax, dmin, linear, prod, sym
 from flowc.graph import Node
-from flowc.kernel import Expr, Kernel
+from flowc.kernel import Expr, Fold, Kernel
 from flowc.op import Access
 from flowc.op import Contraction as ContractionRule
 from flowc.passes.fuse import Group
@@ -37,7 +37,8 @@ class Axis:
     zeros between its ``size`` elements, is read for every lane and every other index.
 
     In the copy, phase f holds the positions j * stride + f * step: there, lane l and other index o meet at
-    j = l + shift in phase o mod period.
+    j = l + shift in phase o mod period.  ``spread``: every other index has a phase of its own, which then holds nothing
+    but lanes.
     """
 
     size: DimLike
@@ -48,9 +49,12 @@ class Axis:
     low: DimLike
     high: DimLike
     gaps: int
+    spread: bool = False
 
     @property
     def period(self) -> int:
+        if self.spread and isinstance(self.others, int):
+            return max(1, self.others)
         return self.stride // gcd(self.stride, self.step)
 
     @property
@@ -138,6 +142,19 @@ class Convolution:
         for n in self.group.outputs:
             k.write(self.ctx.name_of(n), linear_index(o, n.shape), inl.value(n, o))
         del inl.bound[self.node]
+
+
+def folded(k: KernelBuilder, p: Convolution, lanes: int, read: Callable[[DimLike], Expr]) -> Expr:
+    """The sum of the lanes that are read, as a tree."""
+    b = k.b
+    acc = k.acc(p.acc, b.const(0, p.acc), (lanes,))
+    with k.loop(lanes, "vector", "l", min(p.width, lanes)) as lane:
+        k.set(acc, read(lane), lane)
+    left, right, out = k.fresh("x"), k.fresh("y"), k.fresh("r")
+    both = b.add(b.ref(left, p.acc), b.ref(right, p.acc))
+    k.add(Fold((out,), (acc,), lanes, (left,), (right,), (both,)))
+    k.scopes[-1].names.add(out)
+    return b.ref(out, p.acc)
 
 
 def bound(k: KernelBuilder, d: DimLike) -> DimLike:

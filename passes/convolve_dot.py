@@ -23,8 +23,8 @@ from math import prod as int_prod
 from typing import NamedTuple
 
 from flowc.dims import DimLike, ceildiv, dmin, linear, prod
-from flowc.kernel import Expr, Fold, Kernel
-from flowc.passes.convolve_copy import Convolution, Copy, bound, guess, plain
+from flowc.kernel import Expr, Kernel
+from flowc.passes.convolve_copy import Convolution, Copy, bound, folded, guess, plain
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Lowered, cost, declare_outputs, describe, inliner, nest
 from flowc.passes.schedule import Machine
@@ -130,7 +130,8 @@ class Taps:
                     dmin(self.mc, self.columns - column), "seq", "j") as j:
                 n, *at = place(column + j)
                 o = p.output(n, g, self.mo * panel + i, at)
-                value = self._folded(k, table, first + (self.mc * i + j) * self.lanes)
+                value = folded(k, p, self.lanes, lambda lane: k.b.load(
+                    table, first + (self.mc * i + j) * self.lanes + lane, p.acc))
                 if self.pieces == 1:
                     p.finish(k, inl, o, value)
                 else:
@@ -232,17 +233,6 @@ class Taps:
                 return inl.value(p.w, (row, c, *taps), where)
             return k.b.load(name, k.tidy(linear_index((row, c, *taps), p.w.shape)), p.acc, where)
         return read
-
-    def _folded(self, k: KernelBuilder, tile: str, first: DimLike) -> Expr:
-        p, b = self.p, k.b
-        acc = k.acc(p.acc, b.const(0, p.acc), (self.lanes,))
-        with k.loop(self.lanes, "vector", "l", p.width) as lane:
-            k.set(acc, b.load(tile, first + lane, p.acc), lane)
-        left, right, out = k.fresh("x"), k.fresh("y"), k.fresh("r")
-        both = b.add(b.ref(left, p.acc), b.ref(right, p.acc))
-        k.add(Fold((out,), (acc,), self.lanes, (left,), (right,), (both,)))
-        k.scopes[-1].names.add(out)
-        return b.ref(out, p.acc)
 
     def _combine(self) -> Kernel:
         """Sums of the pieces in order, and what is computed from them."""

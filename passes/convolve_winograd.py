@@ -12,6 +12,7 @@ channels before the last step: F(2 x 2, 3 x 3) of Lavin and Gray, "Fast algorith
         (by the tasks below, where each wants panels of its own)
     for group, block of tiles (nr), block of output channels in parallel:
         for channel, row of tiles:                                       V[place][channel][nr] = Bt d B
+            (before, where several tasks want the same)
         for panel of output channels (mr):
             for place: tile in registers over channels                   M[place][mr][nr]
             for channel of the panel:                                    Y = At M A
@@ -33,17 +34,17 @@ from typing import NamedTuple
 from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv, dmax, dmin, prod
 from flowc.kernel import Expr, Fold, Kernel
-from flowc.passes.convolve_copy import Convolution, bound, guess, steps, turned
+from flowc.passes.convolve_copy import Convolution, bound, guess, steps
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Lowered, cost, declare_outputs, describe, inliner, named, nest
-from flowc.passes.minimal_filters import BRING, FINISH, TAPS, Filter, Rule, small_axes, tiled
+from flowc.passes.minimal_filters import BRING, FINISH, TAPS, Filter, Rule, constant, small_axes, tiled
 from flowc.passes.problem import either, exists
 from flowc.passes.schedule import Machine
 from flowc.passes.tiles import ceil_div
 from flowc.types import DType, Type, i64
 
 CHANNELS = 16    # of the kernel, transformed by one task
-FEW = 1 << 14    # windows of a kernel that are not worth the code for reading them by vectors
+TOGETHER = 4     # times the second-level cache: the transformed input that several tasks read from memory, at most
 LINE = 16        # elements between places: many at a distance of pages meet in few sets of the cache
 CREWS = (1, 2, 4, 8)  # numbers of threads that shall all be busy to the end
 
@@ -171,10 +172,12 @@ class Tile:
         return f"{self.mr} channels x {self.nr} tiles, {self.mc} channels of a task"
 
 
-def choose_tile(machine: Machine, dtype: DType, f: Filter, sizes: tuple[int, int, int],
-                tiles: DimLike) -> Tile:
-    """The blocks of least time, in steps of a sum; the transformed input of a task stays in the second-level cache."""
+def choose_tile(machine: Machine, dtype: DType, f: Filter, sizes: tuple[int, int, int], tiles: DimLike,
+                waste: float) -> Tile:
+    """The blocks of least time, in steps of a sum; the transformed input of a task stays in the second-level cache.
+    ``waste``: lanes by which tiles are brought, for each tile."""
     groups, rows, depth = sizes
+    apart = brought_apart(machine, dtype, f, sizes, tiles)
     lanes, registers = machine.lanes(dtype), 24 if machine.vector_bits >= 512 else 12
     best: tuple[float, Tile] | None = None
     for nv in (2, 3, 1):
@@ -188,13 +191,21 @@ def choose_tile(machine: Machine, dtype: DType, f: Filter, sizes: tuple[int, int
             step = max(mr * nv + 0.25 * nv + 0.125 * mr, 8.0)
             for parts in range(1, min(panels, 8) + 1):
                 mc = ceil_div(panels, parts)
-                task = f.places * (mc * (depth * step + FINISH * mr * nv) + BRING * depth * nv)
+                task, bring = f.places * mc * (depth * step + FINISH * mr * nv), f.places * BRING * depth * nv * waste
                 count = groups * blocks * ceil_div(panels, mc)
-                time = sum(max(count / t, ceil_div(int(count), t)) * task for t in CREWS)
+                once = apart and mc < panels
+                time = sum(max(count / t, ceil_div(int(count), t)) * (task + (not once) * bring)
+                           + once * groups * blocks * bring / t for t in CREWS)
                 if best is None or time < 0.999 * best[0]:
                     best = time, Tile(mr, nr, mc * mr)
     assert best is not None
     return best[1]
+
+
+def brought_apart(machine: Machine, dtype: DType, f: Filter, sizes: tuple[int, int, int], tiles: DimLike) -> bool:
+    """May tasks that want the same transformed input read it from memory?  It is little enough to stay near."""
+    groups, _, depth = sizes
+    return isinstance(tiles, int) and groups * f.places * depth * tiles * dtype.bytes <= TOGETHER * machine.l2
 
 
 class Winograd:
@@ -208,16 +219,19 @@ class Winograd:
         self.taps = [1 if i in small else t for i, t in enumerate(p.taps)]  # summed like channels
         self.count = p.images * prod(self.tiles)
         self.depth: int = guess(prod((p.channels, *self.taps)))
-        self.tile = choose_tile(p.ctx.machine, p.acc, f, (p.groups, p.rows, self.depth), self.count)
+        sizes, width = (p.groups, p.rows, self.depth), guess(self.tiles[-1])
+        self.tile = choose_tile(p.ctx.machine, p.acc, f, sizes, self.count, ceil_div(width, p.width) * p.width / width)
+        self.apart = self.tile.mc < p.rows and brought_apart(p.ctx.machine, p.acc, f, sizes, self.count)
         self.panels = ceil_div(p.rows, self.tile.mr)
         self.lines = Lines(p, small, self.tiles, f)
         self.kernel_shape = (p.groups, self.panels, f.places, self.depth * self.tile.mr + LINE)
         # the only block of tiles that wants the transformed kernel makes it, panel by panel
-        self.on_way = (isinstance(self.count, int) and self.count <= self.tile.nr
+        self.on_way = (isinstance(self.count, int) and self.count <= self.tile.nr and not constant(p.w)
                        and self.filter.places * self.depth * self.tile.mr * p.acc.bytes <= p.ctx.machine.l2 * 3 // 4)
         self.pitch = self.depth * self.tile.nr + p.width  # of a place; the last piece of a row brings too much
         name = p.ctx.name
-        self.copied, self.transformed = f"{name}.copy", f"{name}.kernel"
+        self.copied, self.transformed, self.brought = f"{name}.copy", f"{name}.kernel", f"{name}.tiles"
+        self.brought_shape = p.groups, ceildiv(self.count, self.tile.nr), f.places * self.pitch
 
     def lower(self) -> Lowered:
         p = self.p
@@ -229,6 +243,10 @@ class Winograd:
             out.kernels.append(self.transform_kernel())
             out.temps[self.transformed] = kernel
             out.work.append(work * 2)
+        if self.apart:
+            out.kernels.append(self.bring_all())
+            out.temps[self.brought] = Type(p.acc, self.brought_shape)
+            out.work.append(self.count * self.depth * p.groups * self.filter.places)
         out.kernels.append(self.multiply())
         out.work.append(self.count * work // 8 + p.images * p.rows * cost(p.group))
         return out
@@ -264,13 +282,11 @@ class Winograd:
         def put(i: DimLike, c: DimLike, r: Idx, kk: DimLike) -> None:
             row = g * p.rows + dmin(t.mr * panel + i, p.rows - 1)  # rows beyond the last are never stored
             k.write(here, t.mr * kk + i, k.b.cast(inl.value(p.w, (row, c, *map(k.tidy, r))), p.acc))
-        if self.rows * self.depth <= FEW or step is not None and turned(step):
-            with nest(k, (count, *p.taps), "seq", "k") as (c, *r), k.loop(t.mr, "seq", "i") as i:
-                put(i, first + c, tuple(r), linear_index((c, *r), (count, *p.taps)))
-        else:
-            with k.loop(t.mr, "seq", "i") as i, k.loop(count * taps, "vector", "k", p.width) as kk:
-                c, *r = unravel(taps * first + kk, (p.channels, *p.taps))
-                put(i, c, tuple(r), kk)
+        back = step is not None and step[-1] < 0  # taps are walked over along memory, which turns them by whole rows
+        with (k.loop(count, "seq", "c") as c, k.loop(taps, "seq", "k") as kk,
+              k.loop(t.mr, "vector", "i", min(p.width, t.mr)) as i):
+            kk = taps - 1 - kk if back else kk
+            put(i, first + c, unravel(kk, p.taps), taps * c + kk)
         half = k.alloc(p.acc, self.filter.size * TAPS * t.mr)
         with nest(k, (count, *self.taps), "seq", "c") as (c, *r):
             to = start + linear_index((first + c, *r), (p.channels, *self.taps)) * t.mr
@@ -294,8 +310,12 @@ class Winograd:
             self.first = t.nr * block
             self.end = bound(k, dmin(self.first + t.nr, self.count))
             pieces = self.find_pieces(k, lines, g)
-            v = k.alloc(p.acc, self.filter.places * self.pitch)
-            self.bring(k, lines, pieces, v)
+            v, begin = self.brought, linear_index((g, block, 0), self.brought_shape)
+            if self.apart:
+                k.buffer(v, p.acc, self.brought_shape)
+            else:
+                v, begin = k.alloc(p.acc, self.filter.places * self.pitch), 0
+                self.bring(k, lines, pieces, (v, begin), (0, p.channels))
             products = k.alloc(p.acc, self.filter.places * t.mr * t.nr)
             results = k.alloc(p.acc, t.mr * self.out ** 2 * t.nr + p.width)  # room for what the last piece looks at
             rows_out = k.alloc(p.acc, t.mr * self.out ** 2 * t.nr)
@@ -307,7 +327,7 @@ class Winograd:
                 if here:
                     with k.loop(ceildiv(p.channels, CHANNELS), "seq", "cb") as some:
                         self.transform(k, inl, (g, panel, some), here, 0)
-                self.products(k, v, products, here or self.transformed, 0 if here else self.panel_at(g, panel))
+                self.products(k, (v, begin), products, here or self.transformed, 0 if here else self.panel_at(g, panel))
                 finite = self.results(k, products, results)
                 with k.if_(k.b.not_(finite)):
                     self.again(k, inl, lines, pieces, results, (g, t.mr * panel, rows))
@@ -355,25 +375,46 @@ class Winograd:
         """The input at a channel of the group and a place of the tile at ``begin``."""
         return k.b.load(self.copied, k.tidy(begin + lines.offset(c, others)), self.p.acc)
 
-    def bring(self, k: KernelBuilder, lines: Lines, pieces: tuple, v: str) -> None:
-        """V = Bt d B.  What a piece brings beyond its end is written over by the next, or by the next channel's."""
+    def bring_all(self) -> Kernel:
+        """The transformed input of all blocks, some channels by each task."""
+        p, t = self.p, self.tile
+        k = p.ctx.builder("t")
+        k.buffer(self.copied, p.acc, (self.lines.size,))
+        with (nest(k, self.brought_shape[:2], "parallel", "t") as (g, block),
+              k.loop(ceildiv(p.channels, CHANNELS), "parallel", "cb") as some):
+            lines = self.lines.bind(k)
+            self.first = t.nr * block
+            self.end = bound(k, dmin(self.first + t.nr, self.count))
+            begin = linear_index((g, block, 0), self.brought_shape)
+            part = CHANNELS * some, dmin(CHANNELS, p.channels - CHANNELS * some)
+            self.bring(k, lines, self.find_pieces(k, lines, g), (self.brought, begin), part)
+        k.buffer(self.brought, p.acc, self.brought_shape, "out")
+        return k.finish(p.ctx.dims, [f"transform the input of {p.node.op.name}"])
+
+    def bring(self, k: KernelBuilder, lines: Lines, pieces: tuple, v: tuple[str, DimLike],
+              channels: tuple[DimLike, DimLike]) -> None:
+        """V = Bt d B, at a place of a buffer, for channels first .. first + count - 1.  What a piece brings beyond its
+        end is written over by the next, or by the next channel's, unless another task brings that."""
         p, t, size = self.p, self.tile, self.filter.size
         half = k.alloc(p.acc, self.filter.places * p.width)
-        with (nest(k, (p.channels, *self.taps), "seq", "c") as r, k.loop(pieces[0], "seq", "q") as q):
+        with (nest(k, (channels[1], *self.taps), "seq", "c") as (c, *r), k.loop(pieces[0], "seq", "q") as q):
             begin, to = self.piece(k, lines, pieces, q)
-            at = linear_index(r, (p.channels, *self.taps)) * t.nr + to
-            two_ways(k, self.filter.input, size, Lanes(p.width, p.width, p.acc), half, lambda y, x, j: self.element(
-                k, lines, begin + j, r[0], self.taps_at(r[1:], y, x)),
-                lambda y, x, j, value: k.write(v, self.pitch * (size * y + x) + at + j, value))
+            at = linear_index((channels[0] + c, *r), (p.channels, *self.taps)) * t.nr + to
 
-    def products(self, k: KernelBuilder, v: str, products: str, kernel: str, start: DimLike) -> None:
+            def write(y: DimLike, x: DimLike, j: DimLike, value: Expr) -> None:
+                inside = k.b.lt(k.b.index(to + j), k.b.index(t.nr)) if self.apart else None
+                k.write(v[0], v[1] + self.pitch * (size * y + x) + at + j, value, inside)
+            two_ways(k, self.filter.input, size, Lanes(p.width, p.width, p.acc), half, lambda y, x, j: self.element(
+                k, lines, begin + j, channels[0] + c, self.taps_at(tuple(r), y, x)), write)
+
+    def products(self, k: KernelBuilder, v: tuple[str, DimLike], products: str, kernel: str, start: DimLike) -> None:
         p, t = self.p, self.tile
         with k.loop(self.filter.places, "seq", "e") as place:
             acc = k.acc(p.acc, k.b.const(0, p.acc), (t.mr, t.nr))
             with (k.loop(self.depth, "seq", "k") as kk, k.loop(t.mr, "unroll", "i") as i,
                   k.loop(t.nr, "vector", "j", p.width) as j):
                 w = k.b.load(kernel, start + self.kernel_shape[-1] * place + t.mr * kk + i, p.acc)
-                x = k.b.load(v, self.pitch * place + t.nr * kk + j, p.acc)
+                x = k.b.load(v[0], v[1] + self.pitch * place + t.nr * kk + j, p.acc)
                 k.set(acc, k.b.fma(w, x, k.get(acc, i, j)), i, j)
             with k.loop(t.mr, "unroll", "i") as i, k.loop(t.nr, "vector", "j", p.width) as j:
                 k.write(products, (t.mr * place + i) * t.nr + j, k.get(acc, i, j))

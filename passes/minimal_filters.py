@@ -28,7 +28,7 @@ import numpy as np
 from flowc import config
 from flowc.dataclass import dataclass
 from flowc.dims import DimLike, ceildiv
-from flowc.graph import Node
+from flowc.graph import PARAM, Node
 from flowc.passes.convolve_copy import guess
 from flowc.passes.tiles import ceil_div
 
@@ -37,12 +37,14 @@ DEPTH = 20       # roundings of the transforms
 LANES = 16       # lanes in comparisons of forms: part of the meaning, not of the machine
 # steps of a sum that these are worth, for one vector of tiles and one place: bringing a channel, finishing an output
 # channel; for one window of the kernel: transforming it
-BRING, FINISH, KERNEL = 4, 6, 1.5
+BRING, FINISH, KERNEL = 4, 6, 0.7
+KNOWN = 0.3      # and for one that was transformed before, as it is constant: reading it
 LINE = 40        # the same for copying one line of the input
 LONG = 64        # channels whose sums as written err as much as large tiles do
 COPY = 12        # and for copying one vector of neighbours that lie apart
 SIDE = 64        # rows and columns of results that one task adds up
 TASKS, PART = 16, 32  # tasks wanted before sums are cut into parts, and tiles of one part, at least
+STEPS = 32       # nodes between a kernel and the constants that it is made of, at most
 GAIN = 1.15      # how much faster it must be, by these figures
 
 Rule = Callable[[Any, Sequence[Any]], list[Any]]  # with an Arithmetic
@@ -178,6 +180,18 @@ def possible(conv: Node) -> bool:
     return small_axes(conv) is not None and known and conv.dtype.floating
 
 
+def constant(node: Node) -> bool:
+    """Does the node depend on constants alone, by few steps?"""
+    seen, stack = {node}, [node]
+    while stack and len(seen) <= STEPS:
+        n = stack.pop()
+        if n.op is PARAM:
+            return False
+        stack += {x for x in n.inputs if x not in seen}
+        seen.update(n.inputs)
+    return not stack
+
+
 def best_filter(conv: Node) -> Filter | None:
     """The fastest form on a CPU; None: sums as they are written."""
     small = small_axes(conv)
@@ -192,7 +206,8 @@ def best_filter(conv: Node) -> Filter | None:
         waste = ceil_div(tiles[-1], LANES) * LANES / max(1, tiles[-1])  # rows of tiles come in whole vectors
         vectors = ceil_div(images * int_prod(tiles), LANES)
         steps = rows * depth + BRING * depth * waste + FINISH * rows
-        kernel = KERNEL if vectors > 1 else KERNEL / 2  # which stays in the cache of the task that makes it
+        # one that is not constant stays in the cache of the task that makes it
+        kernel = KNOWN if constant(conv.inputs[1]) else KERNEL if vectors > 1 else KERNEL / 2
         time = f.places * (vectors * steps + kernel * rows * depth)
         time += LINE * depth * images * int_prod(map(guess, conv.shape[2:-1]))
         if time < least:

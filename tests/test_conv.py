@@ -161,6 +161,7 @@ def test_results_of_unknown_sizes_stay_in_their_place(sizes, w, attrs):
     ((1, 64, 9, 10), (64, 64, 3, 3), {"padding": 1}),                     # several panels of channels
     ((20, 6, 14, 14), (16, 6, 5, 5), {}),                                 # in place, last tile beyond the image
     ((20, 1, 28, 28), (6, 1, 5, 5), {"padding": 2}),                      # copied by its task
+    ((20, 3, 9, 9), (16, 3, 5, 5), {"stride": (2, 1), "dilation": (1, 2)}),  # a plane for each tap along the rows
     ((40, 5, 3, 3), (4, 5, 3, 3), {"padding": 1}),                        # images joined
     ((3, 4, 1, 1), (5, 4, 1, 1), {}),                                     # one position
     ((2, 3, 30, 31), (16, 3, 7, 7), {"stride": 2, "padding": 3}),         # phases

@@ -368,13 +368,15 @@ MORE_PLANS = [  # code, old, new
     ("V206", "arena at 4096", "arena at 4100"), ("V206", "arena at 0", "arena at -64"), ("V207", "-> (%a)", "-> (%x)"),
     ("V208", "  wave 1\n    s2: @k(%a, %b) -> (%y)", ""), ("V207", "(%a, %b) -> (%y)", "(%b) -> (%a, %y)"),
     ("V203", "s1: @k(%x, %c) -> (%b)", "s1: @k(%x, %c) -> (%a)"), ("V210", "f32[n] arena", "f32[m] arena"),
+    ("V202", "wave 0\n", "buffer %d: f32[4] constant 1\n  once\n    s9: @k(%x) -> (%d)\n  wave 0\n"),
+    ("V207", "wave 0\n    s0: @k(%x)", "once\n    s0: @k(%c)"),
     ("V208", "param 0", "output 0"), ("V204", "f32[1024] arena at 0", "f32[1024] arena at 64*((4*n + 63) // 64)")]
 
 
 def wrong_plan(code: str):
     if code == "V209":
         plan = parse_plan(PLAN)
-        return replace(plan, steps=(replace(plan.steps[0], wave=-1), *plan.steps[1:]))
+        return replace(plan, steps=(replace(plan.steps[0], wave=-2), *plan.steps[1:]))
     old, new = PLANS[code]
     assert old in PLAN
     return parse_plan(PLAN.replace(old, new, 1))

@@ -215,7 +215,7 @@ def test_rounding_of_sums(images, size, most):
 
 @pytest.mark.parametrize(("x", "rows", "tiles"), [
     ((1, 64, 56, 56), 64, 4), ((8, 512, 7, 7), 512, 4), ((1, 256, 14, 14), 256, 4), ((1, 32, 56, 56), 32, 2),
-    ((1, 512, 7, 7), 512, 0),     # the kernel's transform would take longer than what is saved
+    ((1, 512, 7, 7), 512, 2), ((1, 512, 4, 4), 512, 0),  # the kernel's transform would take longer than what is saved
     ((8, 3, 56, 56), 64, 0), ((64, 6, 14, 14), 16, 0),
 ])
 def test_choice(x, rows, tiles):

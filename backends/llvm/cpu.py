@@ -19,7 +19,7 @@ from flowc.backends.llvm.engine import Code, Store, begin
 from flowc.backends.llvm.share import WORK_PER_US, costs
 from flowc.backends.runtime import Executable, arrays_of, normalise, run_host_step
 from flowc.dims import evaluate, substitute
-from flowc.plan import Program, Step, Unfinished
+from flowc.plan import ONCE, Program, Step, Unfinished
 
 PATIENCE = 500_000 * WORK_PER_US     # work (half a second) after which a run lets Python look for Ctrl-C
 
@@ -40,8 +40,10 @@ class CpuExecutable(Executable):
         self.binary = binary
         self._store, self._program = store, program
         self._costs = costs()
-        self._work = sum((s.work for s in self.plan.steps if isinstance(s.work, int)), 0)
+        self._called = [s for s in self.plan.steps if s.wave != ONCE]
+        self._work = sum((s.work for s in self._called if isinstance(s.work, int)), 0)
         self._run = _RUN(0 if binary.entry is None else binary.entry.address("run"))
+        self.run_once()
 
     # -- running
 
@@ -61,7 +63,7 @@ class CpuExecutable(Executable):
 
     def work(self, sizes: Mapping[str, int]) -> int:
         """Estimated work of one run."""
-        return self._work + sum(evaluate(s.work, sizes) for s in self.plan.steps if not isinstance(s.work, int))
+        return self._work + sum(evaluate(s.work, sizes) for s in self._called if not isinstance(s.work, int))
 
     def _run_entry(self, arrays: Sequence[np.ndarray], outputs: Sequence[np.ndarray | None], arena: int,
                    sizes: Mapping[str, int], work: int) -> None:

@@ -26,7 +26,7 @@ from flowc.backends.llvm.share import ROW, costs, field, field_at, put
 from flowc.dataclass import replace
 from flowc.dims import Call, Dim, DimLike, prod, substitute, sym, symbols
 from flowc.kernel import Kernel, Let, Loop
-from flowc.plan import Place, Plan, Program, Step
+from flowc.plan import ONCE, Place, Plan, Program, Step
 
 PART = 48                           # steps per function: LLVM's time per function grows faster than its length
 
@@ -115,7 +115,7 @@ class _Part:
     def __init__(self, program: Program, module: Module, f: Function, kernels: Mapping[str, str], name: str):
         self.program, self.module, self.f, self.kernels, self.name = program, module, f, kernels, name
         self.table = program.plan.table()
-        self.slots = buffer_slots(program.plan, program.constants)
+        self.slots = buffer_slots(program.plan, program.plan.constants())
         self.env: dict[str, str | int] = {}
         self.sizes: dict[DimLike, str | int] = {}
         self.pointers: dict[str, str] = {}
@@ -237,7 +237,7 @@ def emit_sizes(program: Program, module: Module, name: str = "sizes") -> None:
     hidden = hidden_symbols(plan)
     results: list[DimLike] = [d for o in plan.outputs for d in table[o].type.shape]
     outputs = len(results)
-    results += [plan.arena, _total(s.work for s in plan.steps)]
+    results += [plan.arena, _total(s.work for s in plan.steps if s.wave != ONCE)]
     equal = [*plan.constraints, *((sym(h), d) for d, h in hidden.items())]
     f = Function(module, name, "ptr %dims, ptr %out", ret="i32")
     env: dict[str, str | int] = {s: field(f, "%dims", i, "i64")
