@@ -142,7 +142,8 @@ def check_map(value, *dtypes, out, count: int = 150, most: float | None = None) 
 
 KINDS = {"b": BOOLS, "i": INTS[:4], "u": INTS[4:], "f": FLOATS}
 FUNCTIONS = {"exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "sinh", "cosh", "tanh",
-             "asin", "acos", "atan", "asinh", "acosh", "atanh", "erf", "erfc", "cbrt", "pow", "atan2"}
+             "asin", "acos", "atan", "asinh", "acosh", "atanh", "erf", "erfc", "ndtr", "cbrt", "pow",
+             "atan2"}
 PLAIN = [(name, d) for name, row in INSTRS.items() for d in ALL
          if row.arity and d.kind in row.kinds and row.result != "attr" and not row.operands
          and name not in FUNCTIONS | {"select"}]

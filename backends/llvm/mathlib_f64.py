@@ -9,6 +9,7 @@ is meant.  Coefficients are minimax fits of our own.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from flowc.backends.llvm.mathlib_logs import (
@@ -385,8 +386,9 @@ def acos(b: Builder, x: Expr) -> Expr:
 
 # ---- error functions ------------------------------------------------------------------------------------------------
 
-def _erfc_far(b: Builder, t: Expr) -> Expr:
-    """erfc(t) = exp(-t*t) * (1 + t * R(t) / S(t)) / (1 + 2 * t) for t >= 0 up to where it vanishes.
+def _erfc_far(b: Builder, t: Expr, a: Expr | None = None) -> Expr:
+    """erfc(t) = exp(-t*t) * (1 + t * R(t) / S(t)) / (1 + 2 * t) for t >= 0 up to where it vanishes.  With ``a``, which
+    is t * sqrt(2) without its rounding: half of it.
 
     The fraction is small, and S is in numerator and denominator, so that few of the roundings count; no sum cancels.
     In the exponent the square meets an exact multiple of LN2_SHORT before it is rounded."""
@@ -394,8 +396,12 @@ def _erfc_far(b: Builder, t: Expr) -> Expr:
     below = poly_pairs(b, t, z, ERFC_BELOW)
     above = b.fma(t, poly_pairs(b, t, z, ERFC), below)
     j, n = to_integer(b, z, -LOG2_E)
-    r = b.fma(j, -LN2_REST, b.fma(b.neg(t), t, b.mul(j, -LN2_SHORT)))
+    square = b.mul(j, -LN2_SHORT)
+    square = b.fma(b.neg(t), t, square) if a is None else b.fma(b.mul(a, -0.5), a, square)
+    r = b.fma(j, -LN2_REST, square)
     power = b.mul(r, b.fma(r, poly(b, r, EXP), 1.0))  # without the 1, which comes last
+    if a is not None:
+        j, n = b.sub(j, 1.0), b.sub(n, 1)
     return scale(b, b.div(b.fma(above, power, above), b.fma(below, b.add(t, t), below)), j, n)
 
 
@@ -414,6 +420,13 @@ def erfc(b: Builder, x: Expr) -> Expr:
     a = b.abs(x)
     far = _erfc_far(b, b.select(b.gt(a, 28.0), 28.0, a))
     return b.select(b.lt(x, 0.0), b.sub(2.0, far), far)
+
+
+def ndtr(b: Builder, x: Expr) -> Expr:
+    a = b.abs(x)
+    a = b.select(b.gt(a, 39.5), 39.5, a)
+    far = _erfc_far(b, b.mul(a, math.sqrt(0.5)), a)
+    return b.select(b.gt(x, 0.0), b.sub(1.0, far), far)
 
 
 # ---- roots and powers -----------------------------------------------------------------------------------------------
@@ -476,4 +489,4 @@ def pow(b: Builder, x: Expr, y: Expr) -> Expr:
 
 FUNCTIONS = {f.__name__: f for f in (
     exp, exp2, expm1, log, log2, log10, log1p, sin, cos, tan, asin, acos, atan, sinh, cosh, tanh, asinh, acosh, atanh,
-    erf, erfc, cbrt, pow, atan2)}
+    erf, erfc, ndtr, cbrt, pow, atan2)}
