@@ -589,3 +589,7 @@ def test_transposed_rows(d, columns, width):
                        "z": np.zeros((size, columns), d.numpy)}, {"n": size})
 
 
+def test_fields_of_records_at_two_widths():
+    kernel = Kernel("k", (Buffer("x", f64, (16, 3)), Buffer("z", f64, (2, 16), "out")), (), tuple(
+        Loop("j", 16, "vector", (Store("z", 16 * m + j, b.load("x", 3 * j + 1, f64)),), 8 << m) for m in range(2)))
+    check(kernel, {"x": values(f64, 48)[:48].reshape(16, 3), "z": np.zeros((2, 16))})
