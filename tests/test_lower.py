@@ -285,3 +285,19 @@ def test_registers_at_once(fn, few, single, double):
     x = np.random.default_rng(1).uniform(0.1, 9, 4231)
     for d in ("float32", "float64", "float16"):
         assert flowc.verify(flowc.jit(fn, dynamic=True), x.astype(d))
+
+
+def test_rows_that_wait_for_functions_are_written_by_several_registers():
+    def mish(x):
+        y = x - np.mean(x, axis=-1, keepdims=True)
+        return y * np.tanh(np.log1p(np.exp(y)))
+    for fn, lanes in ((mish, 64), (lambda x: np.tanh(x - np.mean(x, axis=-1, keepdims=True)), 32),
+                      (lambda x: x - np.log(np.sum(x, axis=-1, keepdims=True)), 16)):
+        for spec, most in (("f32[n, 1000]", 1000), ("f32[n, 20]", 20), ("f32[2, 9]", 0)):
+            kernel = next(k for k in program(fn, spec).kernels.values() if "row: " in str(k.notes))
+            *_, last = (s for s in walk(kernel.body) if isinstance(s, Loop))
+            assert last.width == max(16, min(lanes, 1 << most.bit_length())), (spec, last.width)
+    x = np.random.default_rng(0).normal(size=(3, 77))
+    for d in ("float32", "float64", "float16"):
+        for n in (77, 20, 5):
+            assert flowc.verify(flowc.jit(mish), x[:, :n].astype(d))
