@@ -25,6 +25,7 @@ from flowc.backends.llvm.mathlib_logs import (
 from flowc.backends.llvm.mathlib_parts import (
     INF,
     MAGIC,
+    at_most,
     bits,
     clamp,
     cube_root,
@@ -106,7 +107,7 @@ def expm1(b: Builder, x: Expr) -> Expr:
 
 def _exp_half(b: Builder, a: Expr) -> Expr:
     """exp(a) / 2 for a >= 0, right up to where sinh overflows."""
-    p, j, n = exp_parts(b, clamp(b, a, 0.0, 90.0))
+    p, j, n = exp_parts(b, at_most(b, a, 90.0))
     return scale(b, p, b.sub(j, 1.0), b.sub(n, 1))
 
 

@@ -29,6 +29,7 @@ from flowc.backends.llvm.mathlib_logs import (
 from flowc.backends.llvm.mathlib_parts import (
     INF,
     MAGIC,
+    at_most,
     bits,
     clamp,
     cube_root,
@@ -107,9 +108,19 @@ def to_integer(b: Builder, x: Expr, factor: float) -> tuple[Expr, Expr]:
 
 def exp_parts(b: Builder, x: Expr) -> tuple[Expr, Expr, Expr]:
     """(p, j, n) with exp(x) = p * 2**j, p about 0.7 to 1.42 and j whole, n the same as i32."""
+    j, n, r = exp_remainder(b, x)
+    return exp_whole(b, r, poly(b, r, EXP)), j, n
+
+
+def exp_remainder(b: Builder, x: Expr) -> tuple[Expr, Expr, Expr]:
+    """(j, n, r) with x = j * log(2) + r, j whole and n the same as i32."""
     j, n = to_integer(b, x, LOG2_E)
-    r = b.fma(j, -LN2_LOW, b.fma(j, -LN2, x))
-    return b.fma(r, b.fma(r, poly(b, r, EXP), 1.0), 1.0), j, n
+    return j, n, b.fma(j, -LN2_LOW, b.fma(j, -LN2, x))
+
+
+def exp_whole(b: Builder, r: Expr, p: Expr) -> Expr:
+    """exp(r) from the polynomial."""
+    return b.fma(r, b.fma(r, p, 1.0), 1.0)
 
 
 def exp(b: Builder, x: Expr) -> Expr:
@@ -140,7 +151,7 @@ def expm1(b: Builder, x: Expr) -> Expr:
 
 def _exp_half(b: Builder, a: Expr) -> Expr:
     """exp(a) / 2 for a >= 0, right up to where sinh overflows."""
-    p, j, n = exp_parts(b, clamp(b, a, 0.0, 711.0))
+    p, j, n = exp_parts(b, at_most(b, a, 711.0))
     return scale(b, p, b.sub(j, 1.0), b.sub(n, 1))
 
 
@@ -157,11 +168,13 @@ def cosh(b: Builder, x: Expr) -> Expr:
 
 
 def tanh(b: Builder, x: Expr) -> Expr:
+    """Odd function near 0, 1 - 2 / (exp(2 * x) + 1) beyond: one of the two polynomials is computed."""
     a, z = b.abs(x), b.mul(x, x)
-    near = b.fma(b.mul(x, z), poly(b, z, TANH), x)
-    p, j, n = exp_parts(b, clamp(b, b.add(a, a), 0.0, 80.0))
-    far = b.sub(1.0, b.div(2.0, b.add(scale(b, p, j, n), 1.0)))
-    return b.copysign(b.select(b.lt(a, 0.625), near, far), x)
+    near = b.lt(a, 0.625)
+    j, n, r = exp_remainder(b, at_most(b, b.add(a, a), 80.0))
+    p = poly_either(b, near, b.select(near, z, r), TANH, EXP)
+    far = b.sub(1.0, b.div(2.0, b.add(scale(b, exp_whole(b, r, p), j, n), 1.0)))
+    return b.copysign(b.select(near, b.fma(b.mul(x, z), p, x), far), x)
 
 
 # ---- logarithms -----------------------------------------------------------------------------------------------------
@@ -410,21 +423,19 @@ def erf(b: Builder, x: Expr) -> Expr:
     1, where roundings are smallest, as long as they count."""
     a, z = b.abs(x), b.fma(x, x, -0.5)
     far = b.gt(a, 1.12)
-    t = b.select(b.gt(a, 5.95), 5.95, a)
+    t = at_most(b, a, 5.95)
     p = poly_either(b, far, b.select(far, t, z), ERF_FAR, ERF)
     half = b.mul(p, p)
     return b.copysign(b.select(far, b.fma(b.mul(half, -0.125), half, 1.0), b.fma(a, p, a)), x)
 
 
 def erfc(b: Builder, x: Expr) -> Expr:
-    a = b.abs(x)
-    far = _erfc_far(b, b.select(b.gt(a, 28.0), 28.0, a))
+    far = _erfc_far(b, at_most(b, b.abs(x), 28.0))
     return b.select(b.lt(x, 0.0), b.sub(2.0, far), far)
 
 
 def ndtr(b: Builder, x: Expr) -> Expr:
-    a = b.abs(x)
-    a = b.select(b.gt(a, 39.5), 39.5, a)
+    a = at_most(b, b.abs(x), 39.5)
     far = _erfc_far(b, b.mul(a, math.sqrt(0.5)), a)
     return b.select(b.gt(x, 0.0), b.sub(1.0, far), far)
 

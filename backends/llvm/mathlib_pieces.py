@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from flowc.backends.llvm.mathlib_parts import bits, lookup
+from flowc.backends.llvm.mathlib_parts import at_most, bits, lookup
 from flowc.kernel import Builder, Expr
 
 
@@ -30,7 +30,7 @@ class Pieces(NamedTuple):
 def pieces(b: Builder, a: Expr, table: Pieces) -> tuple[Expr, Expr, Expr, Expr, Expr]:
     """(t, key, d, slope, value): the function at ``a`` >= 0 is ``value + d * slope``; t is a, at most ``last``; ``key``
     is t + add."""
-    t = b.select(b.gt(a, table.last), table.last, a)
+    t = at_most(b, a, table.last)
     key = b.add(t, table.add)
     index = b.shr(bits(b, key), table.shift)
     d = b.sub(t, lookup(b, index, table.centres, a.dtype))
