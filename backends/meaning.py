@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from flowc.ops.rules import in_f32, in_f64
+from flowc.ops.rules import each, in_f32, in_f64, ndtr
 from flowc.types import DType, bf16, dtype, f32
 
 Array = Any  # np.ndarray or np.generic
@@ -194,11 +194,6 @@ def bitcast(x: Array, to: DType) -> Array:
 
 # ---- the table ------------------------------------------------------------------------------------------------------
 
-def _each(fn: Callable[[float], float]) -> Callable[[Array], Array]:
-    apply = np.frompyfunc(fn, 1, 1)
-    return lambda x: np.asarray(apply(x), np.float64)
-
-
 _HALF_TOO: dict[str, Callable[..., Any]] = {  # exact or correctly rounded in f32 and f64
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "fmod": np.fmod, "neg": np.negative,
     "abs": np.abs, "min": np.minimum, "max": np.maximum, "sqrt": np.sqrt, "fma": fma, "floor": np.floor,
@@ -212,8 +207,8 @@ _ROUNDED: dict[str, Callable[..., Any]] = {
     "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log10": np.log10,
     "log1p": np.log1p, "sin": np.sin, "cos": np.cos, "tan": np.tan, "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh,
     "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "asinh": np.arcsinh, "acosh": np.arccosh,
-    "atanh": np.arctanh, "erf": _each(math.erf), "erfc": _each(math.erfc), "cbrt": np.cbrt, "pow": np.power,
-    "atan2": np.arctan2}
+    "atanh": np.arctanh, "erf": each(math.erf), "erfc": each(math.erfc), "ndtr": each(ndtr), "cbrt": np.cbrt,
+    "pow": np.power, "atan2": np.arctan2}
 
 NUMPY_MEANING: dict[str, Callable[..., Any]] = {
     **{n: in_f32(f) for n, f in _HALF_TOO.items()}, **_WHOLE, **{n: in_f64(f) for n, f in _ROUNDED.items()}}

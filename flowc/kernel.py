@@ -92,7 +92,7 @@ INSTRS = _instrs(
     ("bitcast", 1, "iuf", "attr", "same bits as another dtype of the same width"),
     *((n, 1, "f", "same", f"{n}(a); expanded by the mathlib of the backend") for n in (
         "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "sinh", "cosh", "tanh",
-        "asin", "acos", "atan", "asinh", "acosh", "atanh", "erf", "erfc", "cbrt")),
+        "asin", "acos", "atan", "asinh", "acosh", "atanh", "erf", "erfc", "ndtr", "cbrt")),
     ("pow", 2, "f", "same", "a ** b"),
     ("atan2", 2, "f", "same", "angle of (b, a)"),
     # sums of products of narrow numbers, packed in words, the first the uppermost

@@ -91,13 +91,18 @@ def erfc(x: Array) -> Array:
     return op_call("erfc", _floating(x))
 
 
+def ndtr(x: Array) -> Array:
+    """The normal distribution: the probability of a value below x."""
+    return op_call("ndtr", _floating(x))
+
+
 def gelu(x: Array, approximate: bool = False) -> Array:
     """x times the normal distribution function; ``approximate``: by tanh (Hendrycks and Gimpel, 2016)."""
     x = _floating(x)
     if approximate:
         inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
         return _same(x, 0.5 * x * (1 + fnp.tanh(inner)))
-    return _same(x, 0.5 * x * erfc(_same(x, x * -math.sqrt(0.5))))
+    return _same(x, x * ndtr(x))
 
 
 # ---- softmax and losses ---------------------------------------------------------------------------------------------

@@ -216,13 +216,9 @@ def _logit(x: Node) -> Node:
     return emit("sub", emit("log", x), emit("log1p", emit("neg", x)))
 
 
-def _ndtr(x: Node) -> Node:
-    return emit("mul", emit("erfc", emit("mul", x, like(-math.sqrt(0.5), x))), like(0.5, x))
-
-
 # Ufuncs of scipy.special, by name: the library is not loaded for them.
 SCIPY: dict[str, Builder] = {"erf": _op("erf"), "erfc": _op("erfc"), "expit": _op("logistic"), "xlogy": _xlogy,
-                             "logit": _logit, "ndtr": _ndtr}
+                             "logit": _logit, "ndtr": _op("ndtr")}
 
 _COMPARISONS: dict[np.ufunc, tuple[bool, bool]] = {
     np.equal: (False, False), np.not_equal: (True, True), np.less: (False, True), np.less_equal: (False, True),

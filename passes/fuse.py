@@ -45,7 +45,7 @@ SOURCES = 12          # values looked at when searching for a reduction of the s
 SEARCH = 256          # groups looked at when searching for a cycle
 
 EXPENSIVE = frozenset("exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh "
-                      "erf erfc cbrt pow atan2 logistic fmod mod random_bits".split())
+                      "erf erfc ndtr cbrt pow atan2 logistic fmod mod random_bits".split())
 
 CONDITIONAL = frozenset(("pad", "concatenate", "update_slice", "gather"))  # movement that decides, not only renames
 

@@ -24,7 +24,7 @@ from flowc.op import Pointwise, Reduction
 from flowc.passes.fuse import EXPENSIVE, Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index, unravel
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, nest
-from flowc.passes.schedule import Machine, collapse
+from flowc.passes.schedule import FEW, FUNCTIONS, TURNS, Machine, collapse
 from flowc.types import DType, i32, i64
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def walk_row(k: KernelBuilder, inl: Inliner, g: Group, o: Idx, ctx: Context,
     full = [n for n in g.outputs if n.rank > g.outer]
     if not full:
         return
-    lanes = ctx.machine.lanes(full[0].dtype)
+    lanes = written_lanes(g, full, caches, ctx.machine)
     start, end = (0, inside[-1]) if margins is None else margins.written(lane_count(inside[-1]))
     with nest(k, inside[:-1], "seq", "q") as q, k.loop(end - start, "vector", "j", lanes) as j:
         for n in full:
@@ -296,6 +296,22 @@ def walk_row(k: KernelBuilder, inl: Inliner, g: Group, o: Idx, ctx: Context,
     if margins is not None:
         for n in full:
             margins.fill(n, lanes, start, end, write)
+
+
+def written_lanes(g: Group, full: Sequence[Node], cached: Sequence[Node], machine: Machine) -> int:
+    """Lanes of the loop that writes a row: registers enough that some compute while functions wait for each other."""
+    last = g.space[-1]
+    chains: dict[Node, int] = {}  # of what is computed for every element
+    for n in g.members:
+        if n not in cached and n.rank > g.outer and n.shape[-1] == last and not isinstance(
+                n.op.lower, Reduction):
+            chains[n] = FUNCTIONS.get(n.op.name, 0) + max((chains.get(x, 0) for x in n.inputs), default=0)
+    chain = max((chains.get(n, 0) for n in full), default=0)
+    count = prod(g.space)
+    few = isinstance(count, int) and count <= FEW or any(n.op.name in TURNS for n in chains)
+    one = machine.lanes(full[0].dtype)
+    most = one * (1 if chain == 0 or few else 2 if chain == 1 or machine.vector_bits < 512 else 4)
+    return min(most, max(one, pow2(last))) if isinstance(last, int) else most
 
 
 def _row_value(node: Node, o: Idx, v: Expr):

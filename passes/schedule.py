@@ -11,11 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowc.dataclass import dataclass, field, replace
-from flowc.dims import linear, substitute, symbols
-from flowc.kernel import Expr, Kernel, Loop, Stmt, expressions, walk
+from flowc.dims import linear, prod, substitute, symbols
+from flowc.kernel import Expr, Kernel, Let, Loop, Stmt, expressions, walk
 from flowc.passes.choices import Choices, Problem, S
 from flowc.passes.rewriting import map_dims, sizes_in
 from flowc.types import DType
+
+LONG = 64          # instructions of a body that leave no registers for a second round
+FEW = 1 << 12      # elements that are computed sooner than better code is made
+# instructions expanded into many, and how many chains in a row each of them is
+FUNCTIONS = {"pow": 2, **dict.fromkeys((
+    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "sinh", "cosh", "tanh",
+    "asin", "acos", "atan", "asinh", "acosh", "atanh", "erf", "erfc", "ndtr", "cbrt", "atan2"), 1)}
+TURNS = frozenset(("sin", "cos", "tan"))
 
 
 @dataclass(frozen=True)
@@ -76,24 +84,60 @@ class ContractSchedule:
 
 def choose_map(machine: Machine, kernel: Kernel) -> MapSchedule:
     """Two registers of the widest type at once, so that one computes while the other waits for a result; very long
-    bodies one, to spill less."""
+    bodies one, to spill less.  Functions that wait for each other are chains so long that four registers are worth
+    their code; several that do not wait overlap by themselves, and so does the next round of one register.  Neither
+    is worth code where there is little to compute, nor are the rare ways of angles."""
     widest = max((p.dtype.bits for p in kernel.params), default=32)
-    count = sum(_size(e) for s in walk(kernel.body) for e in expressions(s))
     one = max(1, machine.vector_bits // max(widest, 32))
-    return MapSchedule(width=one * (2 if count <= 64 else 1))
+    body = _look(kernel)
+    registers = 2
+    if body.count > LONG or (body.functions and (body.turns or all(
+            isinstance(size := prod(p.shape), int) and size <= FEW for p in kernel.params))):
+        registers = 1
+    elif body.chain > 1:
+        registers = 4 if machine.vector_bits >= 512 else 2
+    elif body.functions > 1 and widest <= 32:  # those of f64 are longer chains
+        registers = 1
+    return MapSchedule(width=one * registers)
 
 
-def _size(e: Expr) -> int:
-    seen: set[int] = set()
-    stack, n = [e], 0
-    while stack:
-        x = stack.pop()
-        if id(x) in seen:
-            continue
-        seen.add(id(x))
-        n += x.op not in ("const", "ref", "index")
-        stack.extend(x.args)
-    return n
+@dataclass(frozen=True)
+class _Body:
+    """count: instructions.  functions: those expanded into many.  chain: how many of them wait for each other.  turns:
+    one reduces angles."""
+
+    count: int
+    functions: int
+    chain: int
+    turns: bool
+
+
+def _look(kernel: Kernel) -> _Body:
+    count = functions = 0
+    turns = False
+    chains: dict[Expr | str, int] = {}  # also by name of what is bound
+    for s in walk(kernel.body):
+        for e in expressions(s):
+            stack = [e]
+            while stack:
+                x = stack[-1]
+                if x in chains:
+                    stack.pop()
+                    continue
+                waits = [a for a in x.args if a not in chains]
+                if waits:
+                    stack += waits
+                    continue
+                stack.pop()
+                own = FUNCTIONS.get(x.op, 0)
+                count += x.op not in ("const", "ref", "index")
+                functions += own > 0
+                turns = turns or x.op in TURNS
+                chains[x] = own + max([chains[a] for a in x.args] + (
+                    [chains.get(x.attr[0], 0)] if x.op == "ref" else []), default=0)
+        if isinstance(s, Let):
+            chains[s.name] = chains[s.value]
+    return _Body(count, functions, max(chains.values(), default=0), turns)
 
 
 # ---- loop transformations -------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ LARGE = (100, 129, 257, 1000, 4097, 65537)  # beyond lanes, chunks, tiles and pi
 DTYPES = (f32, f32, f32, f64, i32, i64, bool_, f16, bf16, u8, i8, u32)
 DRAWN: Counter[str] = Counter()  # operators drawn so far, for the test that watches the generator
 
-UNARY = {"f": ("neg abs sqrt exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asinh atan erf erfc cbrt "
-               "logistic sign rsqrt").split(),
+UNARY = {"f": ("neg abs sqrt exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asinh atan erf erfc ndtr "
+               "cbrt logistic sign rsqrt").split(),
          "i": ["neg", "abs", "not", "sign"], "u": ["not", "abs"], "b": ["not"]}
 SMOOTH_ONLY = {"sign"}
 EXACT_FLOAT = {"neg", "abs", "sqrt", "sign", "add", "sub", "mul", "div", "max", "min", "copysign"}

@@ -142,7 +142,8 @@ def check_map(value, *dtypes, out, count: int = 150, most: float | None = None) 
 
 KINDS = {"b": BOOLS, "i": INTS[:4], "u": INTS[4:], "f": FLOATS}
 FUNCTIONS = {"exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "sinh", "cosh", "tanh",
-             "asin", "acos", "atan", "asinh", "acosh", "atanh", "erf", "erfc", "cbrt", "pow", "atan2"}
+             "asin", "acos", "atan", "asinh", "acosh", "atanh", "erf", "erfc", "ndtr", "cbrt", "pow",
+             "atan2"}
 PLAIN = [(name, d) for name, row in INSTRS.items() for d in ALL
          if row.arity and d.kind in row.kinds and row.result != "attr" and not row.operands
          and name not in FUNCTIONS | {"select"}]
@@ -588,3 +589,7 @@ def test_transposed_rows(d, columns, width):
                        "z": np.zeros((size, columns), d.numpy)}, {"n": size})
 
 
+def test_fields_of_records_at_two_widths():
+    kernel = Kernel("k", (Buffer("x", f64, (16, 3)), Buffer("z", f64, (2, 16), "out")), (), tuple(
+        Loop("j", 16, "vector", (Store("z", 16 * m + j, b.load("x", 3 * j + 1, f64)),), 8 << m) for m in range(2)))
+    check(kernel, {"x": values(f64, 48)[:48].reshape(16, 3), "z": np.zeros((2, 16))})

@@ -23,6 +23,7 @@ WALKS = {"strips": lambda x, at: x[:, 0] @ x, "blocks": lambda x, at: fnp.var(x,
 def fetched(monkeypatch):
     monkeypatch.setattr(emit_ahead, "LARGE", 0)
     monkeypatch.setattr(emit_ahead, "SHORT", 0)
+    monkeypatch.setattr(emit_ahead, "TABLE", 0)
     monkeypatch.setenv("FLOWC_CACHE", "0")
 
 
@@ -46,3 +47,13 @@ def test_large_operands_are_fetched_ahead(walk, rows):
                                        flowc.spec(f"i64[{rows}]"))
     large = rows * (16 if walk == "scattered" else 1024) * 4 >= emit_ahead.LARGE
     assert ("prefetch" in low.compile().as_text("asm")) == large
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="looks for its instructions")
+@pytest.mark.parametrize(("columns", "places"), [(8, 20), (8, 100), (16, 20), (4, 100), (4, 200)])
+def test_updates_of_few_places_are_not_fetched_ahead(columns, places):
+    """There they wait for each other."""
+    n = emit_ahead.LARGE // (4 * columns)
+    low = flowc.jit(lambda x, at: nn.segment_sum(x, at, places)).lower(flowc.spec(f"f32[{n}, {columns}]"),
+                                                                       flowc.spec(f"i64[{n}]"))
+    assert ("prefetch" in low.compile().as_text("asm")) == (4 * columns * places >= emit_ahead.TABLE)

@@ -268,3 +268,36 @@ def test_positions_beside_values(rows, columns, seed, dtype, low):
     np.testing.assert_array_equal(got[0], position(x, axis=1))
     np.testing.assert_array_equal(got[1], value(x, axis=1))
     assert got[0].dtype == np.int64 and got[1].dtype == d
+
+
+CHAINS = [  # function of x, registers at once of few elements, of f32 and of f64
+    (lambda x: np.sqrt(x * x + 1) / x, 2, 2, 2), (np.tanh, 1, 2, 2), (lambda x: np.tanh(x) * np.exp(-x), 1, 1, 2),
+    (lambda x: x * np.tanh(np.log1p(np.exp(x))), 1, 4, 4), (lambda x: x**2.7, 1, 4, 4),
+    (lambda x: np.log(np.sin(x) + 2), 1, 1, 1)]
+
+
+@pytest.mark.parametrize(("fn", "few", "single", "double"), CHAINS)
+def test_registers_at_once(fn, few, single, double):
+    """Long chains share their waiting among four, short ones and small work do without the code."""
+    for spec, lanes in ((f"f32[{1 << 12}]", 16 * few), ("f32[n]", 16 * single), ("f64[n]", 8 * double)):
+        (kernel,) = program(fn, spec).kernels.values()
+        assert f"width {lanes}" in str(kernel.notes), (spec, kernel.notes)
+    x = np.random.default_rng(1).uniform(0.1, 9, 4231)
+    for d in ("float32", "float64", "float16"):
+        assert flowc.verify(flowc.jit(fn, dynamic=True), x.astype(d))
+
+
+def test_rows_that_wait_for_functions_are_written_by_several_registers():
+    def mish(x):
+        y = x - np.mean(x, axis=-1, keepdims=True)
+        return y * np.tanh(np.log1p(np.exp(y)))
+    for fn, lanes in ((mish, 64), (lambda x: np.tanh(x - np.mean(x, axis=-1, keepdims=True)), 32),
+                      (lambda x: x - np.log(np.sum(x, axis=-1, keepdims=True)), 16)):
+        for spec, most in (("f32[n, 1000]", 1000), ("f32[n, 20]", 20), ("f32[2, 9]", 0)):
+            kernel = next(k for k in program(fn, spec).kernels.values() if "row: " in str(k.notes))
+            *_, last = (s for s in walk(kernel.body) if isinstance(s, Loop))
+            assert last.width == max(16, min(lanes, 1 << most.bit_length())), (spec, last.width)
+    x = np.random.default_rng(0).normal(size=(3, 77))
+    for d in ("float32", "float64", "float16"):
+        for n in (77, 20, 5):
+            assert flowc.verify(flowc.jit(mish), x[:, :n].astype(d))

@@ -89,15 +89,16 @@ def pairs(d: DType, name: str, seed: int, count: int) -> tuple[np.ndarray, np.nd
                 np.concatenate([y.astype(d.numpy), rng.permutation(random)]))
 
 
-def erfc_long(x: np.ndarray) -> np.ndarray:
-    """erfc for x >= 1 by the continued fraction of Laplace, with exp(-x*x) taken in two parts."""
+def erfc_long(x: np.ndarray, by: int = 1) -> np.ndarray:
+    """erfc(x / sqrt(by)) for x >= 1 by the continued fraction of Laplace, with exp(-x*x / by) taken in two parts."""
     x = x.astype(np.longdouble)
+    high = x.astype(np.float32).astype(np.longdouble)
+    bell = np.exp(-high * high / by) * np.exp(-(x - high) * (x + high) / by)
+    x = x / np.sqrt(np.longdouble(by))
     t = np.zeros_like(x)
     for k in range(400, 0, -1):
         t = np.longdouble(k) / 2 / (x + t)
-    high = x.astype(np.float32).astype(np.longdouble)
-    root = np.sqrt(np.arctan(np.longdouble(1)) * 4)
-    return np.exp(-high * high) * np.exp(-(x - high) * (x + high)) / root / (x + t)
+    return bell / np.sqrt(np.arctan(np.longdouble(1)) * 4) / (x + t)
 
 
 def erf_long(x: np.ndarray) -> np.ndarray:
@@ -113,13 +114,17 @@ def erf_long(x: np.ndarray) -> np.ndarray:
 def reference(name: str, d: DType, *xs: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         wide = [x.astype(np.float64 if d is f32 else np.longdouble) for x in xs]
-        if name not in ("erf", "erfc"):
+        if name not in ("erf", "erfc", "ndtr"):
             return getattr(np, NUMPY.get(name, name))(*wide)
+        by = 2 if name == "ndtr" else 1
         x = wide[0].astype(np.longdouble)
         a = np.minimum(np.abs(x), 110)
+        tail = erfc_long(np.maximum(a, 1), by)
+        a = a / np.sqrt(np.longdouble(by))
         small = erf_long(np.minimum(a, 2))
-        tail = erfc_long(np.maximum(a, 1))
-        if name == "erf":
+        if name == "ndtr":
+            out = np.where(x > 0, np.where(a < 1, 1 + small, 2 - tail), np.where(a < 1, 1 - small, tail)) / 2
+        elif name == "erf":
             out = np.copysign(np.where(a < 1, small, 1 - tail), x)
         else:
             out = np.where(x < 0, np.where(a < 1, 1 + small, 2 - tail), np.where(a < 1, 1 - small, tail))
@@ -156,7 +161,7 @@ def test_error_of_f32(name):
 @pytest.mark.skipif(not WIDER, reason="long double is no wider than f64 here")
 @pytest.mark.parametrize("name", NAMES)
 def test_error_of_f64(name):
-    xs = arguments(name, f64, 4000 if name in ("erf", "erfc") else 20000)
+    xs = arguments(name, f64, 4000 if name in ("erf", "erfc", "ndtr") else 20000)
     e = errors(evaluate(name, f64, *xs, width=8), reference(name, f64, *xs))
     worst = int(np.argmax(e))
     assert e[worst] <= mathlib.MAX_ULP[name][1], (e[worst], [x[worst] for x in xs])
@@ -198,7 +203,8 @@ EXACT = [
     ("asinh", -0.0, -0.0), ("asinh", -np.inf, -np.inf), ("acosh", 1.0, 0.0), ("acosh", 0.5, np.nan),
     ("acosh", -3.0, np.nan), ("acosh", np.inf, np.inf), ("atanh", 1.0, np.inf), ("atanh", -1.0, -np.inf),
     ("atanh", 1.5, np.nan), ("erf", -0.0, -0.0), ("erf", np.inf, 1.0), ("erf", -np.inf, -1.0), ("erfc", np.inf, 0.0),
-    ("erfc", -np.inf, 2.0), ("erfc", 0.0, 1.0), ("cbrt", -27.0, -3.0), ("cbrt", -0.0, -0.0), ("cbrt", np.inf, np.inf),
+    ("erfc", -np.inf, 2.0), ("erfc", 0.0, 1.0), ("ndtr", np.inf, 1.0), ("ndtr", -np.inf, 0.0),
+    ("ndtr", 0.0, 0.5), ("ndtr", -0.0, 0.5), ("cbrt", -27.0, -3.0), ("cbrt", -0.0, -0.0), ("cbrt", np.inf, np.inf),
 ]
 
 

@@ -41,7 +41,7 @@ def test_random_bits_known_answers():
 def test_meanings_agree_with_other_libraries():
     special, signal = pytest.importorskip("scipy.special"), pytest.importorskip("scipy.signal")
     x = np.linspace(-6, 6, 1001)
-    for name in ("erf", "erfc"):
+    for name in ("erf", "erfc", "ndtr"):
         assert np.allclose(REGISTRY[name].numpy(x), getattr(special, name)(x), rtol=1e-13, atol=0)
     assert np.allclose(REGISTRY["logistic"].numpy(x * 100), special.expit(x * 100), rtol=1e-13, atol=0)
     rng = rng_for("conv")

@@ -11,7 +11,7 @@ idle all the same:
 * A block of rows that is walked over twice: the second time it is in the second-level cache, and nothing is asked of
   memory.  The last walk over a block fetches the next one.
 * Short rows that are added to places which the data tells: what goes on around these hides the run of the rows.  They
-  are fetched a block of updates ahead.
+  are fetched a block of updates ahead, unless the places are few: then these wait for each other, and nothing is idle.
 
 That is done for operands of which every iteration reads its own part, and which are too large for the caches: the
 others cost nothing to read, and fetching takes the place of loads.  Lines go to the second-level cache: what is
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from flowc.dataclass import dataclass, field
 from flowc.dims import Call, Dim, DimLike, linear, prod, substitute, sym, symbols
-from flowc.kernel import Kernel, Loop, Stmt, Store, children, expressions, parts, walk
+from flowc.kernel import Alloc, Kernel, Loop, Stmt, Store, children, expressions, parts, walk
 
 if TYPE_CHECKING:
     from flowc.backends.llvm.emit_expr import Values
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LINE = 64
 LARGE = 4 << 20   # bytes of an operand that is worth it
 BLOCK = 1 << 18   # bytes of one operand that are kept until they are asked for
+TABLE = 2 << 10   # bytes of a table whose places wait for each other, not for memory
 SHORT = 1 << 10   # bytes of a row that is over before anything could be fetched
 
 
@@ -43,6 +44,7 @@ class Ahead:
 
     loops: dict[int, list[tuple[str, DimLike]]] = field(default_factory=dict)
     known: frozenset[str] = frozenset()   # what indices are made of that is no data
+    small: frozenset[str] = frozenset()   # tables
 
     def fetch(self, e: Values, loop: Loop) -> None:
         for name, index in self.loops.get(id(loop), ()):
@@ -65,7 +67,10 @@ class Read:
 
 
 def ahead(kernel: Kernel) -> Ahead:
-    out = Ahead(known=frozenset(kernel.dims) | {s.var for s in walk(kernel.body) if isinstance(s, Loop)})
+    sizes = {p.name: prod(p.shape) * p.dtype.bytes for p in kernel.params}
+    sizes |= {s.name: s.size * s.dtype.bytes for s in walk(kernel.body) if isinstance(s, Alloc)}
+    out = Ahead(known=frozenset(kernel.dims) | {s.var for s in walk(kernel.body) if isinstance(s, Loop)},
+                small=frozenset(name for name, n in sizes.items() if isinstance(n, int) and n < TABLE))
     large = {p.name: p.dtype.bytes for p in kernel.params if p.role == "in" and not (
         isinstance(n := prod(p.shape), int) and n * p.dtype.bytes < LARGE)}
     if large:
@@ -159,7 +164,8 @@ def _scattered(around: tuple[Loop, ...], large: dict[str, int], out: Ahead) -> N
         for r in _reads(s, around, large):
             n, step = r.lanes.extent, _step(r, loop)
             if isinstance(n, int) and isinstance(step, int) and 0 < step * large[r.buffer] <= BLOCK and any(
-                    isinstance(x, Store) and not symbols(x.index) <= out.known for x in r.lanes.body):
+                    isinstance(x, Store) and x.buffer not in out.small and not symbols(x.index) <= out.known
+                    for x in r.lanes.body):
                 _note(out, r, loop)
 
 

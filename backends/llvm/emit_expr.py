@@ -315,7 +315,7 @@ class Values(Addresses):
         if split is None or split[0] != 1 or first + count > int(self.rows.extent):  # type: ignore[arg-type]
             return None
         start = Place(p.terms, p.const - at + first, p.stride, None)
-        key = (mem.pointer, mem.epoch, tuple(start.terms), start.const, start.stride)
+        key = (mem.pointer, mem.epoch, tuple(start.terms), start.const, start.stride, self.lanes)
         if key not in self.row_cache:
             self.row_cache[key] = load_columns(self, mem, start, count)
         return self.row_cache[key][at - first]
@@ -330,7 +330,7 @@ class Values(Addresses):
             return None
         first = min(at - at % count, size - count)
         start = Place(p.terms, p.const - at + first, size, None)
-        key = (mem.pointer, mem.epoch, tuple(start.terms), start.const, size)
+        key = (mem.pointer, mem.epoch, tuple(start.terms), start.const, size, self.lanes)
         table = self.scopes[-1].sums
         if key not in table:
             table[key] = load_columns(self, mem, start, count)

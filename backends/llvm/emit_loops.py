@@ -283,9 +283,15 @@ class Loops(Values):
             self.as_vector(s, width, end, self.left_mask(left, width))
 
     def left_mask(self, left: str | int, width: int) -> str:
-        """The first ``left`` of ``width`` lanes; all of them if ``left`` is larger."""
+        """The first ``left`` of ``width`` lanes, at least one; all of them if ``left`` is larger."""
         self.lanes = width
         low = self.intrinsic("smin", "i64", f"i64 {left}", f"i64 {width}")
+        if self.target.masks and 8 <= width <= 64:  # lanes are bits there, and comparing them keeps a multiplier busy
+            bits = self.op(f"lshr i64 -1, {self.op(f'sub i64 64, {low}')}")
+            bits = bits if width == 64 else self.op(f"trunc i64 {bits} to i{width}")
+            mask = self.op(f"bitcast i{width} {bits} to {self.vec('i1')}")
+            self.lanes = 1
+            return mask
         small = self.op(f"trunc i64 {low} to i32")
         mask = self.op(f"icmp slt {self.vec('i32')} {self.iota('i32')}, {self.splat(Val(small), 'i32')}")
         self.lanes = 1

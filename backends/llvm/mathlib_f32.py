@@ -25,6 +25,7 @@ from flowc.backends.llvm.mathlib_logs import (
 from flowc.backends.llvm.mathlib_parts import (
     INF,
     MAGIC,
+    at_most,
     bits,
     clamp,
     cube_root,
@@ -38,7 +39,7 @@ from flowc.backends.llvm.mathlib_parts import (
     scale,
     two_sum,
 )
-from flowc.backends.llvm.mathlib_pieces import ERF_F32, ERFCX_F32, TANH_F32, pieces
+from flowc.backends.llvm.mathlib_pieces import ERF_F32, ERFCX_F32, NDTRX_F32, TANH_F32, Pieces, pieces
 from flowc.kernel import Builder, Expr
 from flowc.types import f32, f64, i32, i64
 
@@ -106,7 +107,7 @@ def expm1(b: Builder, x: Expr) -> Expr:
 
 def _exp_half(b: Builder, a: Expr) -> Expr:
     """exp(a) / 2 for a >= 0, right up to where sinh overflows."""
-    p, j, n = exp_parts(b, clamp(b, a, 0.0, 90.0))
+    p, j, n = exp_parts(b, at_most(b, a, 90.0))
     return scale(b, p, b.sub(j, 1.0), b.sub(n, 1))
 
 
@@ -124,7 +125,7 @@ def cosh(b: Builder, x: Expr) -> Expr:
 
 
 def tanh(b: Builder, x: Expr) -> Expr:
-    _, d, slope, value = pieces(b, b.abs(x), TANH_F32)
+    *_, d, slope, value = pieces(b, b.abs(x), TANH_F32)
     return b.copysign(b.fma(d, slope, value), x)
 
 
@@ -315,22 +316,31 @@ def acos(b: Builder, x: Expr) -> Expr:
 
 def erf(b: Builder, x: Expr) -> Expr:
     """Around 0 the value is the argument: its slope there, 2 / sqrt(pi), is no f32, but 1 and the rest are."""
-    key, d, slope, value = pieces(b, b.abs(x), ERF_F32)
+    _, key, d, slope, value = pieces(b, b.abs(x), ERF_F32)
     return b.copysign(b.fma(d, slope, b.select(b.lt(key, ERF_F32.add + 0.125), d, value)), x)
 
 
-def erfc(b: Builder, x: Expr) -> Expr:
-    """erfc(t) * exp(t*t) by pieces, times exp(-t*t), for t = |x|.  In the exponent the square meets an exact multiple
-    of LN2_SHORT before it is rounded."""
-    a = b.abs(x)
-    t = b.select(b.gt(a, ERFCX_F32.last), ERFCX_F32.last, a)
-    _, d, slope, value = pieces(b, a, ERFCX_F32)
-    j, n = to_integer(b, b.mul(t, t), -1.4426950408889634)
-    r = b.fma(j, -LN2_REST, b.fma(b.neg(t), t, b.mul(j, -LN2_SHORT)))
-    power = b.mul(r, b.fma(r, poly(b, r, EXP), 1.0))  # without the 1, which comes last
+def _bell_tail(b: Builder, a: Expr, table: Pieces, by: float) -> Expr:
+    """A function of a >= 0 that vanishes as exp(-a*a / by) does: their ratio by pieces, ``by`` a power of two.  In the
+    exponent, of which r is ``by`` times the remainder, the square meets an exact multiple of LN2_SHORT before it is
+    rounded."""
+    t, _, d, slope, value = pieces(b, a, table)
+    j, n = to_integer(b, b.mul(t, t), -1.4426950408889634 / by)
+    r = b.fma(j, -by * LN2_REST, b.fma(b.neg(t), t, b.mul(j, -by * LN2_SHORT)))
+    terms = [c * by ** (k - len(EXP) - 1) for k, c in enumerate((*EXP, 1.0))]
+    power = b.mul(r, poly(b, r, terms))  # without the 1, which comes last
     scaled = b.fma(d, slope, value)
-    far = scale(b, b.fma(scaled, power, scaled), j, n)
+    return scale(b, b.fma(scaled, power, scaled), j, n)
+
+
+def erfc(b: Builder, x: Expr) -> Expr:
+    far = _bell_tail(b, b.abs(x), ERFCX_F32, 1.0)
     return b.select(b.lt(x, 0.0), b.sub(2.0, far), far)
+
+
+def ndtr(b: Builder, x: Expr) -> Expr:
+    far = _bell_tail(b, b.abs(x), NDTRX_F32, 2.0)
+    return b.select(b.gt(x, 0.0), b.sub(1.0, far), far)
 
 
 # ---- roots and powers -----------------------------------------------------------------------------------------------
@@ -358,4 +368,4 @@ def pow(b: Builder, x: Expr, y: Expr) -> Expr:
 
 FUNCTIONS = {f.__name__: f for f in (
     exp, exp2, expm1, log, log2, log10, log1p, sin, cos, tan, asin, acos, atan, sinh, cosh, tanh, asinh, acosh, atanh,
-    erf, erfc, cbrt, pow, atan2)}
+    erf, erfc, ndtr, cbrt, pow, atan2)}

@@ -9,6 +9,7 @@ is meant.  Coefficients are minimax fits of our own.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from flowc.backends.llvm.mathlib_logs import (
@@ -28,6 +29,7 @@ from flowc.backends.llvm.mathlib_logs import (
 from flowc.backends.llvm.mathlib_parts import (
     INF,
     MAGIC,
+    at_most,
     bits,
     clamp,
     cube_root,
@@ -106,9 +108,19 @@ def to_integer(b: Builder, x: Expr, factor: float) -> tuple[Expr, Expr]:
 
 def exp_parts(b: Builder, x: Expr) -> tuple[Expr, Expr, Expr]:
     """(p, j, n) with exp(x) = p * 2**j, p about 0.7 to 1.42 and j whole, n the same as i32."""
+    j, n, r = exp_remainder(b, x)
+    return exp_whole(b, r, poly(b, r, EXP)), j, n
+
+
+def exp_remainder(b: Builder, x: Expr) -> tuple[Expr, Expr, Expr]:
+    """(j, n, r) with x = j * log(2) + r, j whole and n the same as i32."""
     j, n = to_integer(b, x, LOG2_E)
-    r = b.fma(j, -LN2_LOW, b.fma(j, -LN2, x))
-    return b.fma(r, b.fma(r, poly(b, r, EXP), 1.0), 1.0), j, n
+    return j, n, b.fma(j, -LN2_LOW, b.fma(j, -LN2, x))
+
+
+def exp_whole(b: Builder, r: Expr, p: Expr) -> Expr:
+    """exp(r) from the polynomial."""
+    return b.fma(r, b.fma(r, p, 1.0), 1.0)
 
 
 def exp(b: Builder, x: Expr) -> Expr:
@@ -139,7 +151,7 @@ def expm1(b: Builder, x: Expr) -> Expr:
 
 def _exp_half(b: Builder, a: Expr) -> Expr:
     """exp(a) / 2 for a >= 0, right up to where sinh overflows."""
-    p, j, n = exp_parts(b, clamp(b, a, 0.0, 711.0))
+    p, j, n = exp_parts(b, at_most(b, a, 711.0))
     return scale(b, p, b.sub(j, 1.0), b.sub(n, 1))
 
 
@@ -156,11 +168,13 @@ def cosh(b: Builder, x: Expr) -> Expr:
 
 
 def tanh(b: Builder, x: Expr) -> Expr:
+    """Odd function near 0, 1 - 2 / (exp(2 * x) + 1) beyond: one of the two polynomials is computed."""
     a, z = b.abs(x), b.mul(x, x)
-    near = b.fma(b.mul(x, z), poly(b, z, TANH), x)
-    p, j, n = exp_parts(b, clamp(b, b.add(a, a), 0.0, 80.0))
-    far = b.sub(1.0, b.div(2.0, b.add(scale(b, p, j, n), 1.0)))
-    return b.copysign(b.select(b.lt(a, 0.625), near, far), x)
+    near = b.lt(a, 0.625)
+    j, n, r = exp_remainder(b, at_most(b, b.add(a, a), 80.0))
+    p = poly_either(b, near, b.select(near, z, r), TANH, EXP)
+    far = b.sub(1.0, b.div(2.0, b.add(scale(b, exp_whole(b, r, p), j, n), 1.0)))
+    return b.copysign(b.select(near, b.fma(b.mul(x, z), p, x), far), x)
 
 
 # ---- logarithms -----------------------------------------------------------------------------------------------------
@@ -385,8 +399,9 @@ def acos(b: Builder, x: Expr) -> Expr:
 
 # ---- error functions ------------------------------------------------------------------------------------------------
 
-def _erfc_far(b: Builder, t: Expr) -> Expr:
-    """erfc(t) = exp(-t*t) * (1 + t * R(t) / S(t)) / (1 + 2 * t) for t >= 0 up to where it vanishes.
+def _erfc_far(b: Builder, t: Expr, a: Expr | None = None) -> Expr:
+    """erfc(t) = exp(-t*t) * (1 + t * R(t) / S(t)) / (1 + 2 * t) for t >= 0 up to where it vanishes.  With ``a``, which
+    is t * sqrt(2) without its rounding: half of it.
 
     The fraction is small, and S is in numerator and denominator, so that few of the roundings count; no sum cancels.
     In the exponent the square meets an exact multiple of LN2_SHORT before it is rounded."""
@@ -394,8 +409,12 @@ def _erfc_far(b: Builder, t: Expr) -> Expr:
     below = poly_pairs(b, t, z, ERFC_BELOW)
     above = b.fma(t, poly_pairs(b, t, z, ERFC), below)
     j, n = to_integer(b, z, -LOG2_E)
-    r = b.fma(j, -LN2_REST, b.fma(b.neg(t), t, b.mul(j, -LN2_SHORT)))
+    square = b.mul(j, -LN2_SHORT)
+    square = b.fma(b.neg(t), t, square) if a is None else b.fma(b.mul(a, -0.5), a, square)
+    r = b.fma(j, -LN2_REST, square)
     power = b.mul(r, b.fma(r, poly(b, r, EXP), 1.0))  # without the 1, which comes last
+    if a is not None:
+        j, n = b.sub(j, 1.0), b.sub(n, 1)
     return scale(b, b.div(b.fma(above, power, above), b.fma(below, b.add(t, t), below)), j, n)
 
 
@@ -404,16 +423,21 @@ def erf(b: Builder, x: Expr) -> Expr:
     1, where roundings are smallest, as long as they count."""
     a, z = b.abs(x), b.fma(x, x, -0.5)
     far = b.gt(a, 1.12)
-    t = b.select(b.gt(a, 5.95), 5.95, a)
+    t = at_most(b, a, 5.95)
     p = poly_either(b, far, b.select(far, t, z), ERF_FAR, ERF)
     half = b.mul(p, p)
     return b.copysign(b.select(far, b.fma(b.mul(half, -0.125), half, 1.0), b.fma(a, p, a)), x)
 
 
 def erfc(b: Builder, x: Expr) -> Expr:
-    a = b.abs(x)
-    far = _erfc_far(b, b.select(b.gt(a, 28.0), 28.0, a))
+    far = _erfc_far(b, at_most(b, b.abs(x), 28.0))
     return b.select(b.lt(x, 0.0), b.sub(2.0, far), far)
+
+
+def ndtr(b: Builder, x: Expr) -> Expr:
+    a = at_most(b, b.abs(x), 39.5)
+    far = _erfc_far(b, b.mul(a, math.sqrt(0.5)), a)
+    return b.select(b.gt(x, 0.0), b.sub(1.0, far), far)
 
 
 # ---- roots and powers -----------------------------------------------------------------------------------------------
@@ -476,4 +500,4 @@ def pow(b: Builder, x: Expr, y: Expr) -> Expr:
 
 FUNCTIONS = {f.__name__: f for f in (
     exp, exp2, expm1, log, log2, log10, log1p, sin, cos, tan, asin, acos, atan, sinh, cosh, tanh, asinh, acosh, atanh,
-    erf, erfc, cbrt, pow, atan2)}
+    erf, erfc, ndtr, cbrt, pow, atan2)}

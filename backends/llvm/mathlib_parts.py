@@ -159,9 +159,14 @@ def two_product(b: Builder, x: Expr, y: Expr) -> tuple[Expr, Expr]:
     return p, b.fma(x, y, b.neg(p))
 
 
+def at_most(b: Builder, x: Expr, hi: float) -> Expr:
+    """``x``, at most ``hi``; NaN stays."""
+    return b.select(b.gt(x, hi), hi, x)
+
+
 def clamp(b: Builder, x: Expr, lo: float, hi: float) -> Expr:
     """``x`` between lo and hi; NaN stays."""
-    x = b.select(b.gt(x, hi), hi, x)
+    x = at_most(b, x, hi)
     return b.select(b.lt(x, lo), lo, x)
 
 

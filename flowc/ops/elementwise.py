@@ -20,10 +20,12 @@ from flowc.ops.rules import (
     bound,
     declare,
     diagonal_jvp,
+    each,
     half_in_f32,
     in_f32,
     in_f64,
     n,
+    ndtr,
 )
 from flowc.ops.samples import elementwise as elementwise_samples
 from flowc.types import ALL, BOOLS, COMPLEX, FLOATS, INTS, NUMBERS, DType, Type, bool_
@@ -173,23 +175,19 @@ unary("atanh", "Inverse hyperbolic tangent.", np.arctanh, dtypes=ANALYTIC, ulp=W
       vjp=lambda g, y, x: (n.div(g, n.sub(1.0, n.mul(x, x))),))
 
 
-def _each(fn: Callable[[float], float]) -> Callable[[np.ndarray], np.ndarray]:
-    """A function of the C library, element by element: NumPy has no error function."""
-    whole = np.frompyfunc(fn, 1, 1)
-    return lambda x: np.asarray(whole(x), dtype=np.float64)
-
-
 _ERF_SLOPE = 2.0 / math.sqrt(math.pi)
 
 
-def _bell(g: Node, x: Node, slope: float) -> Node:
-    return n.mul(n.mul(g, slope), n.exp(n.neg(n.mul(x, x))))
+def _bell(g: Node, x: Node, slope: float, by: float = 1.0) -> Node:
+    return n.mul(n.mul(g, slope), n.exp(n.mul(n.mul(x, x), -by)))
 
 
-unary("erf", "Error function, 2 / sqrt(pi) * integral of exp(-t*t) from 0 to x.", _each(math.erf), ulp=WIDE,
+unary("erf", "Error function, 2 / sqrt(pi) * integral of exp(-t*t) from 0 to x.", each(math.erf), ulp=WIDE,
       vjp=lambda g, y, x: (_bell(g, x, _ERF_SLOPE),))
-unary("erfc", "1 - erf(x) without cancellation.", _each(math.erfc), ulp=WIDE,
+unary("erfc", "1 - erf(x) without cancellation.", each(math.erfc), ulp=WIDE,
       vjp=lambda g, y, x: (_bell(g, x, -_ERF_SLOPE),))
+unary("ndtr", "The normal distribution: erfc(-x / sqrt(2)) / 2.", each(ndtr), ulp=WIDE,
+      vjp=lambda g, y, x: (_bell(g, x, 1.0 / math.sqrt(2.0 * math.pi), 0.5),))
 
 # ---- rounding, tests, bits ------------------------------------------------------------------------------------------
 

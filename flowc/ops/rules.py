@@ -11,6 +11,7 @@ Derivatives of complex ops are transposes of the linear map of tangents under th
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -267,6 +268,30 @@ def in_f64(fn: Callable[..., Any]) -> Callable[..., Any]:
             return out.astype(d if out.dtype.kind == "c" else np.float32)
         return fn(*arrays)
     return wide
+
+
+def each(fn: Callable[[float], float]) -> Callable[[Any], np.ndarray]:
+    """A function of the C library, element by element: NumPy has no error function."""
+    whole = np.frompyfunc(fn, 1, 1)
+    return lambda x: np.asarray(whole(x), dtype=np.float64)
+
+
+def ndtr(x: float) -> float:
+    """The normal distribution.  Far below 0 the rounding of x / sqrt(2) would count: what it takes from the square is
+    given back."""
+    t = x * -math.sqrt(0.5)
+    if not 0 < t < 30:
+        return 0.5 * math.erfc(t)
+    (a, a_low), (c, c_low) = _split(x), _split(t)
+    lost = (0.5 * a * a - c * c) + (a * a_low - 2.0 * c * c_low) + (0.5 * a_low * a_low - c_low * c_low)
+    return 0.5 * math.erfc(t) * math.exp(-lost)
+
+
+def _split(x: float) -> tuple[float, float]:
+    """x as the sum of two numbers whose squares are exact (Veltkamp 1968)."""
+    c = x * 134217729.0
+    high = c - (c - x)
+    return high, x - high
 
 
 def half_in_f32(fn: Callable[..., Expr]) -> Callable[..., Expr]:
