@@ -55,9 +55,40 @@ class Addresses(Code):
 
     def place(self, d: DimLike) -> Place:
         """Take an index apart; see Place."""
-        plain = self._plain_place(d)
-        if plain is not None:
-            return plain
+        if isinstance(d, int):
+            return Place([], d, 0, None)
+        affine = d.affine()
+        return affine and self._affine_place(*affine) or self._general_place(d)
+
+    def _affine_place(self, const: int, factors: Sequence[tuple[str, int]]) -> Place | None:
+        """The place of a sum of symbols times numbers; None if one of them is another in every lane."""
+        stride = 0
+        products: list[tuple[str | int, str | int]] = []
+        lane_base, env = self.lane_base, self.env
+        for name, c in factors:
+            if name in lane_base:
+                base = lane_base[name]
+                stride += c
+                if isinstance(base, int):
+                    const += c * base
+                else:
+                    products.append((c, base))
+                continue
+            text, wide = env[name]
+            if wide:
+                return None
+            if text[0] == "%":
+                products.append((text, c))
+            else:
+                const += c * int(text)
+        sums, key = self.scopes[-1].sums, tuple(products)
+        terms = sums.get(key)
+        if terms is None:
+            with self.index_arithmetic():
+                terms = sums[key] = [self.mul(a, b) for a, b in products]
+        return Place(terms, const, stride, None, _pattern(stride, self.lanes) if stride and self.lanes > 1 else None)
+
+    def _general_place(self, d: DimLike) -> Place:
         with self.index_arithmetic():
             d = self._resolve(d)
             const, wide = 0, []
@@ -100,40 +131,6 @@ class Addresses(Code):
             for w in wide[1:]:
                 offsets = self.op(f"add {self.vec('i64')} {offsets}, {w}")
             return Place([t for t in terms if isinstance(t, str)], const, stride, offsets, pattern)
-
-    def _plain_place(self, d: DimLike) -> Place | None:
-        """The place of a sum of symbols times numbers, as nearly all indices are; None for any other."""
-        if isinstance(d, int):
-            return Place([], d, 0, None)
-        const, stride = 0, 0
-        rest: list[tuple[str, int]] = []
-        for mono, c in d.terms:
-            if not mono:
-                const += c
-                continue
-            name, power = mono[0]
-            if len(mono) > 1 or power != 1 or not isinstance(name, str):
-                return None
-            base = self.lane_base.get(name)
-            if base is not None:
-                if not isinstance(base, int):
-                    return None
-                stride += c
-                const += c * base
-                continue
-            v = self.env[name]
-            if v.wide:
-                return None
-            if v.text[0] == "%":
-                rest.append((v.text, c))
-            else:
-                const += int(v.text) * c
-        sums, key = self.scopes[-1].sums, tuple(rest)
-        terms = sums.get(key)
-        if terms is None:
-            with self.index_arithmetic():
-                terms = sums[key] = [self.mul(text, c) for text, c in rest]  # type: ignore[misc]
-        return Place(terms, const, stride, None, _pattern(stride, self.lanes) if stride and self.lanes > 1 else None)
 
     def _simple_term(self, mono, c: int, strides: list) -> str | int | None:
         """The scalar part of a symbol times a number, as nearly all terms are; None for other terms."""
@@ -266,17 +263,20 @@ class Addresses(Code):
 
     def address(self, mem: Mem, p: Place, extra: int = 0) -> str:
         """Pointer to the element of lane 0, ``extra`` elements further: outer terms first, the constant last."""
-        scale = max(mem.lanes, 1)
+        scale = mem.lanes or 1
         const = (p.const + extra) * scale
-        sums, key = self.scopes[-1].sums, (mem.pointer, *p.terms)
+        sums, key = self.scopes[-1].sums, (mem.pointer, const, *p.terms)
         out = sums.get(key)
-        if out is not None and not const:
+        if out is not None:
             return out
         with self.index_arithmetic():
-            ty = memory_type(mem.dtype)
+            ty, whole = memory_type(mem.dtype), (mem.pointer, 0, *p.terms)
+            out = sums.get(whole)
             if out is None:
-                out = sums[key] = self._base(mem, p.terms, ty, scale)
-            return self.op(f"getelementptr {ty}, {mem.type} {out}, i64 {const}") if const else out
+                out = sums[whole] = self._base(mem, p.terms, ty, scale)
+            if const:
+                out = sums[key] = self.op(f"getelementptr {ty}, {mem.type} {out}, i64 {const}")
+            return out
 
     def _base(self, mem: Mem, terms: Sequence[str], ty: str, scale: int) -> str:
         """``mem.pointer`` and the terms of an address."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from flowc.backends.llvm.builder import Function, Module, float_literal
 from flowc.backends.llvm.target import Target
 from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, Range
-from flowc.types import DType
+from flowc.types import DTYPES, DType, bool_
 
 _NAMES = re.compile(r"%[\w.]+")
 
@@ -41,10 +41,12 @@ class Val(NamedTuple):
 class Scope:
     """A region that dominates what is emitted inside it.  ``pre``: the lines right before it, in its parent.
     ``shared``: texts of the instructions that live until its end.  ``branch``: runs under a condition.
+    ``floor``: number of the innermost scope up to this one that does: work does not leave it.
     ``sums``: parts of addresses that were computed in it: copies of an unrolled loop ask again."""
 
-    pre: list[Any]
+    pre: list[str]
     branch: bool
+    floor: int = 0
     shared: list[str] = field(default_factory=list)
     sums: dict[tuple, Any] = field(default_factory=dict)
 
@@ -89,17 +91,12 @@ def place_at(index: str | int) -> Place:
     return Place([], index, 0, None) if isinstance(index, int) else Place([index], 0, 0, None)
 
 
-REGISTER = {"bool": "i1", "f16": "i16", "bf16": "i16", "f32": "float", "f64": "double"}
-MEMORY = {**REGISTER, "bool": "i8"}
-
-
-def register_type(d: DType) -> str:
-    """LLVM type of one value in a register; 16-bit floats are kept as their bits."""
-    return REGISTER.get(d.name) or f"i{d.bits}"
-
-
-def memory_type(d: DType) -> str:
-    return MEMORY.get(d.name) or f"i{d.bits}"
+# LLVM types of one value, in a register and in memory; 16-bit floats are kept as their bits
+REGISTER: dict[DType, str] = {d: {"bool": "i1", "f32": "float", "f64": "double"}.get(d.name) or f"i{d.bits}"
+                              for d in DTYPES.values()}
+MEMORY: dict[DType, str] = {**REGISTER, bool_: "i8"}
+register_type: Callable[[DType], str] = REGISTER.__getitem__
+memory_type: Callable[[DType], str] = MEMORY.__getitem__
 
 
 def literal(value: Any, d: DType) -> str:
@@ -137,7 +134,7 @@ class Code(Function):
     def __init__(self, module: Module, target: Target, name: str, args: str, attrs: str):
         super().__init__(module, name, args, attrs=attrs)
         self.target = target
-        self.entry: list[Any] = []
+        self.entry: list[str] = []
         self.lines.append(self.entry)  # type: ignore[arg-type]
         self.scopes = [Scope([], False)]
         self.known: dict[str, str] = {}  # instruction text -> name, in all open scopes
@@ -158,11 +155,13 @@ class Code(Function):
         known = self.known.get(text)
         if known is not None:
             return known
-        at, level, scopes = self._floor(), self.level, self.scopes
+        level, scopes = self.level, self.scopes
+        at = 0 if self._in_index else scopes[-1].floor
         for operand in _NAMES.findall(text):
             if level[operand] > at:
                 at = level[operand]
-        name = self.fresh()
+        self._n += 1
+        name = f"%t{self._n}"
         (self.lines if at == len(scopes) - 1 else scopes[at + 1].pre).append(f"  {name} = {text}")
         self.known[text] = name
         scopes[at].shared.append(text)
@@ -171,24 +170,18 @@ class Code(Function):
 
     def here(self, text: str, key: str = "") -> str:
         """A value that must be computed at this place, such as a load.  Calls with one ``key`` share it."""
-        known = self.known.get(key) if key else None
-        if known is not None:
-            return known
-        name = self.fresh()
-        self.raw(f"{name} = {text}")
+        if key:
+            known = self.known.get(key)
+            if known is not None:
+                return known
+        self._n += 1
+        name = f"%t{self._n}"
+        self.lines.append(f"  {name} = {text}")
         self.level[name] = len(self.scopes) - 1
         if key:
             self.known[key] = name
             self.scopes[-1].shared.append(key)
         return name
-
-    def _floor(self) -> int:
-        """The innermost scope that runs under a condition: work does not leave it."""
-        if not self._in_index:
-            for i in range(len(self.scopes) - 1, 0, -1):
-                if self.scopes[i].branch:
-                    return i
-        return 0
 
     _in_index = 0
 
@@ -214,9 +207,18 @@ class Code(Function):
         return self.here(text) if effect else self.op(text)
 
     def begin_scope(self, branch: bool) -> Scope:
+        """A region that begins a little further down: what is computed before it is put here."""
         scope = Scope([], branch)
         self.lines.append(scope.pre)  # type: ignore[arg-type]
         return scope
+
+    def enter_scope(self, scope: Scope, *names: str) -> None:
+        """What follows is inside, where ``names`` are defined."""
+        at = len(self.scopes)
+        scope.floor = at if scope.branch else self.scopes[-1].floor
+        self.scopes.append(scope)
+        for name in names:
+            self.level[name] = at
 
     def end_scope(self) -> None:
         """Leave the innermost scope: what was computed in it is gone."""
@@ -238,8 +240,7 @@ class Code(Function):
         self.begin(body)
         at, lines = len(self.lines), self.lines
         self.raw("")
-        self.scopes.append(scope)
-        self.level[i] = len(self.scopes) - 1
+        self.enter_scope(scope, i)
         yield i
         self.raw(f"{following} = add nsw i64 {i}, {step}")
         again = self.fresh("c")
@@ -256,7 +257,7 @@ class Code(Function):
         then, done = self.label("then"), self.label("join")
         self.cond_br(cond, then, done)
         self.begin(then)
-        self.scopes.append(scope)
+        self.enter_scope(scope)
         yield
         self.end_scope()
         self.br(done)
@@ -270,7 +271,13 @@ class Code(Function):
         return self.here(f"phi {ty} [ {value}, %{block} ], [ {other}, %{before} ]")
 
     def finish(self, value: str | None = None) -> None:
-        self.lines = list(_flat(self.lines))
+        lines: list[str] = []
+        for x in self.lines:
+            if isinstance(x, str):
+                lines.append(x)
+            else:
+                lines += x
+        self.lines = lines
         super().finish(value)
 
     # -- lanes
@@ -313,11 +320,3 @@ def _type_of(arg: str) -> str:
     if arg.startswith("ptr addrspace"):
         return arg[:arg.index(")") + 1]
     return arg.split(" ", 1)[0]
-
-
-def _flat(lines: Iterable[Any]) -> Iterator[str]:
-    for x in lines:
-        if isinstance(x, str):
-            yield x
-        else:
-            yield from _flat(x)

@@ -16,7 +16,6 @@ from flowc.backends.llvm.emit_code import Val
 from flowc.backends.llvm.emit_expr import Values
 from flowc.backends.llvm.emit_interleave import in_blocks, straight, turned
 from flowc.backends.llvm.emit_shifted import beside
-from flowc.dataclass import dataclass
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, prod, symbols
 from flowc.kernel import (
@@ -76,16 +75,6 @@ def _other_form(s: Loop) -> Loop | tuple[Loop, Loop] | None:
     return turned(s) or in_blocks(s)
 
 
-@dataclass
-class Lanes:
-    """What the lanes of one vector hold, to be put back when they are done."""
-
-    count: int
-    base: dict[str, str | int]
-    env: dict[str, Val]
-    mask: str | None
-
-
 class Loops(Values):
     """Emits loops; ``run(stmts)`` and the registers of the kernel come from the layer above."""
 
@@ -132,6 +121,9 @@ class Loops(Values):
 
     def bind(self, var: str, value: str | int, extent: DimLike) -> None:
         self.env[var] = Val(str(value))
+        self.bound(var, extent)
+
+    def bound(self, var: str, extent: DimLike) -> None:
         self.ranges[var] = (0, extent - 1)
 
     def _sequential(self, s: Loop) -> None:
@@ -186,9 +178,7 @@ class Loops(Values):
             starts.insert(0, lo)
         for _ in names:
             self.raw("")
-        self.scopes.append(scope)
-        for name in names:
-            self.level[name] = len(self.scopes) - 1
+        self.enter_scope(scope, *names)
         for v, name in zip(loops, names[-len(loops):], strict=True):
             self.bind(v.var, name, v.extent)
         self.run(body)
@@ -247,11 +237,11 @@ class Loops(Values):
 
     def _static_vectors(self, s: Loop, extent: int, width: int) -> None:
         full, rest = divmod(extent, width)
-        size = self.survey.traits(s).size
-        if self.survey.traits(s).sets:  # worth it unless the work hides what memory costs
-            most = UNROLL_SETS if size <= 4 * LARGE else 1
+        traits = self.survey.traits(s)
+        if traits.sets:  # worth it unless the work hides what memory costs
+            most = UNROLL_SETS if traits.size <= 4 * LARGE else 1
         else:
-            most = UNROLL if full * size <= LARGE or size <= LARGE and not self.survey.traits(s).plain else 1
+            most = UNROLL if full * traits.size <= LARGE or traits.size <= LARGE and not traits.plain else 1
         if full <= most:
             for k in range(full):
                 self.as_vector(s, width, k * width, None)
@@ -293,15 +283,15 @@ class Loops(Values):
 
     def as_vector(self, s: Loop, width: int, base: str | int, mask: str | None) -> None:
         """The body for ``width`` neighbouring iterations from ``base``, a multiple of ``width``."""
-        saved = Lanes(self.lanes, self.lane_base, dict(self.env), self.mask)
         near, self.beside = self.beside, beside(self, s, width, mask)
         self.lanes, self.lane_base, self.mask = width, {s.var: base}, mask
-        self.ranges[s.var] = (0, s.extent - 1)
+        self.bound(s.var, s.extent)
         self.ranges[f"{s.var}.step"] = (0, (s.extent - 1) // width)
         if self.ahead is not None:
             self.ahead.fetch(self, s)
         self.run(s.body)
-        self.lanes, self.lane_base, self.env, self.mask = saved.count, saved.base, saved.env, saved.mask
+        self.lanes, self.lane_base, self.mask = 1, {}, None
+        self.env.pop(f"{s.var}.step", None)  # what else the body has bound it binds again
         self.beside = near
 
     # -- GPU
