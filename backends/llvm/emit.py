@@ -82,7 +82,7 @@ class Emitter(Loops):
         self.survey = Survey()
         self.widths = _register_widths(stmts, self.survey)
         self.inline = uses_inline(stmts)
-        self.releases: list[list[tuple[str, str]]] = []
+        self.releases: list[tuple[str, str]] = []  # stacks and memory, to be given back when a body ends
         self.per_call: dict[str, str] = {}
 
     def run_columns(self, s: Loop) -> None:
@@ -107,7 +107,8 @@ class Emitter(Loops):
             self.env[d] = Val(f"%d{i}" if gpu else self._slot(len(kernel.params) + i, "i64"))
         self.chunked = None if gpu else parallel_nest(kernel)
         self.streams = Streams(kernel, self)
-        self.ahead = None if gpu or not self.target.vectors else ahead(kernel)
+        found = None if gpu or not self.target.vectors else ahead(kernel)
+        self.ahead = found if found and found.loops else None
         blocks = []
         for s, _ in self.survey.all(kernel.body):  # once per call where no loop decides the size
             if not gpu and isinstance(s, Alloc) and not static_stack(s) and symbols(s.size) <= set(kernel.dims):
@@ -128,22 +129,25 @@ class Emitter(Loops):
     # -- statements
 
     def run(self, stmts: Sequence[Stmt]) -> None:
-        self.releases.append([])
-        at = 0
-        while at < len(stmts):
-            s, count = stmts[at], 0
+        before = len(self.releases)
+        at, end = 0, len(stmts)
+        while at < end:
+            kind, count = type(stmts[at]), 0
             self.memo = {}
-            if isinstance(s, Fold):
-                count = self._fold_together(s, stmts, at)
-            elif self.tiles and isinstance(s, Acc):
-                count = tile_call(self, stmts, at)
+            if kind in _TOGETHER:
+                count = _TOGETHER[kind](self, stmts, at)
             if not count:
-                _STATEMENTS[type(s)](self, s)
+                _STATEMENTS[kind](self, stmts[at])
             at += count or 1
         self.memo = {}
-        for saved, block in reversed(self.releases.pop()):
+        while len(self.releases) > before:
+            saved, block = self.releases.pop()
             self._release([block])
             self.intrinsic("stackrestore", "void", f"ptr {saved}", overloads=("ptr",), effect=True)
+
+    def _tile(self, stmts: Sequence[Stmt], at: int) -> int:
+        """Call the function of the tile that begins here; how many statements that were."""
+        return tile_call(self, stmts, at) if self.tiles else 0
 
     def _let(self, s: Let) -> None:
         self.env[s.name] = self.value(s.value)
@@ -216,12 +220,11 @@ class Emitter(Loops):
         p, ty = self.place(index), MEMORY[mem.dtype]
         mem.epoch += 1
         mask = self.mask if where is None else self.both_masks(where.text)
-        scalar = not v.wide and p.offsets is None and p.stride == 0 and where is None and not mem.lanes
-        if scalar:
-            self.raw(f"store {ty} {self.stored(v, mem.dtype, False)}, {mem.type} {self.address(mem, p)}, align {mem.align}")
+        if not v.wide and p.offsets is None and p.stride == 0 and where is None and not mem.lanes:
+            text = self.stored(v, mem.dtype, False)
+            self.raw(f"store {ty} {text}, {mem.type} {self.address(mem, p)}, align {mem.align}")
             return
-        text = self.stored(v, mem.dtype, True)
-        full = self.vec(ty)
+        text, full = self.stored(v, mem.dtype, True), self.vec(ty)
         if mem.lanes or mem.registers and p.offsets is None and p.stride == 1:
             pointer = self.address(mem, p)
             if mask is not None:
@@ -282,9 +285,11 @@ class Emitter(Loops):
             self.env[name] = Val(text if width == 1 else
                                  self.op(f"extractelement <{width} x {REGISTER[d]}> {text}, i64 0"))
 
-    def _fold_together(self, first: Fold, stmts: Sequence[Stmt], at: int) -> int:
+    def _fold_together(self, stmts: Sequence[Stmt], at: int) -> int:
         """Fold the registers of several rows alike: what is left of two rows that fills half a vector each shares one.
         How many statements that were; 0 if there are no two such rows.  Each row is added up as it is alone."""
+        first = stmts[at]
+        assert isinstance(first, Fold)
         if self.lanes != 1 or _folded_by(first) is None:
             return 0
         mem = self.mems[first.accs[0]]
@@ -409,8 +414,9 @@ class Emitter(Loops):
         else:
             saved = self.intrinsic("stacksave", "ptr", overloads=("ptr",), effect=True)
             pointer, block = self._allocate(bytes_)
-            self.releases[-1].append((saved, block))
+            self.releases.append((saved, block))
         self.mems[s.name] = Mem(pointer, "ptr", s.dtype, s.dtype.bytes, epoch=self._next_epoch(s.name), whole=True)
+        self.roomy = True
 
     def _next_epoch(self, name: str) -> int:
         old = self.mems.get(name)
@@ -481,6 +487,10 @@ def whole_lines(s: Alloc) -> DimLike:
 _STATEMENTS: dict[type, Callable[[Emitter, Any], None]] = {
     Let: Emitter._let, Acc: Emitter._acc, Set: Emitter._set, Store: Emitter._store, Fold: Emitter._fold,
     Alloc: Emitter._alloc, If: Emitter.branch_if, Barrier: Emitter._barrier, Loop: Emitter.run_loop}
+
+# statements that may be done together with those that follow: how many were
+_TOGETHER: dict[type, Callable[[Emitter, Sequence[Stmt], int], int]] = {
+    Fold: Emitter._fold_together, Acc: Emitter._tile}
 
 
 def _register_widths(body: Sequence[Stmt], survey: Survey) -> dict[str, int]:

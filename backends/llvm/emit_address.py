@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 from flowc.backends.llvm.builder import Module
-from flowc.backends.llvm.emit_code import Code, Mem, Place, Val, memory_type
+from flowc.backends.llvm.emit_code import MEMORY, Code, Mem, Place, Val
 from flowc.backends.llvm.target import Target
 from flowc.dims import Call, Dim, DimLike, Range, apply, evaluate, floordiv, map_atoms, substitute, sym, symbols
 from flowc.proofs import bounds, simplify
@@ -28,8 +28,8 @@ class Addresses(Code):
 
     def int_of(self, name: str) -> str | int:
         """The scalar i64 value of a symbol."""
-        text = self.env[name].text
-        return text if text.startswith("%") else int(text)
+        v = self.env[name]
+        return v.number if v.number is not None else int(v.text) if v.constant else v.text
 
     def varying(self, d: DimLike) -> bool:
         """Does the size depend on the lane?"""
@@ -58,10 +58,9 @@ class Addresses(Code):
         if isinstance(d, int):
             return Place([], d, 0, None)
         affine = d.affine()
-        return affine and self._affine_place(*affine) or self._general_place(d)
-
-    def _affine_place(self, const: int, factors: Sequence[tuple[str, int]]) -> Place | None:
-        """The place of a sum of symbols times numbers; None if one of them is another in every lane."""
+        if affine is None:
+            return self._general_place(d)
+        const, factors = affine
         stride = 0
         products: list[tuple[str | int, str | int]] = []
         lane_base, env = self.lane_base, self.env
@@ -74,19 +73,25 @@ class Addresses(Code):
                 else:
                     products.append((c, base))
                 continue
-            text, wide = env[name]
-            if wide:
-                return None
-            if text[0] == "%":
-                products.append((text, c))
+            v = env[name]
+            if v.number is not None:
+                const += c * v.number
+            elif v.wide:  # another in every lane
+                return self._general_place(d)
+            elif v.text[0] == "%":
+                products.append((v.text, c))
             else:
-                const += c * int(text)
-        sums, key = self.scopes[-1].sums, tuple(products)
+                const += c * int(v.text)
+        terms = self._products(products) if products else []
+        return Place(terms, const, stride, None, _pattern(stride, self.lanes) if stride and self.lanes > 1 else None)
+
+    def _products(self, pairs: Sequence[tuple[str | int, str | int]]) -> list[str]:
+        sums, key = self.scopes[-1].sums, tuple(pairs)
         terms = sums.get(key)
         if terms is None:
             with self.index_arithmetic():
-                terms = sums[key] = [self.mul(a, b) for a, b in products]
-        return Place(terms, const, stride, None, _pattern(stride, self.lanes) if stride and self.lanes > 1 else None)
+                terms = sums[key] = [self.mul(a, b) for a, b in pairs]
+        return terms
 
     def _general_place(self, d: DimLike) -> Place:
         with self.index_arithmetic():
@@ -267,33 +272,36 @@ class Addresses(Code):
         const = (p.const + extra) * scale
         sums, key = self.scopes[-1].sums, (mem.pointer, const, *p.terms)
         out = sums.get(key)
+        if out is None:
+            out = self._base(mem, p.terms, scale) if p.terms else mem.pointer
+            if const:
+                out = self.index_op(f"getelementptr {MEMORY[mem.dtype]}, {mem.type} {out}, i64 {const}")
+            sums[key] = out
+        return out
+
+    def _base(self, mem: Mem, terms: Sequence[str], scale: int) -> str:
+        """``mem.pointer`` and the terms of an address."""
+        sums, key = self.scopes[-1].sums, (mem.pointer, 0, *terms)
+        out = sums.get(key)
         if out is not None:
             return out
-        with self.index_arithmetic():
-            ty, whole = memory_type(mem.dtype), (mem.pointer, 0, *p.terms)
-            out = sums.get(whole)
-            if out is None:
-                out = sums[whole] = self._base(mem, p.terms, ty, scale)
-            if const:
-                out = sums[key] = self.op(f"getelementptr {ty}, {mem.type} {out}, i64 {const}")
-            return out
-
-    def _base(self, mem: Mem, terms: Sequence[str], ty: str, scale: int) -> str:
-        """``mem.pointer`` and the terms of an address."""
-        out = mem.pointer
         by_level: dict[int, str | int] = {}
-        for t in terms:
-            at = self.level[t]
-            by_level[at] = self.add(by_level.get(at, 0), t)
-        for at in sorted(by_level):
-            out = self.op(f"getelementptr {ty}, {mem.type} {out}, i64 {self.mul(by_level[at], scale)}")
+        with self.index_arithmetic():
+            for t in terms:
+                at = self.level[t]
+                by_level[at] = self.add(by_level[at], t) if at in by_level else t
+            out = mem.pointer
+            for at in sorted(by_level):
+                step = by_level[at] if scale == 1 else self.mul(by_level[at], scale)
+                out = self.op(f"getelementptr {MEMORY[mem.dtype]}, {mem.type} {out}, i64 {step}")
+        sums[key] = out
         return out
 
     def addresses(self, mem: Mem, p: Place) -> str:
         """A vector of pointers, one per lane."""
         base = self.address(mem, p)
         with self.index_arithmetic():
-            ty, vector = memory_type(mem.dtype), f"<{self.lanes} x {mem.type}>"
+            ty, vector = MEMORY[mem.dtype], f"<{self.lanes} x {mem.type}>"
             if p.offsets is None and isinstance(p.stride, int) and abs(p.stride) < 1 << 24:
                 return self.op(f"getelementptr {ty}, {mem.type} {base}, {self.vec('i32')} {self.iota('i32', p.stride)}")
             steps = None

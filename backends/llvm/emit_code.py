@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from flowc.backends.llvm.builder import Function, Module, float_literal
 from flowc.backends.llvm.target import Target
@@ -23,14 +23,17 @@ from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, Range
 from flowc.types import DTYPES, DType, bool_
 
-_NAMES = re.compile(r"%[\w.]+")
+_NAMES = re.compile(r"%[\w.]+", re.ASCII)
 
 
-class Val(NamedTuple):
-    """A value: LLVM text, and whether it has one element per lane or is the same for all lanes."""
+class Val:
+    """A value: LLVM text, and whether it has one element per lane or is the same for all lanes.  ``number``: the
+    integer that a loop variable stands for in a copy of its body."""
 
-    text: str
-    wide: bool = False
+    __slots__ = ("number", "text", "wide")
+
+    def __init__(self, text: str, wide: bool = False, number: int | None = None):
+        self.text, self.wide, self.number = text, wide, number
 
     @property
     def constant(self) -> bool:
@@ -40,14 +43,14 @@ class Val(NamedTuple):
 @dataclass
 class Scope:
     """A region that dominates what is emitted inside it.  ``pre``: the lines right before it, in its parent.
-    ``shared``: texts of the instructions that live until its end.  ``branch``: runs under a condition.
+    ``shared``: what is known until its end.  ``branch``: runs under a condition.
     ``floor``: number of the innermost scope up to this one that does: work does not leave it.
     ``sums``: parts of addresses that were computed in it: copies of an unrolled loop ask again."""
 
     pre: list[str]
     branch: bool
     floor: int = 0
-    shared: list[str] = field(default_factory=list)
+    shared: list[Hashable] = field(default_factory=list)
     sums: dict[tuple, Any] = field(default_factory=dict)
 
 
@@ -134,15 +137,17 @@ class Code(Function):
     def __init__(self, module: Module, target: Target, name: str, args: str, attrs: str):
         super().__init__(module, name, args, attrs=attrs)
         self.target = target
-        self.entry: list[str] = []
-        self.lines.append(self.entry)  # type: ignore[arg-type]
+        self.late: list[tuple[int, list[str]]] = []  # lines to be put in, and the number of the one they come before
+        self.entry = self.put_in()
         self.scopes = [Scope([], False)]
-        self.known: dict[str, str] = {}  # instruction text -> name, in all open scopes
+        self.ends = [self.lines]  # of what each scope holds so far: in all but the innermost what precedes the next
+        self.known: dict[Hashable, str] = {}  # instruction text, or what else tells a value -> name, in all open scopes
         self.level: dict[str, int] = dict.fromkeys(_NAMES.findall(args), 0)
         self.callees: dict[tuple, str] = {}
         self.lanes = 1
         self.lane_base: dict[str, str | int] = {}
         self.beside: frozenset[str] = frozenset()
+        self.roomy = False  # is there working memory that is as long as whole registers
         self.env: dict[str, Val] = {}
         self.ranges: dict[str, Range] = {}
         self.mems: dict[str, Mem] = {}
@@ -152,33 +157,32 @@ class Code(Function):
 
     def op(self, text: str) -> str:
         """A value without effects: shared, and emitted as far out as its operands allow."""
-        known = self.known.get(text)
-        if known is not None:
-            return known
-        level, scopes = self.level, self.scopes
-        at = 0 if self._in_index else scopes[-1].floor
-        for operand in _NAMES.findall(text):
-            if level[operand] > at:
-                at = level[operand]
+        return self.known.get(text) or self._new(text, 0 if self._in_index else self.scopes[-1].floor)
+
+    def index_op(self, text: str) -> str:
+        """The same for a part of an address: it may leave conditions."""
+        return self.known.get(text) or self._new(text, 0)
+
+    def _new(self, text: str, at: int) -> str:
+        """An instruction in scope ``at`` or as far in as its operands are."""
+        at = max(at, 0, *map(self.level.__getitem__, _NAMES.findall(text)))
         self._n += 1
-        name = f"%t{self._n}"
-        (self.lines if at == len(scopes) - 1 else scopes[at + 1].pre).append(f"  {name} = {text}")
-        self.known[text] = name
-        scopes[at].shared.append(text)
-        level[name] = at
+        self.known[text] = name = f"%t{self._n}"
+        self.level[name] = at
+        self.ends[at].append(f"  {name} = {text}")
+        self.scopes[at].shared.append(text)
         return name
 
-    def here(self, text: str, key: str = "") -> str:
+    def here(self, text: str, key: Hashable = None) -> str:
         """A value that must be computed at this place, such as a load.  Calls with one ``key`` share it."""
-        if key:
-            known = self.known.get(key)
-            if known is not None:
-                return known
+        known = self.known.get(key)
+        if known is not None:
+            return known
         self._n += 1
         name = f"%t{self._n}"
         self.lines.append(f"  {name} = {text}")
         self.level[name] = len(self.scopes) - 1
-        if key:
+        if key is not None:
             self.known[key] = name
             self.scopes[-1].shared.append(key)
         return name
@@ -208,15 +212,21 @@ class Code(Function):
 
     def begin_scope(self, branch: bool) -> Scope:
         """A region that begins a little further down: what is computed before it is put here."""
-        scope = Scope([], branch)
-        self.lines.append(scope.pre)  # type: ignore[arg-type]
-        return scope
+        return Scope(self.put_in(), branch)
+
+    def put_in(self) -> list[str]:
+        """Lines that stand here and are not known yet."""
+        lines: list[str] = []
+        self.late.append((len(self.lines), lines))
+        return lines
 
     def enter_scope(self, scope: Scope, *names: str) -> None:
         """What follows is inside, where ``names`` are defined."""
         at = len(self.scopes)
         scope.floor = at if scope.branch else self.scopes[-1].floor
         self.scopes.append(scope)
+        self.ends[-1] = scope.pre
+        self.ends.append(self.lines)
         for name in names:
             self.level[name] = at
 
@@ -224,6 +234,8 @@ class Code(Function):
         """Leave the innermost scope: what was computed in it is gone."""
         for text in self.scopes.pop().shared:
             del self.known[text]
+        self.ends.pop()
+        self.ends[-1] = self.lines
 
     @contextmanager
     def loop(self, lo: str | int, hi: str | int, step: str | int = 1, stem: str = "i", sure: bool = False
@@ -271,13 +283,12 @@ class Code(Function):
         return self.here(f"phi {ty} [ {value}, %{block} ], [ {other}, %{before} ]")
 
     def finish(self, value: str | None = None) -> None:
-        lines: list[str] = []
-        for x in self.lines:
-            if isinstance(x, str):
-                lines.append(x)
-            else:
-                lines += x
-        self.lines = lines
+        lines, done = [], 0
+        for at, late in self.late:
+            lines += self.lines[done:at]
+            lines += late
+            done = at
+        self.lines = lines + self.lines[done:]
         super().finish(value)
 
     # -- lanes
@@ -291,9 +302,9 @@ class Code(Function):
             return v.text
         if v.constant:
             return f"splat ({ty} {v.text})"
-        one = self.op(f"insertelement {self.vec(ty)} poison, {ty} {v.text}, i64 0")
-        return self.op(f"shufflevector {self.vec(ty)} {one}, {self.vec(ty)} poison, "
-                       f"<{self.lanes} x i32> zeroinitializer")
+        full = self.vec(ty)
+        one = self.op(f"insertelement {full} poison, {ty} {v.text}, i64 0")
+        return self.op(f"shufflevector {full} {one}, {full} poison, <{self.lanes} x i32> zeroinitializer")
 
     def iota(self, ty: str = "i64", scale: int = 1) -> str:
         """0, scale, 2*scale, ... as a constant vector."""

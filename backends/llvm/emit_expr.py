@@ -18,7 +18,7 @@ from flowc.backends.llvm.emit_code import MEMORY, REGISTER, Mem, Place, Val, int
 from flowc.backends.llvm.emit_convert import cast, divide, fmod
 from flowc.backends.llvm.emit_interleave import BLOCK, COLUMNS, constant_mask, load_columns, load_pattern, remainder
 from flowc.backends.llvm.emit_lookup import lookup
-from flowc.backends.llvm.emit_order import Do, Steps, half, steps
+from flowc.backends.llvm.emit_order import HALVES, Do, Steps, half, steps
 from flowc.backends.llvm.emit_registers import dot_bf16, dot_i8, dot_i16
 from flowc.backends.llvm.emit_scale import ldexp, scale
 from flowc.backends.llvm.emit_shifted import load_beside
@@ -60,7 +60,7 @@ class Values(Addresses):
     def __init__(self, *args):
         super().__init__(*args)
         self.row_cache: dict[tuple, list[str]] = {}
-        self.positions: dict[tuple, DimLike] = {}
+        self.positions: dict[int, tuple[tuple[int, ...], tuple[DimLike, ...], DimLike]] = {}
         self.gaps: dict[tuple[int, str], tuple[Expr, Gap | None]] = {}
         self.builder = Builder()
         self.memo: dict[int, Val] = {}
@@ -76,7 +76,8 @@ class Values(Addresses):
         if known is None:
             known = self.orders[key] = steps(self, e)
         self.inline, memo = known.inline, self.memo
-        memo.update(known.constants)
+        if known.constants:
+            memo.update(known.constants)
         get = memo.__getitem__
         for part, x, do, operands in known.rest:
             if part not in memo:
@@ -116,13 +117,14 @@ class Values(Addresses):
         if fn is None:
             raise UnsupportedError("C121", f"the instruction {x.op} on {x.dtype} has no code for {self.target.name}",
                                    cure="this is an error of flowc: add it to the emitter or to mathlib")
-        return Values._through_float if x.op not in _PLAIN and any(half(a.dtype) for a in x.args) else fn
+        halves = x.op not in _PLAIN and not HALVES.isdisjoint([a.dtype for a in x.args])
+        return Values._through_float if halves else fn
 
     # -- operands
 
     def together(self, args: Sequence[Val], types: Sequence[DType]) -> tuple[bool, list[str]]:
         """The operands in one form: all scalar, or all spread over the lanes."""
-        if any([a.wide for a in args]):
+        if any(a.wide for a in args):
             return True, [a.text if a.wide else self.splat(a, REGISTER[t]) for a, t in zip(args, types, strict=True)]
         return False, [a.text for a in args]
 
@@ -199,11 +201,13 @@ class Values(Addresses):
             return self.env[name]
         return self.read(mem, self._position(mem, index), x.dtype)
 
-    def _position(self, mem: Mem, index: Sequence[DimLike]) -> DimLike:
-        key = (mem.strides, tuple(index))  # copies of an unrolled loop ask again
-        if key not in self.positions:
-            self.positions[key] = sum((i * s for i, s in zip(index, mem.strides, strict=True)), 0)
-        return self.positions[key]
+    def _position(self, mem: Mem, index: tuple[DimLike, ...]) -> DimLike:
+        """The place of an element of registers in their memory."""
+        known = self.positions.get(id(index))  # copies of an unrolled loop ask again
+        if known is None or known[0] != mem.strides:
+            place = sum((i * s for i, s in zip(index, mem.strides, strict=True)), 0)
+            known = self.positions[id(index)] = (mem.strides, index, place)
+        return known[2]
 
     def _load(self, x: Expr, args: Sequence[Val]) -> Val:
         buffer, index = x.attr
@@ -233,26 +237,32 @@ class Values(Addresses):
     def read(self, mem: Mem, index: DimLike, d: DType, where: Val | None = None, other: Val | None = None) -> Val:
         """Elements of a buffer or of registers, one per lane, or one for all lanes."""
         p, ty = self.place(index), MEMORY[mem.dtype]
-        if where is None and p.stride == 0 and p.offsets is None and not mem.lanes:
-            return self.loaded(self.fetch(mem, ty, self.address(mem, p)), False, d)
         mask = self.mask if where is None else where.text
-        filler = "zeroinitializer" if other is None else self.stored(other, d, True)
+        if where is None and p.offsets is None and not mem.lanes:
+            if p.stride == 0:
+                return self.loaded(self.fetch(mem, ty, self.address(mem, p)), False, d)
+            if p.stride == 1 and (mask is None or mem.registers):
+                return self.loaded(self.fetch(mem, self.vec(ty), self.address(mem, p)), True, d)
+        return self.loaded(self._spread(mem, index, p, mask, where, other), True, d)
+
+    def _spread(self, mem: Mem, index: DimLike, p: Place, mask: str | None, where: Val | None, other: Val | None
+                ) -> str:
+        """Elements that lie otherwise than one behind the other, or that only some lanes read."""
+        ty = MEMORY[mem.dtype]
+        filler = "zeroinitializer" if other is None else self.stored(other, mem.dtype, True)
         if mem.lanes:
-            out = self.fetch(mem, self.vec(ty), self.address(mem, p))
-        elif p.offsets is not None or p.stride not in (-1, 0, 1):
+            return self.fetch(mem, self.vec(ty), self.address(mem, p))
+        if p.offsets is not None or p.stride not in (-1, 0, 1):
             column = (self._column(mem, index, p) or self._field(mem, index, p)) if mask is None else None
-            out = column or load_pattern(self, mem, p, mask, where and filler) or self._gather(mem, ty, p, mask, filler)
-        elif p.stride == 0:
-            on = constant_mask(mask, self.lanes)
-            if on is None or not any(on):
-                out = self._gather(mem, ty, p, mask, filler)
-            else:
-                one = Val(self.fetch(mem, ty, self.address(mem, p)))
-                out = self.op(f"select {self.vec('i1')} {mask}, {self.vec(ty)} {self.splat(one, ty)}, "
-                              f"{self.vec(ty)} {filler}")
-        else:
-            out = self._contiguous(mem, ty, p, None if mem.registers and where is None else mask, filler)
-        return self.loaded(out, True, d)
+            off = None if where is None else filler
+            return column or load_pattern(self, mem, p, mask, off) or self._gather(mem, ty, p, mask, filler)
+        if p.stride != 0:
+            return self._contiguous(mem, ty, p, None if mem.registers and where is None else mask, filler)
+        on = constant_mask(mask, self.lanes)
+        if on is None or not any(on):
+            return self._gather(mem, ty, p, mask, filler)
+        one = Val(self.fetch(mem, ty, self.address(mem, p)))
+        return self.op(f"select {self.vec('i1')} {mask}, {self.vec(ty)} {self.splat(one, ty)}, {self.vec(ty)} {filler}")
 
     def _column(self, mem: Mem, index: DimLike, p: Place) -> str | None:
         """One of neighbouring columns, all of which are loaded together the first time."""
@@ -287,8 +297,8 @@ class Values(Addresses):
         return table[key][at - first]
 
     def fetch(self, mem: Mem, ty: str, pointer: str, align: int = 0) -> str:
-        text = f"load {ty}, {mem.type} {pointer}, align {align or mem.align}"
-        return self.here(text, f"{text} @{mem.epoch}")
+        key = (pointer, ty, mem.epoch, align)
+        return self.known.get(key) or self.here(f"load {ty}, {mem.type} {pointer}, align {align or mem.align}", key)
 
     def _contiguous(self, mem: Mem, ty: str, p: Place, mask: str | None, filler: str) -> str:
         back = p.stride == -1
@@ -319,7 +329,7 @@ class Values(Addresses):
         callee = self.module.declare(intrinsic_name(name, overloads),
                                      f"{full} ({overloads[1]}, {self.vec('i1')}, {full})")
         text = f"call {full} {callee}({source}, {self.vec('i1')} {mask}, {full} {filler})"
-        return self.here(text, f"{text} @{mem.epoch}")
+        return self.here(text, (text, mem.epoch))
 
     def reverse(self, text: str, ty: str) -> str:
         if text.startswith("splat") or text == "zeroinitializer":

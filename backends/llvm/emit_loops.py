@@ -120,10 +120,7 @@ class Loops(Values):
                 self.mems[name].epoch += 1
 
     def bind(self, var: str, value: str | int, extent: DimLike) -> None:
-        self.env[var] = Val(str(value))
-        self.bound(var, extent)
-
-    def bound(self, var: str, extent: DimLike) -> None:
+        self.env[var] = Val(str(value), False, value if isinstance(value, int) else None)
         self.ranges[var] = (0, extent - 1)
 
     def _sequential(self, s: Loop) -> None:
@@ -285,13 +282,13 @@ class Loops(Values):
         """The body for ``width`` neighbouring iterations from ``base``, a multiple of ``width``."""
         near, self.beside = self.beside, beside(self, s, width, mask)
         self.lanes, self.lane_base, self.mask = width, {s.var: base}, mask
-        self.bound(s.var, s.extent)
-        self.ranges[f"{s.var}.step"] = (0, (s.extent - 1) // width)
+        step, last = f"{s.var}.step", s.extent - 1
+        self.ranges[s.var], self.ranges[step] = (0, last), (0, last // width)
         if self.ahead is not None:
             self.ahead.fetch(self, s)
         self.run(s.body)
         self.lanes, self.lane_base, self.mask = 1, {}, None
-        self.env.pop(f"{s.var}.step", None)  # what else the body has bound it binds again
+        self.env.pop(step, None)  # what else the body has bound it binds again
         self.beside = near
 
     # -- GPU

@@ -16,7 +16,7 @@ from flowc.backends.llvm.emit_code import Val, literal
 from flowc.backends.llvm.emit_outline import call, outlined
 from flowc.backends.llvm.mathlib import EXPAND
 from flowc.kernel import Expr
-from flowc.types import DType, f32, i64
+from flowc.types import DType, bf16, f16, f32, i64
 
 if TYPE_CHECKING:
     from flowc.backends.llvm.emit_expr import Values
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Do = Callable[["Values", Expr, Sequence[Val]], Val]
 
 COMPARISONS = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
+HALVES = frozenset((f16, bf16))
 FUNCTIONS = frozenset(name for name, _ in EXPAND)
 
 
@@ -40,7 +41,7 @@ class Steps(NamedTuple):
 
 def half(d: DType) -> bool:
     """A 16-bit float: stored as bits, computed in f32."""
-    return d.bits == 16 and d.kind == "f"
+    return d in HALVES
 
 
 def steps(c: Values, root: Expr) -> Steps:
@@ -59,11 +60,12 @@ def steps(c: Values, root: Expr) -> Steps:
                 done.add(key)
                 continue
             do, operands = _step(c, x)
-            missing = [(a, None, ()) for a in reversed(operands) if id(a) not in done]
-            if missing:
-                stack.append((x, do, operands))
-                stack += missing
-                continue
+            if operands:
+                missing = [(a, None, ()) for a in reversed(operands) if id(a) not in done]
+                if missing:
+                    stack.append((x, do, operands))
+                    stack += missing
+                    continue
         done.add(key)
         rest.append((key, x, do, tuple(map(id, operands))))
     if c.inline is not None:

@@ -89,8 +89,14 @@ class Survey:
         """Buffers and registers that the statements change."""
         known = self._written.get(id(stmts))
         if known is None:
-            names = [x.buffer if isinstance(x, Store) else x.name for x, _ in self.all(stmts)
-                     if isinstance(x, (Store, Set, Acc))]
+            names: set[str] = set()
+            for s in stmts:
+                if isinstance(s, Store):
+                    names.add(s.buffer)
+                elif isinstance(s, (Set, Acc)):
+                    names.add(s.name)
+                for inner in children(s):
+                    names |= self.written(inner)
             known = self._written[id(stmts)] = (stmts, frozenset(names))
         return known[1]
 
