@@ -6,7 +6,6 @@ Here: taking an index apart, pointers to what it names.  Not here: scopes and sh
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 from flowc.backends.llvm.builder import Module
@@ -83,7 +82,7 @@ class Addresses(Code):
             else:
                 const += c * int(v.text)
         terms = self._products(products) if products else []
-        return Place(terms, const, stride, None, _pattern(stride, self.lanes) if stride and self.lanes > 1 else None)
+        return Place(terms, const, stride, None)
 
     def _products(self, pairs: Sequence[tuple[str | int, str | int]]) -> list[str]:
         sums, key = self.scopes[-1].sums, tuple(pairs)
@@ -127,9 +126,8 @@ class Addresses(Code):
             for f in strides:
                 stride = self.add(stride, f)
             pattern = None
-            if isinstance(stride, int) and not wide and self.lanes > 1 and (known or stride):
-                lane = [stride * k for k in range(self.lanes)]
-                pattern = tuple(map(sum, zip(lane, *known, strict=True))) if known else tuple(lane)
+            if isinstance(stride, int) and known and not wide and self.lanes > 1:
+                pattern = tuple(map(sum, zip([stride * k for k in range(self.lanes)], *known, strict=True)))
             if known:
                 wide.append(f"<{', '.join(f'i64 {sum(column)}' for column in zip(*known, strict=True))}>")
             offsets = wide[0] if wide else None
@@ -314,11 +312,6 @@ class Addresses(Code):
                 one = self.op(f"insertelement {vector} poison, {mem.type} {base}, i64 0")
                 return self.op(f"shufflevector {vector} {one}, {vector} poison, <{self.lanes} x i32> zeroinitializer")
             return self.op(f"getelementptr {ty}, {mem.type} {base}, {self.vec('i64')} {steps}")
-
-
-@functools.cache
-def _pattern(stride: int, lanes: int) -> tuple[int, ...]:
-    return tuple([stride * k for k in range(lanes)])
 
 
 class _Symbols(Mapping[str, "str | int"]):

@@ -80,7 +80,7 @@ class Mem:
 class Place:
     """An index, taken apart: scalar terms that are the same for all lanes, a constant, the distance between
     neighbouring lanes, and a vector of offsets for what is not linear in the lane.  ``pattern``: distance of every lane
-    from the scalar part, where all are known."""
+    from the scalar part, where all are known and differ from step to step."""
 
     terms: list[str]
     const: int

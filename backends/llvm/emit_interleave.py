@@ -265,11 +265,13 @@ def load_pattern(e: Values, mem: Mem, p: Place, mask: str | None, filler: str | 
     twice: what lies between the first and the last is loaded as whole vectors, and shuffled.  None if they do not.
 
     filler: what lanes hold that the mask turns off; None: anything."""
-    if p.pattern is None or mem.registers or mem.lanes:
+    lanes, ty, pattern = e.lanes, memory_type(mem.dtype), p.pattern
+    if pattern is None and p.offsets is None and isinstance(p.stride, int):
+        pattern = tuple([p.stride * k for k in range(lanes)])
+    if pattern is None or mem.registers or mem.lanes:
         return None
-    lanes, ty = e.lanes, memory_type(mem.dtype)
     on = constant_mask(mask, lanes)
-    used = [d for k, d in enumerate(p.pattern) if on is None or on[k]]
+    used = [d for k, d in enumerate(pattern) if on is None or on[k]]
     if not used or max(used) - min(used) >= SPREAD * lanes:
         return None
     low, count = min(used), max(used) - min(used) + 1
@@ -279,7 +281,7 @@ def load_pattern(e: Values, mem: Mem, p: Place, mask: str | None, filler: str | 
     for s in starts:
         pointer = e.address(mem, Place(p.terms, p.const + low + s, 0, None))
         if on is None:
-            needed = _needed(e, str(mask), [d - low - s for d in p.pattern], width)
+            needed = _needed(e, str(mask), [d - low - s for d in pattern], width)
         elif count < width:
             needed = f"<{', '.join(f'i1 {int(t < count)}' for t in range(width))}>"
         else:
@@ -289,7 +291,7 @@ def load_pattern(e: Values, mem: Mem, p: Place, mask: str | None, filler: str | 
         parts.append(e.masked_load(mem, pointer, needed, "zeroinitializer"))
         e.lanes = lanes
     part_of = {d: (i, d - s) for i, s in enumerate(starts) for d in range(s, s + width)}
-    out = _picked(e, ty, parts, width, [part_of.get(d - low, (0, 0)) for d in p.pattern])
+    out = _picked(e, ty, parts, width, [part_of.get(d - low, (0, 0)) for d in pattern])
     if filler is None or on is not None and all(on):
         return out
     return e.op(f"select {e.vec('i1')} {mask}, {e.vec(ty)} {out}, {e.vec(ty)} {filler}")
