@@ -175,9 +175,9 @@ class Code(Function):
 
     def here(self, text: str, key: Hashable = None) -> str:
         """A value that must be computed at this place, such as a load.  Calls with one ``key`` share it."""
-        known = self.known.get(key)
-        if known is not None:
-            return known
+        return self.known.get(key) or self.new_here(text, key)
+
+    def new_here(self, text: str, key: Hashable = None) -> str:
         self._n += 1
         name = f"%t{self._n}"
         self.lines.append(f"  {name} = {text}")

@@ -298,7 +298,7 @@ class Values(Addresses):
 
     def fetch(self, mem: Mem, ty: str, pointer: str, align: int = 0) -> str:
         key = (pointer, ty, mem.epoch, align)
-        return self.known.get(key) or self.here(f"load {ty}, {mem.type} {pointer}, align {align or mem.align}", key)
+        return self.known.get(key) or self.new_here(f"load {ty}, {mem.type} {pointer}, align {align or mem.align}", key)
 
     def _contiguous(self, mem: Mem, ty: str, p: Place, mask: str | None, filler: str) -> str:
         back = p.stride == -1

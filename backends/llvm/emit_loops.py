@@ -72,6 +72,10 @@ def blocks_of(kernel: Kernel) -> DimLike:
     return 1
 
 
+def _other_form(s: Loop) -> Loop | tuple[Loop, Loop] | None:
+    return turned(s) or in_blocks(s)
+
+
 class Loops(Values):
     """Emits loops; ``run(stmts)`` and the registers of the kernel come from the layer above."""
 
@@ -91,6 +95,10 @@ class Loops(Values):
 
     # -- dispatch
 
+    def other_form(self, s: Loop) -> Loop | tuple[Loop, Loop] | None:
+        """The loop, or two that run one after the other, which is better written out instead of ``s``."""
+        return self.survey.form(s, _other_form)
+
     def run_loop(self, s: Loop) -> None:
         key = id(s), self.lanes > 1
         way = self.ways.get(key)
@@ -103,7 +111,7 @@ class Loops(Values):
         if s is self.chunked:
             return partial(self._parallel, s)
         if self.target.vectors and self.lanes == 1:  # another form may be better
-            other = turned(s) or in_blocks(s)
+            other = self.other_form(s)
             if isinstance(other, Loop):
                 return self._vector_way(other)
             if other is not None:

@@ -8,9 +8,9 @@ Copies of an unrolled loop ask the same again, so answers are kept by the identi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from flowc.dims import DimLike, linear, symbols
 from flowc.kernel import (
@@ -29,6 +29,8 @@ from flowc.kernel import (
     mentions,
     parts,
 )
+
+T = TypeVar("T")
 
 # instructions that a function becomes, roughly
 _WEIGHTS = {**dict.fromkeys("exp exp2 expm1 log log2 log10 log1p atan asin acos cbrt cosh".split(), 25),
@@ -66,6 +68,7 @@ class Survey:
         self._known: dict[int, Known] = {}
         self._written: dict[int, tuple[Sequence[Stmt], frozenset[str]]] = {}
         self._traits: dict[int, Traits] = {}
+        self._turned: dict[int, tuple[Loop, object]] = {}
         self._loads: dict[int, tuple[Loop, list[tuple[str, DimLike]]]] = {}
 
     def inside(self, s: Stmt) -> list[tuple[Stmt, list[Expr]]]:
@@ -112,6 +115,13 @@ class Survey:
             known = self._loads[id(s)] = (s, [x.attr for _, found in self.all(s.body) for x in found
                                               if x.op == "load" and not x.args])
         return known[1]
+
+    def form(self, s: Loop, find: Callable[[Loop], T]) -> T:
+        """``find(s)``, found once."""
+        known = self._turned.get(id(s))
+        if known is None:
+            known = self._turned[id(s)] = (s, find(s))
+        return known[1]  # type: ignore[return-value]
 
     # -- vector loops
 
