@@ -18,6 +18,8 @@ from flowc.proofs import bounds, simplify
 class Addresses(Code):
     """Code that knows its symbols."""
 
+    __slots__ = ("_positive", "_sizes")
+
     def __init__(self, module: Module, target: Target, name: str, args: str, attrs: str):
         super().__init__(module, name=name, target=target, args=args, attrs=attrs)
         self._sizes = _Symbols(self)

@@ -134,6 +134,10 @@ class Code(Function):
     """One function: instructions, scopes and addresses.  ``lanes`` is the number of lanes of a wide value, 1 outside
     vector loops; ``lane_base`` gives the value of a vector loop's variable in lane 0."""
 
+    # attributes beyond some thirty in all are slow to look up, unless they have slots
+    __slots__ = ("_in_index", "_indexing", "beside", "callees", "ends", "entry", "env", "known", "lane_base", "lanes",
+                 "late", "level", "mems", "ranges", "roomy", "scopes", "target")
+
     def __init__(self, module: Module, target: Target, name: str, args: str, attrs: str):
         super().__init__(module, name, args, attrs=attrs)
         self.target = target
@@ -151,7 +155,7 @@ class Code(Function):
         self.env: dict[str, Val] = {}
         self.ranges: dict[str, Range] = {}
         self.mems: dict[str, Mem] = {}
-        self._indexing = _Indexing(self)
+        self._indexing, self._in_index = _Indexing(self), 0
 
     # -- instructions
 
@@ -186,8 +190,6 @@ class Code(Function):
             self.known[key] = name
             self.scopes[-1].shared.append(key)
         return name
-
-    _in_index = 0
 
     def index_arithmetic(self) -> _Indexing:
         """Arithmetic on sizes is cheap and safe anywhere: it may leave conditions."""

@@ -52,13 +52,15 @@ class Values(Addresses):
     """Evaluates expressions at the current place.  ``mask``: the lanes that are on, None for all of them; wherever
     there is a mask at least one lane is on."""
 
-    mask: str | None = None
-    inline: int | None = None  # further uses of functions to be written out; None: all
-    survey = Survey()  # of the function's statements
-    rows: Loop | None = None  # an unrolled loop without branches whose neighbouring loads may be done together
+    __slots__ = ("builder", "expanded", "gaps", "inline", "mask", "memo", "orders", "positions", "row_cache", "rows",
+                 "survey")
 
     def __init__(self, *args):
         super().__init__(*args)
+        self.mask: str | None = None
+        self.inline: int | None = None  # further uses of functions to be written out; None: all
+        self.survey = Survey()          # of the function's statements
+        self.rows: Loop | None = None   # an unrolled loop without branches: its neighbouring loads may be done together
         self.row_cache: dict[tuple, list[str]] = {}
         self.positions: dict[int, tuple[tuple[int, ...], tuple[DimLike, ...], DimLike]] = {}
         self.gaps: dict[tuple[int, str], tuple[Expr, Gap | None]] = {}
