@@ -292,6 +292,12 @@ class Code(Function):
             done = at
         self.lines = lines + self.lines[done:]
         super().finish(value)
+        self.forget()
+
+    def forget(self) -> None:
+        """Give back what only the writing needed, at once: garbage may not be collected while programs compile."""
+        for table in (self.lines, self.late, self.ends, self.scopes, self.known, self.level, self.env, self.mems):
+            table.clear()  # type: ignore[attr-defined]
 
     # -- lanes
 

@@ -69,6 +69,12 @@ class Values(Addresses):
         self.expanded: dict[int, tuple[Expr, Expr | None]] = {}  # functions written out
         self.orders: dict[tuple[int, int | None], Steps] = {}
 
+    def forget(self) -> None:
+        super().forget()
+        for table in (self.row_cache, self.positions, self.gaps, self.memo, self.expanded, self.orders):
+            table.clear()  # type: ignore[attr-defined]
+        self.survey, self.builder = Survey(), Builder()
+
     # -- walking
 
     def value(self, e: Expr) -> Val:
@@ -467,7 +473,10 @@ class Values(Addresses):
             return None
         lanes = range(ahead, ahead + self.lanes)
         if isinstance(rest, int) and isinstance(base, int):
-            return self._flags([RELATION[relation](k, rest) for k in lanes])
+            ends = [RELATION[relation](k, rest) for k in (lanes[0], lanes[-1])]
+            if relation in ("eq", "ne") or ends[0] != ends[1]:
+                ends = [RELATION[relation](k, rest) for k in lanes]
+            return self._flags(ends)
         if not isinstance(base, int):
             low = high = None
         if low is not None and high is not None and len(held := {

@@ -87,6 +87,10 @@ class Loops(Values):
         super().__init__(*args)
         self.ways: dict[tuple[int, bool], Callable[[], None]] = {}  # of loops, inside of lanes and not
 
+    def forget(self) -> None:
+        super().forget()
+        self.ways.clear()
+
     def run(self, stmts: Sequence[Stmt]) -> None:
         raise TypeError("abstract")
 
