@@ -1,7 +1,7 @@
 """Expressions to values: one function per instruction of the Kernel IR.
 
-Here: arithmetic, conversions, loads, and the walk over an expression.  Not here: addresses and sharing
-(emit_code.py), polynomials of functions (mathlib.py), statements (emit.py).  Read next: emit_loops.py.
+Here: arithmetic, conversions, loads.  Not here: in which order the parts of an expression come (emit_order.py),
+addresses (emit_address.py), sharing (emit_code.py), statements (emit.py).  Read next: emit_order.py.
 
 A value is scalar where all lanes agree and is spread over lanes when it meets one that does not.  16-bit floats are
 bits in registers; each instruction computes in f32 and rounds its result.
@@ -92,8 +92,7 @@ class Values(Addresses):
                 memo[part] = do(self, x, [*map(get, operands)])
         return memo[id(e)]
 
-    @staticmethod
-    def rarely(self: Values, x: Expr, args: Sequence[Val]) -> Val:
+    def _rarely(self, x: Expr, args: Sequence[Val]) -> Val:
         """``select(cond, rare, common)`` where ``rare`` is computed only if a lane needs it."""
         (cond, common), ty = args, REGISTER[x.dtype]
         if cond.constant and not cond.wide:
@@ -551,6 +550,6 @@ _TABLE: dict[str, Do] = {
     "ldexp": ldexp, "scale": scale, "lookup": lookup, "fmod": fmod, "idiv": divide, "imod": divide,
     "dot_bf16": dot_bf16, "dot_i16": dot_i16, "dot_i8": dot_i8,
     **dict.fromkeys(("and", "or", "xor"), _V._bits), "not": _V._not, "shl": _V._shift, "shr": _V._shift,
-    "select": _V._select, "cast": cast, "bitcast": _V._bitcast,
+    "select": _V._select, "rarely": _V._rarely, "cast": cast, "bitcast": _V._bitcast,
 }
-_PLAIN = frozenset(("index", "ref", "load", "select", "cast", "bitcast"))  # 16-bit floats as they are
+_PLAIN = frozenset(("index", "ref", "load", "select", "rarely", "cast", "bitcast"))  # 16-bit floats as they are

@@ -1,7 +1,7 @@
 """In which order an expression is computed.
 
 Here: what an instruction needs first, which functions are written out and which are called, the steps that follow.
-Not here: what a step does (emit_expr.py), functions as expressions (mathlib.py).  Read next: emit_expr.py.
+Not here: what a step does (emit_expr.py), functions as expressions (mathlib.py).  Read next: emit_loops.py.
 
 Copies of an unrolled loop and of a vector loop compute the same expressions over and over, so the order is found
 once: operands first, each part once, without recursion.
@@ -75,8 +75,8 @@ def steps(c: Values, root: Expr) -> Steps:
 
 def _step(c: Values, x: Expr) -> tuple[Do, Sequence[Expr]]:
     """What is done for an expression, and what must be known before."""
-    if x.op == "rarely":
-        return c.rarely, (x.args[0], x.args[2])
+    if x.op == "rarely":  # the rare value is computed under a condition
+        return c.instruction(x), (x.args[0], x.args[2])
     if x.op not in FUNCTIONS:
         if x.op in COMPARISONS and compares_sizes(x) or narrows_size(x):
             return c.instruction(x), ()
