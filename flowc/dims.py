@@ -96,7 +96,7 @@ def _mono_div(a: Monomial, b: Monomial) -> Monomial | None:
 class Dim:
     """A non-constant integer expression in normal form.  Build with :func:`sym` and operators, never directly."""
 
-    __slots__ = ("_calls", "_hash", "_symbols", "_text", "terms")
+    __slots__ = ("_affine", "_calls", "_hash", "_symbols", "_text", "terms")
 
     def __init__(self, terms: tuple[tuple[Monomial, int], ...]):
         self.terms = terms
@@ -104,6 +104,7 @@ class Dim:
         self._text: str | None = None
         self._symbols: frozenset[str] | None = None
         self._calls: bool | None = None
+        self._affine: tuple[int, tuple[tuple[str, int], ...]] | bool | None = None
 
     def __reduce__(self) -> tuple:
         return Dim, (self.terms,)  # hashes are those of one process
@@ -130,6 +131,17 @@ class Dim:
         if self._calls is None:
             self._calls = any(isinstance(a, Call) for mono, _ in self.terms for a, _ in mono)
         return self._calls
+
+    def affine(self) -> tuple[int, tuple[tuple[str, int], ...]] | None:
+        """(constant, (symbol, factor)...) of a sum of symbols times numbers, as nearly all indices are; None for any
+        other."""
+        if self._affine is None:
+            *terms, last = self.terms  # which is the constant, if there is one
+            const = 0 if last[0] else last[1]
+            terms += [last] if last[0] else []
+            plain = all(len(mono) == 1 and mono[0][1] == 1 and isinstance(mono[0][0], str) for mono, _ in terms)
+            self._affine = plain and (const, tuple([(str(mono[0][0]), c) for mono, c in terms]))
+        return self._affine or None  # type: ignore[return-value]
 
     def __str__(self) -> str:
         if self._text is None:

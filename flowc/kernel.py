@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from flowc.dataclass import dataclass, field
@@ -353,9 +353,8 @@ class Kernel:
 
 def children(s: Stmt) -> tuple[tuple[Stmt, ...], ...]:
     """The statement lists inside a statement."""
-    if isinstance(s, Loop):
-        return (s.body,)
-    return (s.then, s.other) if isinstance(s, If) else ()
+    kind = type(s)
+    return (s.body,) if kind is Loop else (s.then, s.other) if kind is If else ()  # type: ignore[union-attr]
 
 
 def walk(stmts: Iterable[Stmt]) -> Iterator[Stmt]:
@@ -381,29 +380,27 @@ def defined(s: Stmt) -> tuple[str, ...]:
     return (*s.names, *s.left, *s.right) if isinstance(s, Fold) else ()
 
 
-def expressions(s: Stmt) -> Sequence[Expr]:
+_EXPRESSIONS: dict[type, Callable[[Any], tuple[Expr, ...]]] = {
+    Let: lambda s: (s.value,), Set: lambda s: (s.value,), Acc: lambda s: (s.init,), If: lambda s: (s.cond,),
+    Store: lambda s: (s.value,) if s.where is None else (s.value, s.where), Fold: lambda s: s.values,
+    Alloc: lambda s: (), Barrier: lambda s: (), Loop: lambda s: ()}
+
+
+def expressions(s: Stmt) -> tuple[Expr, ...]:
     """The expressions that stand directly in a statement."""
-    if isinstance(s, (Let, Set)):
-        return (s.value,)
-    if isinstance(s, Store):
-        return (s.value,) if s.where is None else (s.value, s.where)
-    if isinstance(s, Acc):
-        return (s.init,)
-    if isinstance(s, If):
-        return (s.cond,)
-    return s.values if isinstance(s, Fold) else ()
+    return _EXPRESSIONS[type(s)](s)
 
 
-def parts(roots: Iterable[Expr]) -> Iterator[Expr]:
+def parts(roots: Iterable[Expr]) -> list[Expr]:
     """Every expression below, the roots among them, each object once."""
-    seen: set[int] = set()
+    found: dict[int, Expr] = {}
     stack = list(roots)
     while stack:
         x = stack.pop()
-        if id(x) not in seen:
-            seen.add(id(x))
-            yield x
-            stack.extend(x.args)
+        if id(x) not in found:
+            found[id(x)] = x
+            stack += x.args
+    return list(found.values())
 
 
 def mentions(e: Expr) -> frozenset[str]:

@@ -170,6 +170,23 @@ def test_substitution_then_value_is_value_under_values(x, y, name, seed):
         assert evaluate(replaced, env) == x.value({**env, name: y.value(env)})
 
 
+@given(st.dictionaries(st.sampled_from(NAMES), small), small)
+def test_sums_of_symbols_are_taken_apart(factors, const):
+    d = sum((c * sym(name) for name, c in factors.items()), const)
+    if isinstance(d, Dim):
+        assert (d.affine()[0], dict(d.affine()[1])) == (const, {name: c for name, c in factors.items() if c})
+
+
+@given(trees, envs)
+def test_what_is_taken_apart_has_the_same_value(tree, env):
+    d = tree.dim
+    if isinstance(d, Dim) and d.affine() is not None:
+        const, factors = d.affine()
+        assert const + sum(c * env[name] for name, c in factors) == evaluate(d, env)
+    assert sym("a").affine() == (0, (("a", 1),))
+    assert (sym("a") * sym("b")).affine() is (sym("a") // 2 + 1).affine() is None
+
+
 @given(trees, st.sampled_from(NAMES), st.integers(0, 999))
 def test_linear_parts_add_up(tree, name, seed):
     parts = linear(tree.dim, name)

@@ -17,7 +17,7 @@ from flowc.backends.llvm import emit_outline, engine
 from flowc.backends.llvm.target import cpu_target, nvptx_target
 from flowc.diag import UnsupportedError
 from flowc.dims import ceildiv, sym
-from flowc.kernel import INSTRS, Acc, Alloc, Barrier, Buffer, Expr, Fold, If, Kernel, Loop, Set, Store
+from flowc.kernel import INSTRS, Acc, Alloc, Barrier, Buffer, Expr, Fold, If, Kernel, Let, Loop, Set, Store
 from flowc.types import bf16, f16, f32, f64, i32
 
 NARROW = cpu_target(engine.host()[0], "x86-64-v3", "", 256)  # no masks in registers, no scaling instruction
@@ -54,6 +54,29 @@ def test_a_deep_expression_needs_no_recursion():
         e = Expr("add", (e, b.const(float(m % 7), f32)), f32)
     text = text_of(map_kernel(lambda x: e, f32, out=f32))
     assert text.count("fadd") == 20000
+
+
+def test_copies_of_a_loop_count_the_functions_that_they_write_out():
+    """The order of an expression is found once; how often a function is written out is counted per use."""
+    kernel = Kernel("k", (Buffer("x", f32, (64,)), Buffer("z", f32, (64,), "out")), (), (
+        Loop("i", 4, "unroll", (Store("z", i, b.tanh(b.load("x", i, f32))),)),))
+    text = text_of(kernel)
+    assert text.count("call float @flowc.tanh.f32") == 4 - emit_outline.FEW
+    rare = Kernel("k", kernel.params, (), (Loop("i", 4, "unroll", (
+        Store("z", i, b.exp(b.load("x", i, f32)), b.gt(b.exp(b.load("x", i, f32)), 1.0)),)),))
+    assert text_of(rare).count("call float @flowc.exp.f32") == 4 - emit_outline.FEW
+
+
+def test_what_lanes_bind_does_not_outlive_them():
+    """The same loop runs as lanes, then a part of its body by elements."""
+    inner = Loop("j", 16, "vector", (Let("v", b.load("x", 16 * i + j, f32)), Store("z", 16 * i + j, b.neg(
+        b.ref("v", f32)))), 16)
+    last = Loop("j", 3, "seq", (Let("v", b.load("x", j, f32)), Store("z", 64 + j, b.ref("v", f32))))
+    kernel = Kernel("k", (Buffer("x", f32, (64,)), Buffer("z", f32, (67,), "out")), (),
+                    (Loop("i", 4, "unroll", (inner,)), last))
+    text = text_of(kernel)
+    assert text.count("fneg <16 x float>") == 4
+    assert len(re.findall(r"load float, ptr", text)) == 1
 
 
 def inner_loop(text: str) -> list[str]:

@@ -78,6 +78,8 @@ class Module:
 class Function:
     """One function under construction.  Values are strings: ``%t5`` or constants."""
 
+    __slots__ = ("_n", "block", "lines", "module", "ret")
+
     def __init__(self, module: Module, name: str, args: str, ret: str = "void", attrs: str = "nounwind",
                  linkage: str = ""):
         self.module, self.ret = module, ret

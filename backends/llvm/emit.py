@@ -19,7 +19,7 @@ from typing import Any
 
 from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.emit_ahead import ahead
-from flowc.backends.llvm.emit_code import Mem, Place, Val, intrinsic_name, memory_type, place_at, register_type
+from flowc.backends.llvm.emit_code import MEMORY, REGISTER, Mem, Place, Val, intrinsic_name, place_at
 from flowc.backends.llvm.emit_interleave import Column, store_columns
 from flowc.backends.llvm.emit_loops import Loops, threads_of
 from flowc.backends.llvm.emit_outline import uses_inline
@@ -29,7 +29,7 @@ from flowc.backends.llvm.emit_tile import tile_call
 from flowc.backends.llvm.target import Target
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, prod, symbols
-from flowc.kernel import Acc, Alloc, Barrier, Expr, Fold, If, Kernel, Let, Loop, Set, Stmt, Store, expressions, walk
+from flowc.kernel import Acc, Alloc, Barrier, Fold, If, Kernel, Let, Loop, Set, Stmt, Store
 from flowc.types import DType
 
 STACK = 256 << 10   # bytes of one Alloc on the stack, at most
@@ -80,9 +80,9 @@ class Emitter(Loops):
     def begin_body(self, stmts: Sequence[Stmt]) -> None:
         """Before the statements of a function."""
         self.survey = Survey()
-        self.widths = _register_widths(stmts)
+        self.widths = _register_widths(stmts, self.survey)
         self.inline = uses_inline(stmts)
-        self.releases: list[list[tuple[str, str]]] = []
+        self.releases: list[tuple[str, str]] = []  # stacks and memory, to be given back when a body ends
         self.per_call: dict[str, str] = {}
 
     def run_columns(self, s: Loop) -> None:
@@ -107,9 +107,10 @@ class Emitter(Loops):
             self.env[d] = Val(f"%d{i}" if gpu else self._slot(len(kernel.params) + i, "i64"))
         self.chunked = None if gpu else parallel_nest(kernel)
         self.streams = Streams(kernel, self)
-        self.ahead = None if gpu or not self.target.vectors else ahead(kernel)
+        found = None if gpu or not self.target.vectors else ahead(kernel)
+        self.ahead = found if found and found.loops else None
         blocks = []
-        for s in walk(kernel.body):  # once per call where no loop decides the size
+        for s, _ in self.survey.all(kernel.body):  # once per call where no loop decides the size
             if not gpu and isinstance(s, Alloc) and not static_stack(s) and symbols(s.size) <= set(kernel.dims):
                 self.per_call[s.name], block = self._allocate(whole_lines(s) * s.dtype.bytes)
                 blocks.append(block)
@@ -128,18 +129,25 @@ class Emitter(Loops):
     # -- statements
 
     def run(self, stmts: Sequence[Stmt]) -> None:
-        self.releases.append([])
-        at = 0
-        while at < len(stmts):
+        before = len(self.releases)
+        at, end = 0, len(stmts)
+        while at < end:
+            kind, count = type(stmts[at]), 0
             self.memo = {}
-            count = (tile_call(self, stmts, at) if self.tiles else 0) or self._fold_together(stmts, at)
+            if kind in _TOGETHER:
+                count = _TOGETHER[kind](self, stmts, at)
             if not count:
-                _STATEMENTS[type(stmts[at])](self, stmts[at])
+                _STATEMENTS[kind](self, stmts[at])
             at += count or 1
         self.memo = {}
-        for saved, block in reversed(self.releases.pop()):
+        while len(self.releases) > before:
+            saved, block = self.releases.pop()
             self._release([block])
             self.intrinsic("stackrestore", "void", f"ptr {saved}", overloads=("ptr",), effect=True)
+
+    def _tile(self, stmts: Sequence[Stmt], at: int) -> int:
+        """Call the function of the tile that begins here; how many statements that were."""
+        return tile_call(self, stmts, at) if self.tiles else 0
 
     def _let(self, s: Let) -> None:
         self.env[s.name] = self.value(s.value)
@@ -154,7 +162,7 @@ class Emitter(Loops):
             strides.append(size)
             size *= -(-n // width) * width if len(strides) == 1 else n
         per_lane = self.lanes if self.lanes > 1 else 0
-        ty = memory_type(s.dtype)
+        ty = MEMORY[s.dtype]
         slot = self.fresh("acc")
         self.entry.append(f"  {slot} = alloca [{size * max(per_lane, 1)} x {ty}], align {ALIGN}")
         self.level[slot] = 0
@@ -166,15 +174,15 @@ class Emitter(Loops):
         init = self.value(s.init)
         self.mems[s.name] = mem
         if per_lane:
-            self._fill(mem, size, self._stored(Val(self.splat(init, register_type(s.dtype)), True), s.dtype),
+            self._fill(mem, size, self.stored(init, s.dtype, True),
                        self.vec(ty), 1)
         elif width > 1 and size % width == 0:
             self.lanes = width
-            text = self._stored(Val(self.splat(init, register_type(s.dtype)), True), s.dtype)
+            text = self.stored(init, s.dtype, True)
             self._fill(mem, size, text, self.vec(ty), width)
             self.lanes = 1
         else:
-            self._fill(mem, size, self._stored(init, s.dtype), ty, 1)
+            self._fill(mem, size, self.stored(init, s.dtype, False), ty, 1)
 
     def _fill(self, mem: Mem, size: int, text: str, ty: str, step: int) -> None:
         """Store ``text`` of type ``ty`` at every ``step``-th place."""
@@ -209,15 +217,14 @@ class Emitter(Loops):
 
     def write(self, mem: Mem, index: DimLike, v: Val, where: Val | None) -> None:
         """One element per lane, or one element."""
-        p, ty = self.place(index), memory_type(mem.dtype)
+        p, ty = self.place(index), MEMORY[mem.dtype]
         mem.epoch += 1
         mask = self.mask if where is None else self.both_masks(where.text)
-        scalar = not v.wide and p.offsets is None and p.stride == 0 and where is None and not mem.lanes
-        if scalar:
-            self.raw(f"store {ty} {self._stored(v, mem.dtype)}, {mem.type} {self.address(mem, p)}, align {mem.align}")
+        if not v.wide and p.offsets is None and p.stride == 0 and where is None and not mem.lanes:
+            text = self.stored(v, mem.dtype, False)
+            self.raw(f"store {ty} {text}, {mem.type} {self.address(mem, p)}, align {mem.align}")
             return
-        text = self._stored(Val(self.splat(v, register_type(mem.dtype)), True), mem.dtype)
-        full = self.vec(ty)
+        text, full = self.stored(v, mem.dtype, True), self.vec(ty)
         if mem.lanes or mem.registers and p.offsets is None and p.stride == 1:
             pointer = self.address(mem, p)
             if mask is not None:
@@ -237,7 +244,7 @@ class Emitter(Loops):
 
     def _scatter(self, mem: Mem, p: Place, text: str, mask: str) -> None:
         pointers = f"<{self.lanes} x {mem.type}>"
-        self._masked_write("masked.scatter", self.vec(memory_type(mem.dtype)), text,
+        self._masked_write("masked.scatter", self.vec(MEMORY[mem.dtype]), text,
                            f"{pointers} align {mem.align} {self.addresses(mem, p)}", pointers, mask)
 
     def scatter(self, c: Column) -> None:
@@ -276,13 +283,14 @@ class Emitter(Loops):
         for name, part, d in zip(s.names, parts, dtypes, strict=True):
             width, (text,) = part
             self.env[name] = Val(text if width == 1 else
-                                 self.op(f"extractelement <{width} x {register_type(d)}> {text}, i64 0"))
+                                 self.op(f"extractelement <{width} x {REGISTER[d]}> {text}, i64 0"))
 
     def _fold_together(self, stmts: Sequence[Stmt], at: int) -> int:
         """Fold the registers of several rows alike: what is left of two rows that fills half a vector each shares one.
         How many statements that were; 0 if there are no two such rows.  Each row is added up as it is alone."""
         first = stmts[at]
-        if not isinstance(first, Fold) or self.lanes != 1 or _folded_by(first) is None:
+        assert isinstance(first, Fold)
+        if self.lanes != 1 or _folded_by(first) is None:
             return 0
         mem = self.mems[first.accs[0]]
         group: list[Fold] = []
@@ -311,7 +319,7 @@ class Emitter(Loops):
 
     def _fold_rows(self, s: Fold, vectors: list[str], length: int, d: DType) -> list[str]:
         """The sums of rows of ``length`` lanes, one for each vector; two vectors become one while there are two."""
-        ty, rows = register_type(d), 1  # of a vector
+        ty, rows = REGISTER[d], 1  # of a vector
         while length > 1:
             lanes, half, paired = rows * length, length // 2, len(vectors) > 1
             starts = range(0, lanes * (1 + paired), length)
@@ -334,13 +342,13 @@ class Emitter(Loops):
         """All lanes of registers as vectors of one width."""
         d = mem.dtype
         width = self.lanes = mem.group
-        ty = memory_type(d)
+        ty = MEMORY[d]
         out = []
         for k in range(0, max(extent, 1), width):
             text = self.fetch(mem, self.vec(ty, width > 1), self.address(mem, place_at(k)))
-            out.append(self._loaded(Val(text, width > 1), d))
+            out.append(self.loaded(text, width > 1, d).text)
         if extent < width:
-            out = [self.part(out[0], register_type(d), width, 0, extent)]
+            out = [self.part(out[0], REGISTER[d], width, 0, extent)]
             width = extent
         self.lanes = 1
         return width, out
@@ -358,10 +366,10 @@ class Emitter(Loops):
         widths = {w for w, _ in parts}
         if len(widths) > 1:  # registers used at different widths: meet at the least
             least = min(widths)
-            parts = [self._narrower(p, register_type(d), least) for p, d in zip(parts, dtypes, strict=True)]
+            parts = [self._narrower(p, REGISTER[d], least) for p, d in zip(parts, dtypes, strict=True)]
         width = parts[0][0]
         if h < width:
-            halves = [tuple([self.part(t[0], register_type(d), width, first, h)] for first in (0, h))
+            halves = [tuple([self.part(t[0], REGISTER[d], width, first, h)] for first in (0, h))
                       for (_, t), d in zip(parts, dtypes, strict=True)]
             width = h
         else:
@@ -375,7 +383,7 @@ class Emitter(Loops):
                 self.env[a], self.env[b] = Val(x[k], width > 1), Val(y[k], width > 1)
             for (_, texts), e, d in zip(out, s.values, dtypes, strict=True):
                 v = self.value(e)
-                texts.append(self.splat(v, register_type(d)) if width > 1 else v.text)
+                texts.append(self.splat(v, REGISTER[d]) if width > 1 else v.text)
         self.lanes = 1
         return out
 
@@ -388,7 +396,7 @@ class Emitter(Loops):
     # -- working memory
 
     def _alloc(self, s: Alloc) -> None:
-        ty = memory_type(s.dtype)
+        ty = MEMORY[s.dtype]
         if s.space == "shared" and self.target.grid is not None:
             self._shared(s, ty)
             return
@@ -406,8 +414,9 @@ class Emitter(Loops):
         else:
             saved = self.intrinsic("stacksave", "ptr", overloads=("ptr",), effect=True)
             pointer, block = self._allocate(bytes_)
-            self.releases[-1].append((saved, block))
+            self.releases.append((saved, block))
         self.mems[s.name] = Mem(pointer, "ptr", s.dtype, s.dtype.bytes, epoch=self._next_epoch(s.name), whole=True)
+        self.roomy = True
 
     def _next_epoch(self, name: str) -> int:
         old = self.mems.get(name)
@@ -479,42 +488,18 @@ _STATEMENTS: dict[type, Callable[[Emitter, Any], None]] = {
     Let: Emitter._let, Acc: Emitter._acc, Set: Emitter._set, Store: Emitter._store, Fold: Emitter._fold,
     Alloc: Emitter._alloc, If: Emitter.branch_if, Barrier: Emitter._barrier, Loop: Emitter.run_loop}
 
+# statements that may be done together with those that follow: how many were
+_TOGETHER: dict[type, Callable[[Emitter, Sequence[Stmt], int], int]] = {
+    Fold: Emitter._fold_together, Acc: Emitter._tile}
 
-def _register_widths(body: Sequence[Stmt]) -> dict[str, int]:
+
+def _register_widths(body: Sequence[Stmt], survey: Survey) -> dict[str, int]:
     """For each Acc, the lanes of the vector loops that walk it: its elements are grouped so."""
     out: dict[str, int] = {}
-
-    def visit(stmts: Sequence[Stmt], loops: dict[str, int]) -> None:
-        for s in stmts:
-            if isinstance(s, Set):
-                note(s.name, s.index, loops)
-            for e in expressions(s):
-                refs(e, loops)
-            if isinstance(s, Loop):
-                inner = {**loops, s.var: _width(s)} if s.kind == "vector" and s.width > 1 else loops
-                visit(s.body, inner)
-            elif isinstance(s, If):
-                visit(s.then, loops)
-                visit(s.other, loops)
-
-    def refs(e: Expr, loops: dict[str, int]) -> None:
-        stack, seen = [e], set()
-        while stack:
-            x = stack.pop()
-            if id(x) in seen:
-                continue
-            seen.add(id(x))
-            if x.op == "ref" and x.attr[1]:
-                note(x.attr[0], x.attr[1], loops)
-            stack.extend(x.args)
-
-    def note(name: str, index: Sequence[DimLike], loops: dict[str, int]) -> None:
-        for d in index:
-            for v in symbols(d):
-                if v in loops:
-                    out[name] = max(out.get(name, 1), loops[v])
-
-    visit(body, {})
+    for s, _ in survey.all(body):
+        if isinstance(s, Loop) and s.kind == "vector" and s.width > 1:
+            for name in survey.traits(s).registers:
+                out[name] = max(out.get(name, 1), _width(s))
     return out
 
 

@@ -6,11 +6,10 @@ Here: taking an index apart, pointers to what it names.  Not here: scopes and sh
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 
 from flowc.backends.llvm.builder import Module
-from flowc.backends.llvm.emit_code import Code, Mem, Place, Val, memory_type
+from flowc.backends.llvm.emit_code import MEMORY, Code, Mem, Place, Val
 from flowc.backends.llvm.target import Target
 from flowc.dims import Call, Dim, DimLike, Range, apply, evaluate, floordiv, map_atoms, substitute, sym, symbols
 from flowc.proofs import bounds, simplify
@@ -18,6 +17,8 @@ from flowc.proofs import bounds, simplify
 
 class Addresses(Code):
     """Code that knows its symbols."""
+
+    __slots__ = ("_positive", "_sizes")
 
     def __init__(self, module: Module, target: Target, name: str, args: str, attrs: str):
         super().__init__(module, name=name, target=target, args=args, attrs=attrs)
@@ -28,8 +29,8 @@ class Addresses(Code):
 
     def int_of(self, name: str) -> str | int:
         """The scalar i64 value of a symbol."""
-        text = self.env[name].text
-        return text if text.startswith("%") else int(text)
+        v = self.env[name]
+        return v.number if v.number is not None else int(v.text) if v.constant else v.text
 
     def varying(self, d: DimLike) -> bool:
         """Does the size depend on the lane?"""
@@ -55,9 +56,45 @@ class Addresses(Code):
 
     def place(self, d: DimLike) -> Place:
         """Take an index apart; see Place."""
-        plain = self._plain_place(d)
-        if plain is not None:
-            return plain
+        if isinstance(d, int):
+            return Place([], d, 0, None)
+        affine = d.affine()
+        if affine is None:
+            return self._general_place(d)
+        const, factors = affine
+        stride = 0
+        products: list[tuple[str | int, str | int]] = []
+        lane_base, env = self.lane_base, self.env
+        for name, c in factors:
+            if name in lane_base:
+                base = lane_base[name]
+                stride += c
+                if isinstance(base, int):
+                    const += c * base
+                else:
+                    products.append((c, base))
+                continue
+            v = env[name]
+            if v.number is not None:
+                const += c * v.number
+            elif v.wide:  # another in every lane
+                return self._general_place(d)
+            elif v.text[0] == "%":
+                products.append((v.text, c))
+            else:
+                const += c * int(v.text)
+        terms = self._products(products) if products else []
+        return Place(terms, const, stride, None)
+
+    def _products(self, pairs: Sequence[tuple[str | int, str | int]]) -> list[str]:
+        sums, key = self.scopes[-1].sums, tuple(pairs)
+        terms = sums.get(key)
+        if terms is None:
+            with self.index_arithmetic():
+                terms = sums[key] = [self.mul(a, b) for a, b in pairs]
+        return terms
+
+    def _general_place(self, d: DimLike) -> Place:
         with self.index_arithmetic():
             d = self._resolve(d)
             const, wide = 0, []
@@ -91,49 +128,14 @@ class Addresses(Code):
             for f in strides:
                 stride = self.add(stride, f)
             pattern = None
-            if isinstance(stride, int) and not wide and self.lanes > 1 and (known or stride):
-                lane = [stride * k for k in range(self.lanes)]
-                pattern = tuple(map(sum, zip(lane, *known, strict=True))) if known else tuple(lane)
+            if isinstance(stride, int) and known and not wide and self.lanes > 1:
+                pattern = tuple(map(sum, zip([stride * k for k in range(self.lanes)], *known, strict=True)))
             if known:
                 wide.append(f"<{', '.join(f'i64 {sum(column)}' for column in zip(*known, strict=True))}>")
             offsets = wide[0] if wide else None
             for w in wide[1:]:
                 offsets = self.op(f"add {self.vec('i64')} {offsets}, {w}")
             return Place([t for t in terms if isinstance(t, str)], const, stride, offsets, pattern)
-
-    def _plain_place(self, d: DimLike) -> Place | None:
-        """The place of a sum of symbols times numbers, as nearly all indices are; None for any other."""
-        if isinstance(d, int):
-            return Place([], d, 0, None)
-        const, stride = 0, 0
-        rest: list[tuple[str, int]] = []
-        for mono, c in d.terms:
-            if not mono:
-                const += c
-                continue
-            name, power = mono[0]
-            if len(mono) > 1 or power != 1 or not isinstance(name, str):
-                return None
-            base = self.lane_base.get(name)
-            if base is not None:
-                if not isinstance(base, int):
-                    return None
-                stride += c
-                const += c * base
-                continue
-            v = self.env[name]
-            if v.wide:
-                return None
-            if v.text[0] == "%":
-                rest.append((v.text, c))
-            else:
-                const += int(v.text) * c
-        sums, key = self.scopes[-1].sums, tuple(rest)
-        terms = sums.get(key)
-        if terms is None:
-            with self.index_arithmetic():
-                terms = sums[key] = [self.mul(text, c) for text, c in rest]  # type: ignore[misc]
-        return Place(terms, const, stride, None, _pattern(stride, self.lanes) if stride and self.lanes > 1 else None)
 
     def _simple_term(self, mono, c: int, strides: list) -> str | int | None:
         """The scalar part of a symbol times a number, as nearly all terms are; None for other terms."""
@@ -266,34 +268,40 @@ class Addresses(Code):
 
     def address(self, mem: Mem, p: Place, extra: int = 0) -> str:
         """Pointer to the element of lane 0, ``extra`` elements further: outer terms first, the constant last."""
-        scale = max(mem.lanes, 1)
+        scale = mem.lanes or 1
         const = (p.const + extra) * scale
-        sums, key = self.scopes[-1].sums, (mem.pointer, *p.terms)
+        sums, key = self.scopes[-1].sums, (mem.pointer, const, *p.terms)
         out = sums.get(key)
-        if out is not None and not const:
-            return out
-        with self.index_arithmetic():
-            ty = memory_type(mem.dtype)
-            if out is None:
-                out = sums[key] = self._base(mem, p.terms, ty, scale)
-            return self.op(f"getelementptr {ty}, {mem.type} {out}, i64 {const}") if const else out
+        if out is None:
+            out = self._base(mem, p.terms, scale) if p.terms else mem.pointer
+            if const:
+                out = self.index_op(f"getelementptr {MEMORY[mem.dtype]}, {mem.type} {out}, i64 {const}")
+            sums[key] = out
+        return out
 
-    def _base(self, mem: Mem, terms: Sequence[str], ty: str, scale: int) -> str:
+    def _base(self, mem: Mem, terms: Sequence[str], scale: int) -> str:
         """``mem.pointer`` and the terms of an address."""
-        out = mem.pointer
+        sums, key = self.scopes[-1].sums, (mem.pointer, 0, *terms)
+        out = sums.get(key)
+        if out is not None:
+            return out
         by_level: dict[int, str | int] = {}
-        for t in terms:
-            at = self.level[t]
-            by_level[at] = self.add(by_level.get(at, 0), t)
-        for at in sorted(by_level):
-            out = self.op(f"getelementptr {ty}, {mem.type} {out}, i64 {self.mul(by_level[at], scale)}")
+        with self.index_arithmetic():
+            for t in terms:
+                at = self.level[t]
+                by_level[at] = self.add(by_level[at], t) if at in by_level else t
+            out = mem.pointer
+            for at in sorted(by_level):
+                step = by_level[at] if scale == 1 else self.mul(by_level[at], scale)
+                out = self.op(f"getelementptr {MEMORY[mem.dtype]}, {mem.type} {out}, i64 {step}")
+        sums[key] = out
         return out
 
     def addresses(self, mem: Mem, p: Place) -> str:
         """A vector of pointers, one per lane."""
         base = self.address(mem, p)
         with self.index_arithmetic():
-            ty, vector = memory_type(mem.dtype), f"<{self.lanes} x {mem.type}>"
+            ty, vector = MEMORY[mem.dtype], f"<{self.lanes} x {mem.type}>"
             if p.offsets is None and isinstance(p.stride, int) and abs(p.stride) < 1 << 24:
                 return self.op(f"getelementptr {ty}, {mem.type} {base}, {self.vec('i32')} {self.iota('i32', p.stride)}")
             steps = None
@@ -306,11 +314,6 @@ class Addresses(Code):
                 one = self.op(f"insertelement {vector} poison, {mem.type} {base}, i64 0")
                 return self.op(f"shufflevector {vector} {one}, {vector} poison, <{self.lanes} x i32> zeroinitializer")
             return self.op(f"getelementptr {ty}, {mem.type} {base}, {self.vec('i64')} {steps}")
-
-
-@functools.cache
-def _pattern(stride: int, lanes: int) -> tuple[int, ...]:
-    return tuple([stride * k for k in range(lanes)])
 
 
 class _Symbols(Mapping[str, "str | int"]):

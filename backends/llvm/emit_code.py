@@ -13,24 +13,27 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from flowc.backends.llvm.builder import Function, Module, float_literal
 from flowc.backends.llvm.target import Target
 from flowc.dataclass import dataclass, field
 from flowc.dims import DimLike, Range
-from flowc.types import DType
+from flowc.types import DTYPES, DType, bool_
 
-_NAMES = re.compile(r"%[\w.]+")
+_NAMES = re.compile(r"%[\w.]+", re.ASCII)
 
 
-class Val(NamedTuple):
-    """A value: LLVM text, and whether it has one element per lane or is the same for all lanes."""
+class Val:
+    """A value: LLVM text, and whether it has one element per lane or is the same for all lanes.  ``number``: the
+    integer that a loop variable stands for in a copy of its body."""
 
-    text: str
-    wide: bool = False
+    __slots__ = ("number", "text", "wide")
+
+    def __init__(self, text: str, wide: bool = False, number: int | None = None):
+        self.text, self.wide, self.number = text, wide, number
 
     @property
     def constant(self) -> bool:
@@ -40,12 +43,14 @@ class Val(NamedTuple):
 @dataclass
 class Scope:
     """A region that dominates what is emitted inside it.  ``pre``: the lines right before it, in its parent.
-    ``shared``: texts of the instructions that live until its end.  ``branch``: runs under a condition.
+    ``shared``: what is known until its end.  ``branch``: runs under a condition.
+    ``floor``: number of the innermost scope up to this one that does: work does not leave it.
     ``sums``: parts of addresses that were computed in it: copies of an unrolled loop ask again."""
 
-    pre: list[Any]
+    pre: list[str]
     branch: bool
-    shared: list[str] = field(default_factory=list)
+    floor: int = 0
+    shared: list[Hashable] = field(default_factory=list)
     sums: dict[tuple, Any] = field(default_factory=dict)
 
 
@@ -75,7 +80,7 @@ class Mem:
 class Place:
     """An index, taken apart: scalar terms that are the same for all lanes, a constant, the distance between
     neighbouring lanes, and a vector of offsets for what is not linear in the lane.  ``pattern``: distance of every lane
-    from the scalar part, where all are known."""
+    from the scalar part, where all are known and differ from step to step."""
 
     terms: list[str]
     const: int
@@ -89,17 +94,12 @@ def place_at(index: str | int) -> Place:
     return Place([], index, 0, None) if isinstance(index, int) else Place([index], 0, 0, None)
 
 
-REGISTER = {"bool": "i1", "f16": "i16", "bf16": "i16", "f32": "float", "f64": "double"}
-MEMORY = {**REGISTER, "bool": "i8"}
-
-
-def register_type(d: DType) -> str:
-    """LLVM type of one value in a register; 16-bit floats are kept as their bits."""
-    return REGISTER.get(d.name) or f"i{d.bits}"
-
-
-def memory_type(d: DType) -> str:
-    return MEMORY.get(d.name) or f"i{d.bits}"
+# LLVM types of one value, in a register and in memory; 16-bit floats are kept as their bits
+REGISTER: dict[DType, str] = {d: {"bool": "i1", "f32": "float", "f64": "double"}.get(d.name) or f"i{d.bits}"
+                              for d in DTYPES.values()}
+MEMORY: dict[DType, str] = {**REGISTER, bool_: "i8"}
+register_type: Callable[[DType], str] = REGISTER.__getitem__
+memory_type: Callable[[DType], str] = MEMORY.__getitem__
 
 
 def literal(value: Any, d: DType) -> str:
@@ -134,63 +134,62 @@ class Code(Function):
     """One function: instructions, scopes and addresses.  ``lanes`` is the number of lanes of a wide value, 1 outside
     vector loops; ``lane_base`` gives the value of a vector loop's variable in lane 0."""
 
+    # attributes beyond some thirty in all are slow to look up, unless they have slots
+    __slots__ = ("_in_index", "_indexing", "beside", "callees", "ends", "entry", "env", "known", "lane_base", "lanes",
+                 "late", "level", "mems", "ranges", "roomy", "scopes", "target")
+
     def __init__(self, module: Module, target: Target, name: str, args: str, attrs: str):
         super().__init__(module, name, args, attrs=attrs)
         self.target = target
-        self.entry: list[Any] = []
-        self.lines.append(self.entry)  # type: ignore[arg-type]
+        self.late: list[tuple[int, list[str]]] = []  # lines to be put in, and the number of the one they come before
+        self.entry = self.put_in()
         self.scopes = [Scope([], False)]
-        self.known: dict[str, str] = {}  # instruction text -> name, in all open scopes
+        self.ends = [self.lines]  # of what each scope holds so far: in all but the innermost what precedes the next
+        self.known: dict[Hashable, str] = {}  # instruction text, or what else tells a value -> name, in all open scopes
         self.level: dict[str, int] = dict.fromkeys(_NAMES.findall(args), 0)
         self.callees: dict[tuple, str] = {}
         self.lanes = 1
         self.lane_base: dict[str, str | int] = {}
         self.beside: frozenset[str] = frozenset()
+        self.roomy = False  # is there working memory that is as long as whole registers
         self.env: dict[str, Val] = {}
         self.ranges: dict[str, Range] = {}
         self.mems: dict[str, Mem] = {}
-        self._indexing = _Indexing(self)
+        self._indexing, self._in_index = _Indexing(self), 0
 
     # -- instructions
 
     def op(self, text: str) -> str:
         """A value without effects: shared, and emitted as far out as its operands allow."""
-        known = self.known.get(text)
-        if known is not None:
-            return known
-        at, level, scopes = self._floor(), self.level, self.scopes
-        for operand in _NAMES.findall(text):
-            if level[operand] > at:
-                at = level[operand]
-        name = self.fresh()
-        (self.lines if at == len(scopes) - 1 else scopes[at + 1].pre).append(f"  {name} = {text}")
-        self.known[text] = name
-        scopes[at].shared.append(text)
-        level[name] = at
+        return self.known.get(text) or self._new(text, 0 if self._in_index else self.scopes[-1].floor)
+
+    def index_op(self, text: str) -> str:
+        """The same for a part of an address: it may leave conditions."""
+        return self.known.get(text) or self._new(text, 0)
+
+    def _new(self, text: str, at: int) -> str:
+        """An instruction in scope ``at`` or as far in as its operands are."""
+        at = max(at, 0, *map(self.level.__getitem__, _NAMES.findall(text)))
+        self._n += 1
+        self.known[text] = name = f"%t{self._n}"
+        self.level[name] = at
+        self.ends[at].append(f"  {name} = {text}")
+        self.scopes[at].shared.append(text)
         return name
 
-    def here(self, text: str, key: str = "") -> str:
+    def here(self, text: str, key: Hashable = None) -> str:
         """A value that must be computed at this place, such as a load.  Calls with one ``key`` share it."""
-        known = self.known.get(key) if key else None
-        if known is not None:
-            return known
-        name = self.fresh()
-        self.raw(f"{name} = {text}")
+        return self.known.get(key) or self.new_here(text, key)
+
+    def new_here(self, text: str, key: Hashable = None) -> str:
+        self._n += 1
+        name = f"%t{self._n}"
+        self.lines.append(f"  {name} = {text}")
         self.level[name] = len(self.scopes) - 1
-        if key:
+        if key is not None:
             self.known[key] = name
             self.scopes[-1].shared.append(key)
         return name
-
-    def _floor(self) -> int:
-        """The innermost scope that runs under a condition: work does not leave it."""
-        if not self._in_index:
-            for i in range(len(self.scopes) - 1, 0, -1):
-                if self.scopes[i].branch:
-                    return i
-        return 0
-
-    _in_index = 0
 
     def index_arithmetic(self) -> _Indexing:
         """Arithmetic on sizes is cheap and safe anywhere: it may leave conditions."""
@@ -214,14 +213,31 @@ class Code(Function):
         return self.here(text) if effect else self.op(text)
 
     def begin_scope(self, branch: bool) -> Scope:
-        scope = Scope([], branch)
-        self.lines.append(scope.pre)  # type: ignore[arg-type]
-        return scope
+        """A region that begins a little further down: what is computed before it is put here."""
+        return Scope(self.put_in(), branch)
+
+    def put_in(self) -> list[str]:
+        """Lines that stand here and are not known yet."""
+        lines: list[str] = []
+        self.late.append((len(self.lines), lines))
+        return lines
+
+    def enter_scope(self, scope: Scope, *names: str) -> None:
+        """What follows is inside, where ``names`` are defined."""
+        at = len(self.scopes)
+        scope.floor = at if scope.branch else self.scopes[-1].floor
+        self.scopes.append(scope)
+        self.ends[-1] = scope.pre
+        self.ends.append(self.lines)
+        for name in names:
+            self.level[name] = at
 
     def end_scope(self) -> None:
         """Leave the innermost scope: what was computed in it is gone."""
         for text in self.scopes.pop().shared:
             del self.known[text]
+        self.ends.pop()
+        self.ends[-1] = self.lines
 
     @contextmanager
     def loop(self, lo: str | int, hi: str | int, step: str | int = 1, stem: str = "i", sure: bool = False
@@ -238,8 +254,7 @@ class Code(Function):
         self.begin(body)
         at, lines = len(self.lines), self.lines
         self.raw("")
-        self.scopes.append(scope)
-        self.level[i] = len(self.scopes) - 1
+        self.enter_scope(scope, i)
         yield i
         self.raw(f"{following} = add nsw i64 {i}, {step}")
         again = self.fresh("c")
@@ -256,7 +271,7 @@ class Code(Function):
         then, done = self.label("then"), self.label("join")
         self.cond_br(cond, then, done)
         self.begin(then)
-        self.scopes.append(scope)
+        self.enter_scope(scope)
         yield
         self.end_scope()
         self.br(done)
@@ -270,8 +285,19 @@ class Code(Function):
         return self.here(f"phi {ty} [ {value}, %{block} ], [ {other}, %{before} ]")
 
     def finish(self, value: str | None = None) -> None:
-        self.lines = list(_flat(self.lines))
+        lines, done = [], 0
+        for at, late in self.late:
+            lines += self.lines[done:at]
+            lines += late
+            done = at
+        self.lines = lines + self.lines[done:]
         super().finish(value)
+        self.forget()
+
+    def forget(self) -> None:
+        """Give back what only the writing needed, at once: garbage may not be collected while programs compile."""
+        for table in (self.lines, self.late, self.ends, self.scopes, self.known, self.level, self.env, self.mems):
+            table.clear()  # type: ignore[attr-defined]
 
     # -- lanes
 
@@ -284,9 +310,9 @@ class Code(Function):
             return v.text
         if v.constant:
             return f"splat ({ty} {v.text})"
-        one = self.op(f"insertelement {self.vec(ty)} poison, {ty} {v.text}, i64 0")
-        return self.op(f"shufflevector {self.vec(ty)} {one}, {self.vec(ty)} poison, "
-                       f"<{self.lanes} x i32> zeroinitializer")
+        full = self.vec(ty)
+        one = self.op(f"insertelement {full} poison, {ty} {v.text}, i64 0")
+        return self.op(f"shufflevector {full} {one}, {full} poison, <{self.lanes} x i32> zeroinitializer")
 
     def iota(self, ty: str = "i64", scale: int = 1) -> str:
         """0, scale, 2*scale, ... as a constant vector."""
@@ -313,11 +339,3 @@ def _type_of(arg: str) -> str:
     if arg.startswith("ptr addrspace"):
         return arg[:arg.index(")") + 1]
     return arg.split(" ", 1)[0]
-
-
-def _flat(lines: Iterable[Any]) -> Iterator[str]:
-    for x in lines:
-        if isinstance(x, str):
-            yield x
-        else:
-            yield from _flat(x)

@@ -15,16 +15,13 @@ from typing import TYPE_CHECKING
 
 from flowc.backends.llvm.builder import float_literal
 from flowc.backends.llvm.emit_code import Val, register_type
+from flowc.backends.llvm.emit_order import half
 from flowc.dims import DimLike
 from flowc.kernel import Expr
 from flowc.types import DType, bool_, f32, f64, i32, i64
 
 if TYPE_CHECKING:
     from flowc.backends.llvm.emit_expr import Values
-
-
-def small_float(d: DType) -> bool:
-    return d.floating and d.bits == 16
 
 
 def cast(c: Values, x: Expr, args: Sequence[Val]) -> Val:
@@ -34,11 +31,6 @@ def cast(c: Values, x: Expr, args: Sequence[Val]) -> Val:
     (size,) = x.args
     short = _short_size(c, size.attr, x.dtype) if c.lanes > 1 and c.varying(size.attr) else None
     return short or convert(c, c.value(size), size.dtype, x.dtype)
-
-
-def narrows_size(x: Expr) -> bool:
-    """A size as a shorter integer: it need not be computed in full."""
-    return x.op == "cast" and x.args[0].op == "index" and x.dtype.integer and x.dtype.bits < i64.bits
 
 
 def _short_size(c: Values, size: DimLike, d: DType) -> Val | None:
@@ -61,9 +53,9 @@ def convert(c: Values, v: Val, a: DType, b: DType) -> Val:
     """``v`` of dtype ``a`` in dtype ``b``."""
     if a is b:
         return v
-    if small_float(a):
+    if half(a):
         return convert(c, c.widen(v, a), f32, b)
-    if small_float(b):
+    if half(b):
         if a is f64:
             v = _to_odd(c, v) if b.name == "f16" else convert(c, v, f64, f32)
         else:
@@ -206,8 +198,7 @@ def fmod(c: Values, x: Expr, args: Sequence[Val]) -> Val:
         c.begin(head)
         at, lines, now = len(c.lines), c.lines, c.fresh("r")
         c.raw("")
-        c.scopes.append(scope)
-        c.level[now] = len(c.scopes) - 1
+        c.enter_scope(scope, now)
         c.env[f"{mark}.r"] = Val(now, wide)
         c.memo = {}
         last = c.value(following).text

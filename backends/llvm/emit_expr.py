@@ -1,7 +1,7 @@
 """Expressions to values: one function per instruction of the Kernel IR.
 
-Here: arithmetic, conversions, loads, and the walk over an expression.  Not here: addresses and sharing
-(emit_code.py), polynomials of functions (mathlib.py), statements (emit.py).  Read next: emit_loops.py.
+Here: arithmetic, conversions, loads.  Not here: in which order the parts of an expression come (emit_order.py),
+addresses (emit_address.py), sharing (emit_code.py), statements (emit.py).  Read next: emit_order.py.
 
 A value is scalar where all lanes agree and is spread over lanes when it meets one that does not.  16-bit floats are
 bits in registers; each instruction computes in f32 and rounds its result.
@@ -10,20 +10,19 @@ bits in registers; each instruction computes in f32 and rounds its result.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from flowc.backends.llvm.emit_address import Addresses
-from flowc.backends.llvm.emit_code import Mem, Place, Val, intrinsic_name, literal, memory_type, register_type
-from flowc.backends.llvm.emit_convert import cast, divide, fmod, narrows_size
+from flowc.backends.llvm.emit_code import MEMORY, REGISTER, Mem, Place, Val, intrinsic_name, literal
+from flowc.backends.llvm.emit_convert import cast, divide, fmod
 from flowc.backends.llvm.emit_interleave import BLOCK, COLUMNS, constant_mask, load_columns, load_pattern, remainder
 from flowc.backends.llvm.emit_lookup import lookup
-from flowc.backends.llvm.emit_outline import call, outlined
+from flowc.backends.llvm.emit_order import HALVES, Do, Steps, half, steps
 from flowc.backends.llvm.emit_registers import dot_bf16, dot_i8, dot_i16
 from flowc.backends.llvm.emit_scale import ldexp, scale
 from flowc.backends.llvm.emit_shifted import load_beside
 from flowc.backends.llvm.emit_survey import Survey
-from flowc.backends.llvm.mathlib import EXPAND
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, linear
 from flowc.kernel import Builder, Expr, Loop
@@ -40,11 +39,6 @@ FAR = 1 << 29  # lanes of a comparison that are counted from the first one of th
 MIRROR = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 
 
-def half(d: DType) -> bool:
-    """A 16-bit float: stored as bits, computed in f32."""
-    return d.floating and d.bits == 16
-
-
 class Gap(NamedTuple):
     """A comparison of sizes as ``lane + ahead REL bound``, with a range of the bound."""
 
@@ -58,83 +52,49 @@ class Values(Addresses):
     """Evaluates expressions at the current place.  ``mask``: the lanes that are on, None for all of them; wherever
     there is a mask at least one lane is on."""
 
-    mask: str | None = None
-    inline: int | None = None  # further uses of functions to be written out; None: all
-    survey = Survey()  # of the function's statements
-    rows: Loop | None = None  # an unrolled loop without branches whose neighbouring loads may be done together
+    __slots__ = ("builder", "expanded", "gaps", "inline", "mask", "memo", "orders", "positions", "row_cache", "rows",
+                 "survey")
 
     def __init__(self, *args):
         super().__init__(*args)
+        self.mask: str | None = None
+        self.inline: int | None = None  # further uses of functions to be written out; None: all
+        self.survey = Survey()          # of the function's statements
+        self.rows: Loop | None = None   # an unrolled loop without branches: its neighbouring loads may be done together
         self.row_cache: dict[tuple, list[str]] = {}
-        self.positions: dict[tuple, DimLike] = {}
+        self.positions: dict[int, tuple[tuple[int, ...], tuple[DimLike, ...], DimLike]] = {}
         self.gaps: dict[tuple[int, str], tuple[Expr, Gap | None]] = {}
         self.builder = Builder()
         self.memo: dict[int, Val] = {}
-        self.expanded: dict[int, tuple[Expr, Expr]] = {}
+        self.expanded: dict[int, tuple[Expr, Expr | None]] = {}  # functions written out
+        self.orders: dict[tuple[int, int | None], Steps] = {}
+
+    def forget(self) -> None:
+        super().forget()
+        for table in (self.row_cache, self.positions, self.gaps, self.memo, self.expanded, self.orders):
+            table.clear()  # type: ignore[attr-defined]
+        self.survey, self.builder = Survey(), Builder()
 
     # -- walking
 
     def value(self, e: Expr) -> Val:
-        """The value of an expression, operands first, without recursion."""
-        memo, stack = self.memo, [e]
-        called: dict[int, bool] = {}  # is this use of a function a call
-        while stack:
-            x = stack[-1]
-            if id(x) in memo:
-                stack.pop()
-                continue
-            operands: Sequence[Expr] = x.args
-            if x.op in _DIRECT:
-                if x.op in COMPARE and _compares_sizes(x) or narrows_size(x):
-                    operands = ()
-                elif x.op == "not" and _negates_floats(x):
-                    operands = x.args[0].args
-            elif x.op == "rarely":
-                operands = (x.args[0], x.args[2])
-            elif x.op == "scale" and x.op in self.target.native:
-                operands = x.args[:2]  # the power as an integer is for other targets
-            elif not (called[id(x)] if id(x) in called else called.setdefault(id(x), outlined(self, x))):
-                whole = self._expansion(x)
-                if whole is not None:
-                    if id(whole) in memo:
-                        memo[id(x)] = memo[id(whole)]
-                    else:
-                        stack.append(whole)
-                    continue
-            missing = [a for a in operands if id(a) not in memo]
-            if missing:
-                stack.extend(reversed(missing))
-                continue
-            given = [memo[id(a)] for a in operands]
-            stack.pop()
-            if x.op == "rarely":
-                memo[id(x)] = self._rarely(x, *given)
-            else:
-                memo[id(x)] = call(self, x, given) if called.get(id(x)) else self.instruction(x, given)
+        """The value of an expression."""
+        key = id(e), self.inline
+        known = self.orders.get(key)
+        if known is None:
+            known = self.orders[key] = steps(self, e)
+        self.inline, memo = known.inline, self.memo
+        if known.constants:
+            memo.update(known.constants)
+        get = memo.__getitem__
+        for part, x, do, operands in known.rest:
+            if part not in memo:
+                memo[part] = do(self, x, [*map(get, operands)])
         return memo[id(e)]
 
-    def _expansion(self, x: Expr) -> Expr | None:
-        """The primitive form of a function that is no instruction of the target."""
-        known = self.expanded.get(id(x))
-        if known is not None:
-            return known[1]
-        if x.op in self.target.native:
-            return None
-        fn = EXPAND.get((x.op, x.dtype.name))
-        if fn is None:
-            if not half(x.dtype) or (x.op, "f32") not in EXPAND:
-                return None
-            b = self.builder
-            args = [b.cast(a, f32) if a.dtype is x.dtype else a for a in x.args]
-            out = b.cast(b.make(x.op, tuple(args), f32), x.dtype)
-        else:
-            out = fn(self.builder, *x.args)
-        self.expanded[id(x)] = (x, out)
-        return out
-
-    def _rarely(self, x: Expr, cond: Val, common: Val) -> Val:
+    def _rarely(self, x: Expr, args: Sequence[Val]) -> Val:
         """``select(cond, rare, common)`` where ``rare`` is computed only if a lane needs it."""
-        ty = register_type(x.dtype)
+        (cond, common), ty = args, REGISTER[x.dtype]
         if cond.constant and not cond.wide:
             return self.value(x.args[1]) if cond.text == "true" else common
         wide = cond.wide or common.wide
@@ -158,25 +118,30 @@ class Values(Addresses):
         return self.intrinsic("vector.reduce.or", "i1", f"{self.vec('i1')} {cond.text}",
                               overloads=[self.vec("i1")])
 
-    def instruction(self, x: Expr, args: Sequence[Val]) -> Val:
+    def instruction(self, x: Expr) -> Do:
+        """What writes an instruction."""
         fn = _TABLE.get(x.op)
         if fn is None:
             raise UnsupportedError("C121", f"the instruction {x.op} on {x.dtype} has no code for {self.target.name}",
                                    cure="this is an error of flowc: add it to the emitter or to mathlib")
-        if x.op not in _PLAIN:
-            for a in x.args:
-                if a.dtype.bits == 16 and half(a.dtype):
-                    return self._through_float(x, args)
-        return fn(self, x, args)
+        halves = x.op not in _PLAIN and not HALVES.isdisjoint([a.dtype for a in x.args])
+        return Values._through_float if halves else fn
 
     # -- operands
 
     def together(self, args: Sequence[Val], types: Sequence[DType]) -> tuple[bool, list[str]]:
         """The operands in one form: all scalar, or all spread over the lanes."""
-        wide = any(a.wide for a in args)
-        if not wide:
-            return False, [a.text for a in args]
-        return True, [self.splat(a, register_type(t)) for a, t in zip(args, types, strict=True)]
+        if any(a.wide for a in args):
+            return True, [a.text if a.wide else self.splat(a, REGISTER[t]) for a, t in zip(args, types, strict=True)]
+        return False, [a.text for a in args]
+
+    def alike(self, args: Sequence[Val], d: DType) -> tuple[bool, str, list[str]]:
+        """Operands of one dtype in one form, behind (are they spread over the lanes, their type)."""
+        ty = REGISTER[d]
+        for v in args:
+            if v.wide:
+                return True, f"<{self.lanes} x {ty}>", [v.text if v.wide else self.splat(v, ty) for v in args]
+        return False, ty, [v.text for v in args]
 
     def widen(self, v: Val, d: DType) -> Val:
         """A 16-bit float in f32, exact."""
@@ -226,13 +191,10 @@ class Values(Addresses):
         out = f32 if half(x.dtype) else x.dtype
         # leaves stand for the operands: their values are given
         leaves = tuple(Expr("ref", (), f32 if half(d) else d, (f"{i}", ())) for i, d in enumerate(kinds))
-        r = self.instruction(Expr(x.op, leaves, out, x.attr), big)
+        r = _TABLE[x.op](self, Expr(x.op, leaves, out, x.attr), big)
         return self.narrow(r, x.dtype) if half(x.dtype) else r
 
     # -- instructions
-
-    def _const(self, x: Expr, args: Sequence[Val]) -> Val:
-        return Val(literal(x.attr, x.dtype))
 
     def _index(self, x: Expr, args: Sequence[Val]) -> Val:
         if not self.varying(x.attr):
@@ -246,11 +208,13 @@ class Values(Addresses):
             return self.env[name]
         return self.read(mem, self._position(mem, index), x.dtype)
 
-    def _position(self, mem: Mem, index: Sequence[DimLike]) -> DimLike:
-        key = (mem.strides, tuple(index))  # copies of an unrolled loop ask again
-        if key not in self.positions:
-            self.positions[key] = sum((i * s for i, s in zip(index, mem.strides, strict=True)), 0)
-        return self.positions[key]
+    def _position(self, mem: Mem, index: tuple[DimLike, ...]) -> DimLike:
+        """The place of an element of registers in their memory."""
+        known = self.positions.get(id(index))  # copies of an unrolled loop ask again
+        if known is None or known[0] != mem.strides:
+            place = sum((i * s for i, s in zip(index, mem.strides, strict=True)), 0)
+            known = self.positions[id(index)] = (mem.strides, index, place)
+        return known[2]
 
     def _load(self, x: Expr, args: Sequence[Val]) -> Val:
         buffer, index = x.attr
@@ -262,15 +226,15 @@ class Values(Addresses):
         if where.constant and not where.wide:
             return self.read(mem, index, x.dtype) if where.text == "true" else other
         if not where.wide and not self.varying(index):
-            return Val(self.choose(where.text, register_type(x.dtype) if not other.wide else
-                                   self.vec(register_type(x.dtype)),
+            return Val(self.choose(where.text, REGISTER[x.dtype] if not other.wide else
+                                   self.vec(REGISTER[x.dtype]),
                                    lambda: self._as(self.read(mem, index, x.dtype), x.dtype, other.wide),
                                    other.text), other.wide)
         return self.read(mem, index, x.dtype, Val(self.both_masks(where.text if where.wide else
                                                                    self.splat(where, "i1")), True), other)
 
     def _as(self, v: Val, d: DType, wide: bool) -> str:
-        return self.splat(v, register_type(d)) if wide else v.text
+        return self.splat(v, REGISTER[d]) if wide else v.text
 
     def both_masks(self, mask: str) -> str:
         if self.mask is None:
@@ -279,30 +243,33 @@ class Values(Addresses):
 
     def read(self, mem: Mem, index: DimLike, d: DType, where: Val | None = None, other: Val | None = None) -> Val:
         """Elements of a buffer or of registers, one per lane, or one for all lanes."""
-        p, ty = self.place(index), memory_type(d)
+        p, ty = self.place(index), MEMORY[mem.dtype]
         mask = self.mask if where is None else where.text
-        filler = "zeroinitializer"
-        if other is not None:
-            filler = self._stored(Val(self.splat(other, register_type(d)), True), d)
+        if where is None and p.offsets is None and not mem.lanes:
+            if p.stride == 0:
+                return self.loaded(self.fetch(mem, ty, self.address(mem, p)), False, d)
+            if p.stride == 1 and (mask is None or mem.registers):
+                return self.loaded(self.fetch(mem, self.vec(ty), self.address(mem, p)), True, d)
+        return self.loaded(self._spread(mem, index, p, mask, where, other), True, d)
+
+    def _spread(self, mem: Mem, index: DimLike, p: Place, mask: str | None, where: Val | None, other: Val | None
+                ) -> str:
+        """Elements that lie otherwise than one behind the other, or that only some lanes read."""
+        ty = MEMORY[mem.dtype]
+        filler = "zeroinitializer" if other is None else self.stored(other, mem.dtype, True)
         if mem.lanes:
-            out = self.fetch(mem, self.vec(ty), self.address(mem, p))
-        elif p.offsets is not None or not isinstance(p.stride, int) or p.stride not in (-1, 0, 1):
+            return self.fetch(mem, self.vec(ty), self.address(mem, p))
+        if p.offsets is not None or p.stride not in (-1, 0, 1):
             column = (self._column(mem, index, p) or self._field(mem, index, p)) if mask is None else None
-            out = column or load_pattern(self, mem, p, mask, where and filler) or self._gather(mem, ty, p, mask, filler)
-        elif p.stride == 0 and where is None:
-            out = self.fetch(mem, ty, self.address(mem, p))
-            return Val(self._loaded(Val(out), d))
-        elif p.stride == 0:
-            on = constant_mask(mask, self.lanes)
-            if on is None or not any(on):
-                out = self._gather(mem, ty, p, mask, filler)
-            else:
-                one = Val(self.fetch(mem, ty, self.address(mem, p)))
-                out = self.op(f"select {self.vec('i1')} {mask}, {self.vec(ty)} {self.splat(one, ty)}, "
-                              f"{self.vec(ty)} {filler}")
-        else:
-            out = self._contiguous(mem, ty, p, None if mem.registers and where is None else mask, filler)
-        return Val(self._loaded(Val(out, True), d), True)
+            off = None if where is None else filler
+            return column or load_pattern(self, mem, p, mask, off) or self._gather(mem, ty, p, mask, filler)
+        if p.stride != 0:
+            return self._contiguous(mem, ty, p, None if mem.registers and where is None else mask, filler)
+        on = constant_mask(mask, self.lanes)
+        if on is None or not any(on):
+            return self._gather(mem, ty, p, mask, filler)
+        one = Val(self.fetch(mem, ty, self.address(mem, p)))
+        return self.op(f"select {self.vec('i1')} {mask}, {self.vec(ty)} {self.splat(one, ty)}, {self.vec(ty)} {filler}")
 
     def _column(self, mem: Mem, index: DimLike, p: Place) -> str | None:
         """One of neighbouring columns, all of which are loaded together the first time."""
@@ -337,8 +304,8 @@ class Values(Addresses):
         return table[key][at - first]
 
     def fetch(self, mem: Mem, ty: str, pointer: str, align: int = 0) -> str:
-        text = f"load {ty}, {mem.type} {pointer}, align {align or mem.align}"
-        return self.here(text, f"{text} @{mem.epoch}")
+        key = (pointer, ty, mem.epoch, align)
+        return self.known.get(key) or self.new_here(f"load {ty}, {mem.type} {pointer}, align {align or mem.align}", key)
 
     def _contiguous(self, mem: Mem, ty: str, p: Place, mask: str | None, filler: str) -> str:
         back = p.stride == -1
@@ -353,7 +320,7 @@ class Values(Addresses):
         return self.reverse(out, ty) if back else out
 
     def masked_load(self, mem: Mem, pointer: str, mask: str, filler: str) -> str:
-        full = self.vec(memory_type(mem.dtype))
+        full = self.vec(MEMORY[mem.dtype])
         return self._masked("masked.load", mem, full, f"{mem.type} align {mem.align} {pointer}", mask, filler,
                             [full, mem.type])
 
@@ -369,7 +336,7 @@ class Values(Addresses):
         callee = self.module.declare(intrinsic_name(name, overloads),
                                      f"{full} ({overloads[1]}, {self.vec('i1')}, {full})")
         text = f"call {full} {callee}({source}, {self.vec('i1')} {mask}, {full} {filler})"
-        return self.here(text, f"{text} @{mem.epoch}")
+        return self.here(text, (text, mem.epoch))
 
     def reverse(self, text: str, ty: str) -> str:
         if text.startswith("splat") or text == "zeroinitializer":
@@ -377,47 +344,48 @@ class Values(Addresses):
         order = ", ".join(f"i32 {k}" for k in reversed(range(self.lanes)))
         return self.op(f"shufflevector {self.vec(ty)} {text}, {self.vec(ty)} poison, <{self.lanes} x i32> <{order}>")
 
-    def _loaded(self, v: Val, d: DType) -> str:
-        if d is not bool_:
-            return v.text
-        return self.op(f"icmp ne {self.vec('i8', v.wide)} {v.text}, {'zeroinitializer' if v.wide else 0}")
+    def loaded(self, text: str, wide: bool, d: DType) -> Val:
+        """The value of what memory holds."""
+        if d is bool_:
+            text = self.op(f"icmp ne {self.vec('i8', wide)} {text}, {'zeroinitializer' if wide else 0}")
+        return Val(text, wide)
 
-    def _stored(self, v: Val, d: DType) -> str:
+    def stored(self, v: Val, d: DType, wide: bool) -> str:
+        """What memory is to hold, in every lane if it is ``wide``."""
+        text = self.splat(v, REGISTER[d]) if wide else v.text
         if d is not bool_:
-            return v.text
-        if not v.wide:
-            return str(int(v.text == "true")) if v.constant else self.op(f"zext i1 {v.text} to i8")
-        if v.text in ("splat (i1 true)", "splat (i1 false)"):
-            return f"splat (i8 {int('true' in v.text)})"
-        return self.op(f"select {self.vec('i1')} {v.text}, {self.vec('i8')} splat (i8 1), "
+            return text
+        if not wide:
+            return str(int(text == "true")) if v.constant else self.op(f"zext i1 {text} to i8")
+        if text in ("splat (i1 true)", "splat (i1 false)"):
+            return f"splat (i8 {int('true' in text)})"
+        return self.op(f"select {self.vec('i1')} {text}, {self.vec('i8')} splat (i8 1), "
                        f"{self.vec('i8')} zeroinitializer")
 
     def _arithmetic(self, x: Expr, args: Sequence[Val]) -> Val:
-        d = x.dtype
-        wide, (a, b) = self.together(args, [d, d])
-        return Val(self.op(f"{ARITHMETIC[x.op][d.floating]} {self.vec(register_type(d), wide)} {a}, {b}"), wide)
+        wide, ty, (a, b) = self.alike(args, x.dtype)
+        return Val(self.op(f"{ARITHMETIC[x.op][x.dtype.floating]} {ty} {a}, {b}"), wide)
 
     def _neg(self, x: Expr, args: Sequence[Val]) -> Val:
-        (v,), ty = args, register_type(x.dtype)
+        (v,), ty = args, REGISTER[x.dtype]
         if x.dtype.floating:
             return Val(self.op(f"fneg {self.vec(ty, v.wide)} {v.text}"), v.wide)
         return Val(self.op(f"sub {self.vec(ty, v.wide)} {self._number(0, ty, v.wide)}, {v.text}"), v.wide)
 
     def _abs(self, x: Expr, args: Sequence[Val]) -> Val:
         (v,), d = args, x.dtype
-        ty = self.vec(register_type(d), v.wide)
+        ty = self.vec(REGISTER[d], v.wide)
         if d.kind == "u":
             return v
         if d.floating:
             return Val(self.intrinsic("fabs", ty, f"{ty} {v.text}"), v.wide)
         low = self._neg(x, args)
-        neg = self.op(f"icmp slt {ty} {v.text}, {self._number(0, register_type(d), v.wide)}")
+        neg = self.op(f"icmp slt {ty} {v.text}, {self._number(0, REGISTER[d], v.wide)}")
         return Val(self.op(f"select {self.vec('i1', v.wide)} {neg}, {ty} {low.text}, {ty} {v.text}"), v.wide)
 
     def _extreme(self, x: Expr, args: Sequence[Val]) -> Val:
         d = x.dtype
-        wide, (a, b) = self.together(args, [d, d])
-        ty = self.vec(register_type(d), wide)
+        wide, ty, (a, b) = self.alike(args, d)
         if d is bool_:
             return Val(self.op(f"{'and' if x.op == 'min' else 'or'} {ty} {a}, {b}"), wide)
         if d.integer:
@@ -437,44 +405,43 @@ class Values(Addresses):
         return Val(self.op(f"select {flags} {nan}, {ty} {a}, {ty} {best}"), wide)
 
     def _rounding(self, x: Expr, args: Sequence[Val]) -> Val:
-        (v,), ty = args, self.vec(register_type(x.dtype), args[0].wide)
+        (v,), ty = args, self.vec(REGISTER[x.dtype], args[0].wide)
         return Val(self.intrinsic(x.op, ty, f"{ty} {v.text}"), v.wide)
 
     def _copysign(self, x: Expr, args: Sequence[Val]) -> Val:
-        wide, texts = self.together(args, [x.dtype] * len(args))
-        ty = self.vec(register_type(x.dtype), wide)
+        wide, ty, texts = self.alike(args, x.dtype)
         return Val(self.intrinsic(x.op, ty, *[f"{ty} {t}" for t in texts]), wide)
 
     def _bits(self, x: Expr, args: Sequence[Val]) -> Val:
-        wide, (a, b) = self.together(args, [x.dtype] * 2)
-        return Val(self.op(f"{x.op} {self.vec(register_type(x.dtype), wide)} {a}, {b}"), wide)
+        wide, ty, (a, b) = self.alike(args, x.dtype)
+        return Val(self.op(f"{x.op} {ty} {a}, {b}"), wide)
 
     def _not(self, x: Expr, args: Sequence[Val]) -> Val:
         if len(args) == 2:  # a comparison, which is asked the other way round
-            (compared,), d = x.args, x.args[0].args[0].dtype
-            wide, (a, b) = self.together(args, [d, d])
-            return Val(self.op(f"fcmp {UNLESS[compared.op]} {self.vec(register_type(d), wide)} {a}, {b}"), wide)
-        (v,), ty = args, register_type(x.dtype)
+            (compared,) = x.args
+            wide, ty, (a, b) = self.alike(args, compared.args[0].dtype)
+            return Val(self.op(f"fcmp {UNLESS[compared.op]} {ty} {a}, {b}"), wide)
+        (v,), ty = args, REGISTER[x.dtype]
         ones = "true" if x.dtype is bool_ else "-1"
         return Val(self.op(f"xor {self.vec(ty, v.wide)} {v.text}, {f'splat ({ty} {ones})' if v.wide else ones}"),
                    v.wide)
 
     def _shift(self, x: Expr, args: Sequence[Val]) -> Val:
         d = x.dtype
-        wide, (a, n) = self.together(args, [d, d])
-        ty, flags = self.vec(register_type(d), wide), self.vec("i1", wide)
+        wide, ty, (a, n) = self.alike(args, d)
+        flags = self.vec("i1", wide)
         op = "shl" if x.op == "shl" else "ashr" if d.kind == "i" else "lshr"
         amount = x.args[1]
         if amount.op == "const" and 0 <= amount.attr < d.bits:
             return Val(self.op(f"{op} {ty} {a}, {n}"), wide)
-        width = self._number(d.bits, register_type(d), wide)
+        width = self._number(d.bits, REGISTER[d], wide)
         inside = self.op(f"icmp ult {ty} {n}, {width}")
-        last = self._number(d.bits - 1 if op == "ashr" else 0, register_type(d), wide)
+        last = self._number(d.bits - 1 if op == "ashr" else 0, REGISTER[d], wide)
         safe = self.op(f"select {flags} {inside}, {ty} {n}, {ty} {last}")
         out = self.op(f"{op} {ty} {a}, {safe}")
         if op == "ashr":
             return Val(out, wide)
-        return Val(self.op(f"select {flags} {inside}, {ty} {out}, {ty} {self._number(0, register_type(d), wide)}"),
+        return Val(self.op(f"select {flags} {inside}, {ty} {out}, {ty} {self._number(0, REGISTER[d], wide)}"),
                    wide)
 
     def _compare(self, x: Expr, args: Sequence[Val]) -> Val:
@@ -482,10 +449,10 @@ class Values(Addresses):
         if short is not None:
             return short
         d = x.args[0].dtype
-        wide, (a, b) = self.together(args or [self.value(a) for a in x.args], [d, d])
+        wide, ty, (a, b) = self.alike(args or [self.value(a) for a in x.args], d)
         column = 2 if d.floating else 0 if d.kind == "i" else 1
         kind = "fcmp" if d.floating else "icmp"
-        return Val(self.op(f"{kind} {COMPARE[x.op][column]} {self.vec(register_type(d), wide)} {a}, {b}"), wide)
+        return Val(self.op(f"{kind} {COMPARE[x.op][column]} {ty} {a}, {b}"), wide)
 
     def _compare_lanes(self, x: Expr) -> Val | None:
         """Two indices that differ by the lane number compare as small integers: lane against a clamped bound."""
@@ -505,7 +472,10 @@ class Values(Addresses):
             return None
         lanes = range(ahead, ahead + self.lanes)
         if isinstance(rest, int) and isinstance(base, int):
-            return self._flags([RELATION[relation](k, rest) for k in lanes])
+            ends = [RELATION[relation](k, rest) for k in (lanes[0], lanes[-1])]
+            if relation in ("eq", "ne") or ends[0] != ends[1]:
+                ends = [RELATION[relation](k, rest) for k in lanes]
+            return self._flags(ends)
         if not isinstance(base, int):
             low = high = None
         if low is not None and high is not None and len(held := {
@@ -541,7 +511,7 @@ class Values(Addresses):
         return Val(f"<{', '.join([f'i1 {int(f)}' for f in on])}>", True)
 
     def _select(self, x: Expr, args: Sequence[Val]) -> Val:
-        cond, ty = args[0], register_type(x.dtype)
+        cond, ty = args[0], REGISTER[x.dtype]
         if cond.constant and not cond.wide:
             return args[1] if cond.text == "true" else args[2]
         wide, (c, a, b) = self.together(args, [bool_, x.dtype, x.dtype])
@@ -554,19 +524,8 @@ class Values(Addresses):
 
     def _bitcast(self, x: Expr, args: Sequence[Val]) -> Val:
         (v,) = args
-        a, b = register_type(x.args[0].dtype), register_type(x.dtype)
+        a, b = REGISTER[x.args[0].dtype], REGISTER[x.dtype]
         return v if a == b else Val(self.op(f"bitcast {self.vec(a, v.wide)} {v.text} to {self.vec(b, v.wide)}"), v.wide)
-
-
-def _negates_floats(x: Expr) -> bool:
-    """``not`` of a comparison of floats: one comparison, true where an operand is no number."""
-    (compared,) = x.args
-    return compared.op in COMPARE and compared.args[0].dtype.floating and not half(compared.args[0].dtype)
-
-
-def _compares_sizes(x: Expr) -> bool:
-    """A comparison whose operands are sizes: they need not be computed one by one."""
-    return all(a.op == "index" or a.op == "const" and a.dtype is i64 for a in x.args)
 
 
 def _half_value(bits: int, d: DType) -> float:
@@ -583,15 +542,14 @@ def _float_bits(text: str) -> int:
 
 
 _V = Values
-_TABLE: dict[str, Callable[[Values, Expr, Sequence[Val]], Val]] = {
-    "const": _V._const, "index": _V._index, "ref": _V._ref, "load": _V._load,
+_TABLE: dict[str, Do] = {
+    "index": _V._index, "ref": _V._ref, "load": _V._load,
     **dict.fromkeys(ARITHMETIC, _V._arithmetic), **dict.fromkeys(COMPARE, _V._compare),
     "neg": _V._neg, "abs": _V._abs, "min": _V._extreme, "max": _V._extreme,
     **dict.fromkeys(ROUNDING, _V._rounding), "copysign": _V._copysign, "fma": _V._copysign,
     "ldexp": ldexp, "scale": scale, "lookup": lookup, "fmod": fmod, "idiv": divide, "imod": divide,
     "dot_bf16": dot_bf16, "dot_i16": dot_i16, "dot_i8": dot_i8,
     **dict.fromkeys(("and", "or", "xor"), _V._bits), "not": _V._not, "shl": _V._shift, "shr": _V._shift,
-    "select": _V._select, "cast": cast, "bitcast": _V._bitcast,
+    "select": _V._select, "rarely": _V._rarely, "cast": cast, "bitcast": _V._bitcast,
 }
-_PLAIN = frozenset(("const", "index", "ref", "load", "select", "cast", "bitcast"))  # 16-bit floats as they are
-_DIRECT = frozenset(_TABLE) - {name for name, _ in EXPAND}  # instructions everywhere
+_PLAIN = frozenset(("index", "ref", "load", "select", "rarely", "cast", "bitcast"))  # 16-bit floats as they are

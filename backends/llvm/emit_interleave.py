@@ -10,13 +10,14 @@ j is a gather for each k; four neighbouring k are four columns of a table whose 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from flowc.backends.llvm.emit_code import Mem, Place, memory_type
 from flowc.dataclass import dataclass, replace
 from flowc.dims import DimLike, linear, substitute, sym, symbols
-from flowc.kernel import Expr, Let, Loop, Stmt, Store, expressions, parts, walk
+from flowc.kernel import Expr, Let, Loop, Stmt, Store, expressions, parts
 from flowc.passes.rewriting import map_dims
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def straight(stmts: Sequence[Stmt]) -> bool:
     stored = {s.buffer for s in stmts if isinstance(s, Store)}
     if not stored or not all(isinstance(s, (Let, Store)) for s in stmts):
         return False
-    return not any(e.op == "load" and e.attr[0] in stored for s in walk(stmts) for e in parts(expressions(s)))
+    return not any(e.op == "load" and e.attr[0] in stored for s in stmts for e in parts(expressions(s)))
 
 
 def in_blocks(s: Loop) -> tuple[Loop, Loop] | None:
@@ -204,18 +205,30 @@ def _partners(vectors: list[Vector], unit: int) -> Iterator[tuple[Vector, Vector
 def _merge(e: Values, ty: str, x: Vector, y: Vector, unit: int, per: int) -> list[Vector]:
     """Units of ``unit`` elements of x and y in turn, inside each block of ``per`` elements: the lower halves of all
     blocks, then the upper halves."""
+    out, full, both = [], e.vec(ty), x[1] + y[1]
+    for order, lanes in _in_turn(e.lanes, unit, per):
+        text = e.op(f"shufflevector {full} {x[0]}, {full} {y[0]}, {lanes}")
+        out.append((text, [both[k] for k in order]))
+    return out
+
+
+@functools.cache
+def _in_turn(lanes: int, unit: int, per: int) -> list[tuple[list[int], str]]:
+    """The elements of both halves of two merged vectors, and the same as an operand."""
     out = []
     for half in (0, per // 2):
         order: list[int] = []
-        for block in range(0, e.lanes, per):
+        for block in range(0, lanes, per):
             for at in range(block + half, block + half + per // 2, unit):
                 order += range(at, at + unit)
-                order += range(e.lanes + at, e.lanes + at + unit)
-        text = e.op(f"shufflevector {e.vec(ty)} {x[0]}, {e.vec(ty)} {y[0]}, "
-                    f"<{e.lanes} x i32> <{', '.join(f'i32 {k}' for k in order)}>")
-        both = x[1] + y[1]
-        out.append((text, [both[k] for k in order]))
+                order += range(lanes + at, lanes + at + unit)
+        out.append((order, lanes_of(order)))
     return out
+
+
+def lanes_of(order: Sequence[int]) -> str:
+    """The operand of a shuffle that says which elements it takes."""
+    return f"<{len(order)} x i32> <{', '.join([f'i32 {k}' for k in order])}>"
 
 
 def load_columns(e: Values, mem: Mem, p: Place, count: int) -> list[str]:
@@ -238,8 +251,8 @@ def load_columns(e: Values, mem: Mem, p: Place, count: int) -> list[str]:
 def _joined(e: Values, ty: str, parts: list[str], size: int) -> str:
     """Vectors one behind the other, joined by twos."""
     while len(parts) > 1:
-        order = ", ".join(f"i32 {k}" for k in range(2 * size))
-        parts = [e.op(f"shufflevector <{size} x {ty}> {x}, <{size} x {ty}> {y}, <{2 * size} x i32> <{order}>")
+        order = lanes_of(range(2 * size))
+        parts = [e.op(f"shufflevector <{size} x {ty}> {x}, <{size} x {ty}> {y}, {order}")
                  for x, y in zip(parts[::2], parts[1::2], strict=True)]
         size *= 2
     return parts[0]
@@ -252,11 +265,13 @@ def load_pattern(e: Values, mem: Mem, p: Place, mask: str | None, filler: str | 
     twice: what lies between the first and the last is loaded as whole vectors, and shuffled.  None if they do not.
 
     filler: what lanes hold that the mask turns off; None: anything."""
-    if p.pattern is None or mem.registers or mem.lanes:
+    lanes, ty, pattern = e.lanes, memory_type(mem.dtype), p.pattern
+    if pattern is None and p.offsets is None and isinstance(p.stride, int):
+        pattern = tuple([p.stride * k for k in range(lanes)])
+    if pattern is None or mem.registers or mem.lanes:
         return None
-    lanes, ty = e.lanes, memory_type(mem.dtype)
     on = constant_mask(mask, lanes)
-    used = [d for k, d in enumerate(p.pattern) if on is None or on[k]]
+    used = [d for k, d in enumerate(pattern) if on is None or on[k]]
     if not used or max(used) - min(used) >= SPREAD * lanes:
         return None
     low, count = min(used), max(used) - min(used) + 1
@@ -266,7 +281,7 @@ def load_pattern(e: Values, mem: Mem, p: Place, mask: str | None, filler: str | 
     for s in starts:
         pointer = e.address(mem, Place(p.terms, p.const + low + s, 0, None))
         if on is None:
-            needed = _needed(e, str(mask), [d - low - s for d in p.pattern], width)
+            needed = _needed(e, str(mask), [d - low - s for d in pattern], width)
         elif count < width:
             needed = f"<{', '.join(f'i1 {int(t < count)}' for t in range(width))}>"
         else:
@@ -276,7 +291,7 @@ def load_pattern(e: Values, mem: Mem, p: Place, mask: str | None, filler: str | 
         parts.append(e.masked_load(mem, pointer, needed, "zeroinitializer"))
         e.lanes = lanes
     part_of = {d: (i, d - s) for i, s in enumerate(starts) for d in range(s, s + width)}
-    out = _picked(e, ty, parts, width, [part_of.get(d - low, (0, 0)) for d in p.pattern])
+    out = _picked(e, ty, parts, width, [part_of.get(d - low, (0, 0)) for d in pattern])
     if filler is None or on is not None and all(on):
         return out
     return e.op(f"select {e.vec('i1')} {mask}, {e.vec(ty)} {out}, {e.vec(ty)} {filler}")
@@ -303,8 +318,7 @@ def _needed(e: Values, mask: str, distance: Sequence[int], width: int) -> str:
 def _picked(e: Values, ty: str, parts: Sequence[str], width: int, picks: Sequence[tuple[int, int]]) -> str:
     """One element of one part for every lane."""
     def shuffled(x: str, y: str, order: Sequence[int], size: int) -> str:
-        return e.op(f"shufflevector <{size} x {ty}> {x}, <{size} x {ty}> {y}, "
-                    f"<{len(order)} x i32> <{', '.join(f'i32 {k}' for k in order)}>")
+        return e.op(f"shufflevector <{size} x {ty}> {x}, <{size} x {ty}> {y}, {lanes_of(order)}")
 
     pair = [at + width * i if i < 2 else 0 for i, at in picks]
     out = shuffled(parts[0], parts[1] if len(parts) > 1 else "poison", pair, width)

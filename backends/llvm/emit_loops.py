@@ -9,14 +9,15 @@ under a mask so that the body is written once.  A body that cannot run as lanes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
 
 from flowc.backends.llvm.emit_ahead import Ahead
 from flowc.backends.llvm.emit_code import Val
 from flowc.backends.llvm.emit_expr import Values
 from flowc.backends.llvm.emit_interleave import in_blocks, straight, turned
 from flowc.backends.llvm.emit_shifted import beside
-from flowc.dataclass import dataclass
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, prod, symbols
 from flowc.kernel import (
@@ -72,18 +73,7 @@ def blocks_of(kernel: Kernel) -> DimLike:
 
 
 def _other_form(s: Loop) -> Loop | tuple[Loop, Loop] | None:
-    """The loop, or two that run one after the other, which is better written out instead of ``s``."""
     return turned(s) or in_blocks(s)
-
-
-@dataclass
-class Lanes:
-    """What the lanes of one vector hold, to be put back when they are done."""
-
-    count: int
-    base: dict[str, str | int]
-    env: dict[str, Val]
-    mask: str | None
 
 
 class Loops(Values):
@@ -93,6 +83,14 @@ class Loops(Values):
     threads: int = 1                 # threads per block
     ahead: Ahead | None = None       # what loops fetch before it is asked for
 
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.ways: dict[tuple[int, bool], Callable[[], None]] = {}  # of loops, inside of lanes and not
+
+    def forget(self) -> None:
+        super().forget()
+        self.ways.clear()
+
     def run(self, stmts: Sequence[Stmt]) -> None:
         raise TypeError("abstract")
 
@@ -101,27 +99,36 @@ class Loops(Values):
 
     # -- dispatch
 
+    def other_form(self, s: Loop) -> Loop | tuple[Loop, Loop] | None:
+        """The loop, or two that run one after the other, which is better written out instead of ``s``."""
+        return self.survey.form(s, _other_form)
+
     def run_loop(self, s: Loop) -> None:
-        lone = self.target.vectors and self.lanes == 1
-        other = self.survey.form(s, _other_form) if lone else None
+        key = id(s), self.lanes > 1
+        way = self.ways.get(key)
+        if way is None:
+            way = self.ways[key] = self._way(s)
+        way()
+
+    def _way(self, s: Loop) -> Callable[[], None]:
+        """How a loop runs, inside or outside of lanes: found once, as copies of an unrolled loop ask again."""
         if s is self.chunked:
-            self._parallel(s)
-        elif isinstance(other, Loop):
-            self._vector(other)
-        elif other is not None:
-            for part in other:
-                self._sequential(part)
-        elif s.kind == "vector":
-            self._vector(s)
-        elif s.kind == "unroll" and self.lanes > 1 and straight(s.body):
-            self.run_columns(s)
-        elif s.kind == "unroll":
-            self.unrolled(s)
-        elif s.kind == "block" and self.target.grid is not None:
-            self._blocks(s)
-        elif s.kind == "thread" and self.target.grid is not None:
-            self._threads(s)
-        else:
+            return partial(self._parallel, s)
+        if self.target.vectors and self.lanes == 1:  # another form may be better
+            other = self.other_form(s)
+            if isinstance(other, Loop):
+                return self._vector_way(other)
+            if other is not None:
+                return partial(self._in_order, other)
+        if s.kind == "vector":
+            return self._vector_way(s)
+        if s.kind == "unroll":
+            return partial(self.run_columns if self.lanes > 1 and straight(s.body) else self.unrolled, s)
+        on_grid = self.target.grid is not None and {"block": self._blocks, "thread": self._threads}.get(s.kind)
+        return partial(on_grid or self._sequential, s)
+
+    def _in_order(self, loops: Iterable[Loop]) -> None:
+        for s in loops:
             self._sequential(s)
 
     def enter(self, stmts: Sequence[Stmt]) -> None:
@@ -131,7 +138,7 @@ class Loops(Values):
                 self.mems[name].epoch += 1
 
     def bind(self, var: str, value: str | int, extent: DimLike) -> None:
-        self.env[var] = Val(str(value))
+        self.env[var] = Val(str(value), False, value if isinstance(value, int) else None)
         self.ranges[var] = (0, extent - 1)
 
     def _sequential(self, s: Loop) -> None:
@@ -186,9 +193,7 @@ class Loops(Values):
             starts.insert(0, lo)
         for _ in names:
             self.raw("")
-        self.scopes.append(scope)
-        for name in names:
-            self.level[name] = len(self.scopes) - 1
+        self.enter_scope(scope, *names)
         for v, name in zip(loops, names[-len(loops):], strict=True):
             self.bind(v.var, name, v.extent)
         self.run(body)
@@ -227,39 +232,33 @@ class Loops(Values):
 
     # -- lanes
 
-    def _vector(self, s: Loop) -> None:
+    def _vector_way(self, s: Loop) -> Callable[[], None]:
         width, extent = 1 << max(0, s.width.bit_length() - 1), s.extent
         if isinstance(extent, int):
             while width > 1 and width // 2 >= extent:
                 width //= 2
         if not self.target.vectors or width == 1 or self.lanes > 1 or not self.survey.traits(s).lanes:
-            self._element_wise(s)
-        elif isinstance(extent, int):
-            self._static_vectors(s, extent, width)
+            sets = isinstance(extent, int) and extent <= UNROLL_SETS and self.survey.traits(s).sets
+            return partial(self.unrolled if sets else self._sequential, s)
+        if not isinstance(extent, int):
+            return partial(self._dynamic_vectors, s, width)
+        traits, (full, rest) = self.survey.traits(s), divmod(extent, width)
+        if traits.sets:  # worth it unless the work hides what memory costs
+            most = UNROLL_SETS if traits.size <= 4 * LARGE else 1
         else:
-            self._dynamic_vectors(s, width)
+            most = UNROLL if full * traits.size <= LARGE or traits.size <= LARGE and not traits.plain else 1
+        mask = f"<{', '.join(f'i1 {int(k < rest)}' for k in range(width))}>" if rest else None
+        return partial(self._static_vectors, s, width, full * width, full <= most, mask)
 
-    def _element_wise(self, s: Loop) -> None:
-        if isinstance(s.extent, int) and s.extent <= UNROLL_SETS and self.survey.traits(s).sets:
-            self.unrolled(s)
+    def _static_vectors(self, s: Loop, width: int, end: int, unrolled: bool, mask: str | None) -> None:
+        """Whole vectors up to ``end``, and those lanes of one more that ``mask`` has."""
+        if unrolled:
+            for base in range(0, end, width):
+                self.as_vector(s, width, base, None)
         else:
-            self._sequential(s)
-
-    def _static_vectors(self, s: Loop, extent: int, width: int) -> None:
-        full, rest = divmod(extent, width)
-        size = self.survey.traits(s).size
-        if self.survey.traits(s).sets:  # worth it unless the work hides what memory costs
-            most = UNROLL_SETS if size <= 4 * LARGE else 1
-        else:
-            most = UNROLL if full * size <= LARGE or size <= LARGE and not self.survey.traits(s).plain else 1
-        if full <= most:
-            for k in range(full):
-                self.as_vector(s, width, k * width, None)
-        else:
-            self._vector_loop(s, width, 0, full * width, sure=True)
-        if rest:
-            mask = f"<{', '.join(f'i1 {int(k < rest)}' for k in range(width))}>"
-            self.as_vector(s, width, full * width, mask)
+            self._vector_loop(s, width, 0, end, sure=True)
+        if mask is not None:
+            self.as_vector(s, width, end, mask)
 
     def _vector_loop(self, s: Loop, width: int, lo: str | int, hi: str | int, sure: bool = False) -> None:
         self.enter(s.body)
@@ -299,15 +298,15 @@ class Loops(Values):
 
     def as_vector(self, s: Loop, width: int, base: str | int, mask: str | None) -> None:
         """The body for ``width`` neighbouring iterations from ``base``, a multiple of ``width``."""
-        saved = Lanes(self.lanes, self.lane_base, dict(self.env), self.mask)
-        near, self.beside = self.beside, beside(self, s, width, mask)
+        near, self.beside = self.beside, beside(self, s, width, mask) if self.roomy else frozenset()
         self.lanes, self.lane_base, self.mask = width, {s.var: base}, mask
-        self.ranges[s.var] = (0, s.extent - 1)
-        self.ranges[f"{s.var}.step"] = (0, (s.extent - 1) // width)
+        step, last = f"{s.var}.step", s.extent - 1
+        self.ranges[s.var], self.ranges[step] = (0, last), (0, last // width)
         if self.ahead is not None:
             self.ahead.fetch(self, s)
         self.run(s.body)
-        self.lanes, self.lane_base, self.env, self.mask = saved.count, saved.base, saved.env, saved.mask
+        self.lanes, self.lane_base, self.mask = 1, {}, None
+        self.env.pop(step, None)  # what else the body has bound it binds again
         self.beside = near
 
     # -- GPU

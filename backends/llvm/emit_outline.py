@@ -1,7 +1,7 @@
 """Functions out of line: mathlib's code once per module instead of once per use.
 
 Here: when a function is called instead of written out, the text of such a function.  Not here: what the functions
-compute (mathlib.py), the walk over expressions (emit_expr.py).  Read next: emit_expr.py.
+compute (mathlib.py), in which order expressions are computed (emit_order.py).  Read next: emit_order.py.
 
 Written out, a function runs without a call and its constants stay in registers, which counts in long loops; its
 thirty to a hundred instructions at every use are most of what large kernels take to compile.  So the first use

@@ -28,8 +28,6 @@ def beside(e: Values, s: Loop, width: int, mask: str | None) -> frozenset[str]:
     """The working memory that the body of a vector loop reads at several places beside each other."""
     if mask is not None or e.target.vector_bits != 8 * REGISTER or e.target.grid is not None:
         return frozenset()
-    if not any(mem.whole for mem in e.mems.values()):
-        return frozenset()
     places: dict[str, set[int]] = {}
     for name, index in e.survey.loads(s):
         mem = e.mems.get(name)

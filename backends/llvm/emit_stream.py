@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from flowc.backends.llvm.emit_code import Mem, memory_type
 from flowc.dataclass import dataclass, field
 from flowc.dims import Call, Dim, DimLike, dim_of, prod, symbols
-from flowc.kernel import Kernel, Store, expressions, parts, walk
+from flowc.kernel import Kernel, Store
 
 if TYPE_CHECKING:
     from flowc.backends.llvm.emit import Emitter
@@ -62,8 +62,9 @@ class Streams:
         self.aside: dict[str, Aside] = {}
         if not (e.target.vectors and e.target.triple.startswith("x86_64") and e.target.grid is None):
             return
-        read = {x.attr[0] for s in walk(kernel.body) for x in parts(expressions(s)) if x.op == "load"}
-        stored = {s.buffer for s in walk(kernel.body) if isinstance(s, Store)}
+        inside = list(e.survey.all(kernel.body))
+        read = {x.attr[0] for _, found in inside for x in found if x.op == "load"}
+        stored = {s.buffer for s, _ in inside if isinstance(s, Store)}
         self.sizes = {e.mems[p.name].pointer: prod(p.shape) * p.dtype.bytes for p in kernel.params
                       if p.role == "out" and p.name in stored - read}
         self.bytes = sum(self.sizes.values(), 0)

@@ -8,7 +8,8 @@ Copies of an unrolled loop ask the same again, so answers are kept by the identi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple, TypeVar
 
 from flowc.dims import DimLike, linear, symbols
@@ -65,7 +66,7 @@ class Survey:
 
     def __init__(self) -> None:
         self._known: dict[int, Known] = {}
-        self._written: dict[int, tuple[Stmt, set[str]]] = {}
+        self._written: dict[int, tuple[Sequence[Stmt], frozenset[str]]] = {}
         self._traits: dict[int, Traits] = {}
         self._turned: dict[int, tuple[Loop, object]] = {}
         self._loads: dict[int, tuple[Loop, list[tuple[str, DimLike]]]] = {}
@@ -74,7 +75,7 @@ class Survey:
         """A statement and all in it, each with the expressions below those that stand in it."""
         known = self._known.get(id(s))
         if known is None:
-            found = [(s, list(parts(expressions(s))))]
+            found = [(s, parts(expressions(s)))]
             for stmts in children(s):
                 for inner in stmts:
                     found += self.inside(inner)
@@ -82,24 +83,26 @@ class Survey:
         return known.inside
 
     def all(self, stmts: Iterable[Stmt]) -> Iterator[tuple[Stmt, list[Expr]]]:
-        for s in stmts:
-            yield from self.inside(s)
+        return chain.from_iterable(map(self.inside, stmts))
 
-    def written(self, stmts: Iterable[Stmt]) -> set[str]:
+    def written(self, stmts: Sequence[Stmt]) -> frozenset[str]:
         """Buffers and registers that the statements change."""
-        out: set[str] = set()
-        for s in stmts:
-            known = self._written.get(id(s))
-            if known is None:
-                names = {x.buffer if isinstance(x, Store) else x.name for x, _ in self.inside(s)
-                         if isinstance(x, (Store, Set, Acc))}
-                known = self._written[id(s)] = (s, names)
-            out |= known[1]
-        return out
+        known = self._written.get(id(stmts))
+        if known is None:
+            names: set[str] = set()
+            for s in stmts:
+                if isinstance(s, Store):
+                    names.add(s.buffer)
+                elif isinstance(s, (Set, Acc)):
+                    names.add(s.name)
+                for inner in children(s):
+                    names |= self.written(inner)
+            known = self._written[id(stmts)] = (stmts, frozenset(names))
+        return known[1]
 
-    def used(self, stmts: Iterable[Stmt]) -> set[str]:
+    def used(self, stmts: Sequence[Stmt]) -> set[str]:
         """The registers and values that the statements mention, and the buffers that they change."""
-        out = self.written(stmts)
+        out = set(self.written(stmts))
         for s, found in self.all(stmts):
             out.update(s.accs if isinstance(s, Fold) else ())
             out.update([x.attr[0] for x in found if x.op == "ref"])
