@@ -33,7 +33,7 @@ from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, named, nest
 from flowc.passes.problem import Problem
-from flowc.passes.register_tile import add_products, copy_panel, finish, lanes_exist, light, store
+from flowc.passes.register_tile import add_products, copy_panel, finish, light, store
 from flowc.passes.schedule import ContractSchedule
 from flowc.passes.tiles import Form, choose_forms, none_of
 from flowc.passes.words import Moved, beside, words
@@ -128,11 +128,20 @@ class Packed:
 
     def copy_rows_of_columns(self, k: KernelBuilder, inl: Inliner, outer: Idx, wanted: DimLike) -> None:
         """Where columns lie side by side: index by index of the sum, so that memory is read in one stream."""
-        p, s = self.p, self.s
-        with (k.loop(wanted * p.k, "parallel", "k") as kk, k.loop(self.panels, "seq", "p") as panel,
-              k.loop(s.nr, "vector", "j", s.width) as j):
-            v = p.col_element(k, inl, outer, s.nr * panel + j, kk, lanes_exist(k, p, s, s.nr * panel + j))
-            k.write(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), v)
+        p, s, b = self.p, self.s, k.b
+        whole = p.n // s.nr
+
+        def copy(panel: DimLike, kk: DimLike, exists: Callable[[DimLike], Expr | None]) -> None:
+            with k.loop(s.nr, "vector", "j", s.width) as j:
+                v = p.col_element(k, inl, outer, s.nr * panel + j, kk, exists(j))
+                k.write(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), v)
+        with k.loop(wanted * p.k, "parallel", "k") as kk:
+            if whole != 0:
+                with k.loop(whole, "seq", "p") as panel:
+                    copy(panel, kk, lambda j: None)
+            if self.panels != whole:
+                with k.loop(self.panels - whole, "seq", "p") as panel:
+                    copy(whole + panel, kk, lambda j: b.lt(b.index(j), b.index(p.n - s.nr * whole)))
 
     def copy_panels(self, k: KernelBuilder, inl: Inliner, outer: Idx, wanted: DimLike) -> None:
         p, s = self.p, self.s

@@ -19,7 +19,7 @@ from flowc.kernel import Kernel
 from flowc.plan import Program, Unfinished
 
 MODULE = 300                         # lines from which on a module takes no further kernel
-LONG_ENTRY = 30                      # lines from which on the code between the kernels is compiled quickly, on its own
+LONG_ENTRY = 30                      # lines from which on the code between the kernels is compiled quickly
 
 _STAND_IN = "flowc_kernel_symbol"
 
@@ -27,9 +27,10 @@ _STAND_IN = "flowc_kernel_symbol"
 def compile_binary(program: Program | Unfinished, store: Store | None = None) -> Binary:
     """Emit and compile a program; of one that is still being made the first kernels are translated by other threads
     while the last are lowered.  Kernels are named by their content.  A large one is a module of its own, which
-    programs share in memory and on disk, as they do the tiles of contractions (emit_tile.py); small ones are put
-    together, since each module and function costs time whatever is in it.  ``@run`` and ``@sizes`` come last, with the
-    small kernels if they are short, else on their own."""
+    programs share in memory and on disk, as they do the tiles of contractions and the loops around them (emit_tile.py,
+    emit_nest.py); small ones are put together, since each module and function costs time whatever is in it.  Kernels
+    that do little but to call such functions are compiled quickly.  ``@run`` and ``@sizes`` come last, with small
+    kernels: with the quick ones if there are any or the two are long."""
     return _Compilation(program).run(store)
 
 
@@ -40,7 +41,8 @@ class _Compilation:
         self.symbols: dict[str, str] = {}    # of the kernels, by name
         self.modules: list[list[str]] = []   # symbols of the kernels of each module
         self.emitted: set[str] = set()       # symbols of kernels and tiles
-        self.small, self.mine = Module(), list[str]()  # small kernels and their symbols
+        # kernels that share a module, and their symbols: small ones, and those that do little but to call tiles
+        self.small: dict[int, tuple[Module, list[str]]] = {}
 
     def run(self, store: Store | None) -> Binary:
         sources: list[Source] = []
@@ -78,30 +80,34 @@ class _Compilation:
                 self.emitted.add(tile)
                 self.modules.append([])
                 yield Source(text)
-        module, mine = (Module(), []) if alone.lines() >= MODULE else (self.small, self.mine)
+        level = QUICK if alone.brief else OPT_LEVEL
+        new = Module(), list[str]()
+        module, mine = new if alone.lines() >= MODULE else self.small.setdefault(level, new)
         module.take(alone, _STAND_IN, final)
         mine.append(final)
         if module.lines() >= MODULE:
+            if (module, mine) == self.small.get(level):
+                del self.small[level]
             self.modules.append(mine)
-            if module is self.small:
-                self.small, self.mine = Module(), []
-            yield Source(module.text())
+            yield Source(module.text(), level)
 
     def last(self, program: Program) -> Iterator[Source]:
-        """The small kernels that are left and the entry, which is apart if it is long."""
+        """The small kernels that are left and the entry, which is compiled quickly if it is long or such kernels are
+        left."""
         entry = Module()
         if not _hosted(program):
             emit_entry(program, entry, self.symbols)
             emit_sizes(program, entry)
-        long = entry.lines() > LONG_ENTRY
-        if not long:
-            entry.define(self.small)
-        elif self.small.functions:
-            self.modules.append(self.mine)
-            yield Source(self.small.text())
-        if entry.functions:
-            self.modules.append([] if long else self.mine)
-            yield Source(entry.text(), QUICK if long else OPT_LEVEL, last=True)
+        home = OPT_LEVEL if QUICK not in self.small and self.small and entry.lines() <= LONG_ENTRY else QUICK
+        for level, (module, mine) in self.small.items():
+            if level != home:
+                self.modules.append(mine)
+                yield Source(module.text(), level)
+        if entry.functions or home in self.small:
+            module, mine = self.small.get(home, (Module(), []))
+            entry.define(module)
+            self.modules.append(mine)
+            yield Source(entry.text(), home, last=True)
 
 
 def _hosted(program: Program) -> bool:

@@ -22,6 +22,7 @@ from flowc.backends.llvm.emit_ahead import ahead
 from flowc.backends.llvm.emit_code import Mem, Place, Val, intrinsic_name, memory_type, place_at, register_type
 from flowc.backends.llvm.emit_interleave import Column, store_columns
 from flowc.backends.llvm.emit_loops import Loops, threads_of
+from flowc.backends.llvm.emit_nest import nest_call, shares_nests
 from flowc.backends.llvm.emit_outline import uses_inline
 from flowc.backends.llvm.emit_stream import Streams
 from flowc.backends.llvm.emit_survey import Survey
@@ -53,10 +54,11 @@ def emit_kernel(kernel: Kernel, module: Module, target: Target, symbol: str, til
     else:
         threads, args = 1, "ptr noalias readonly %args, i64 %chunk, i64 %nchunks"
     e = Emitter(module, target, symbol, args, attrs)
-    e.threads, e.tiles = threads, tiles
+    e.threads, e.tiles, e.nests = threads, tiles, tiles and shares_nests(kernel)
     if gpu:
         e.lines[0] = e.lines[0].replace("define void", "define ptx_kernel void")
     e.run_kernel(kernel, gpu)
+    module.brief = bool(e.calls) and not e.busy
     e.finish()
 
 
@@ -72,7 +74,7 @@ class Emitter(Loops):
 
     columns: list[Column] | None = None
     streams: Streams | None = None
-    tiles = False
+    tiles = nests = False   # are these functions that kernels share?
 
     def on_stack(self, s: Alloc) -> bool:
         return static_stack(s)
@@ -132,7 +134,8 @@ class Emitter(Loops):
         at = 0
         while at < len(stmts):
             self.memo = {}
-            count = (tile_call(self, stmts, at) if self.tiles else 0) or self._fold_together(stmts, at)
+            count = (tile_call(self, stmts, at) if self.tiles else 0) or self._fold_together(stmts, at) or (
+                nest_call(self, stmts, at) if self.nests else 0)
             if not count:
                 _STATEMENTS[type(stmts[at])](self, stmts[at])
             at += count or 1
