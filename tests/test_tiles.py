@@ -111,7 +111,7 @@ def found(module):
 
 @pytest.mark.parametrize(("index", "shared"), [
     (8 * k + i + 1600 * t, True), (8 * k + i, True), (7 * k + i + 3, True), ((k + t) // 2 + i, False),
-    (t * k + i, False)])
+    (t * k + i, True), (80 * k + i + 70, True)])
 def test_what_is_a_tile(index, shared):
     module = Module()
     emit_kernel(tiled(index), module, TARGET, "k", tiles=True)
