@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flowc.dims import DimLike
+from flowc.dims import DimLike, prod
 from flowc.graph import Node
 from flowc.kernel import Expr
 from flowc.passes.fuse import EXPENSIVE
@@ -20,8 +20,10 @@ from flowc.passes.turned import own_index
 Product = Callable[[KernelBuilder, Expr, Expr, Expr], Expr]  # (row element, column element, sum)
 
 LIGHT = 2  # operations of an epilogue that may be written once per register of the tile
-BRIEF = 6  # the same where the sums are short: putting the tile down counts there
+BRIEF = 6  # the same where the sums are short and many: putting the tile down counts there
 SHORT = 64  # products of such a sum, at most
+FEW = 1 << 18    # sums that are not many
+LITTLE = 1 << 14  # elements of an operand that is not worth code to copy it quickly
 
 
 def lanes_exist(k: KernelBuilder, p: Problem, s: ContractSchedule, col: DimLike) -> Expr | None:
@@ -36,7 +38,9 @@ def copy_panel(k: KernelBuilder, p: Problem, s: ContractSchedule, start: DimLike
     """``copy(exists)`` brings the panel of columns from ``start`` on.  Where the columns lie across memory, blocks of
     several are turned, which takes that all of them exist: only the last panel asks for each."""
     b, last = k.b, lanes_exist(k, p, s, start)
-    if last is None or p.col_reach.summed != 1 or p.col_reach.own == 1:
+    elements = prod(p.outer_extents) * p.n * p.k
+    little = isinstance(elements, int) and elements <= LITTLE
+    if last is None or little or p.col_reach.summed != 1 or p.col_reach.own == 1:
         copy(lambda col: lanes_exist(k, p, s, col))
         return
     whole = k.let(b.le(b.index(start + s.nr), b.index(p.n)))
@@ -63,7 +67,9 @@ def add_products(k: KernelBuilder, p: Problem, s: ContractSchedule, acc: str, ro
 def light(p: Problem) -> bool:
     """Is what follows the sums so little that it may stand in the code once per register?"""
     after = [n for n in p.group.members if n is not p.node and not p.before(n)]
-    most = BRIEF if isinstance(p.k, int) and p.k <= SHORT else LIGHT
+    sums = prod(p.outer_extents) * p.m * p.n
+    short = isinstance(p.k, int) and p.k <= SHORT and not (isinstance(sums, int) and sums <= FEW)
+    most = BRIEF if short else LIGHT
     return len(after) <= most and not any(n.op.name in EXPENSIVE for n in after)
 
 

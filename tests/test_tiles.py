@@ -44,7 +44,7 @@ def tiles(compiled):
     for kernel in compiled.program.kernels.values():
         module = Module()
         emit_kernel(kernel, module, TARGET, "k", tiles=True)
-        out |= module.tiles
+        out |= {name: tile.text() for name, tile in module.tiles.items()}
     return out
 
 
@@ -106,7 +106,7 @@ def tiled(index):
 
 def found(module):
     """How many tiles are functions of their own: what goes on around them is, too."""
-    return sum("fma" in text for text in module.tiles.values())
+    return sum("fma" in tile.text() for tile in module.tiles.values())
 
 
 @pytest.mark.parametrize(("index", "shared"), [

@@ -38,15 +38,15 @@ def float_literal(x: float, ty: str) -> str:
 
 class Module:
     """Functions, globals and the declarations they need, each declared once.  ``helpers``: functions that only this
-    module sees, by name.  ``tiles``: the texts of other modules, by the name of the one function that each defines.
-    ``brief``: its functions do little but to call those."""
+    module sees, by name.  ``tiles``: other modules, by the name of the one function that each defines.  ``brief``:
+    its functions do little but to call those."""
 
     def __init__(self) -> None:
         self.head: list[str] = []
         self.functions: list[str] = []
         self.declared: dict[str, str] = {}
         self.helpers: dict[str, str] = {}
-        self.tiles: dict[str, str] = {}
+        self.tiles: dict[str, Module] = {}
         self.brief = False
 
     def declare(self, name: str, signature: str) -> str:
@@ -69,6 +69,12 @@ class Module:
         self.helpers = {**other.helpers, **self.helpers}
         names = {name for f in other.functions for name in _DEFINES.findall(f)}
         self.declared = {n: text for n, text in {**other.declared, **self.declared}.items() if n not in names}
+
+    def undeclare(self) -> None:
+        """What the module defines is no longer declared."""
+        for f in self.functions:
+            for name in _DEFINES.findall(f):
+                self.declared.pop(name, None)
 
     def lines(self) -> int:
         return sum(f.count("\n") + 1 for f in (*self.functions, *self.helpers.values()))

@@ -12,13 +12,26 @@ from flowc.backends.llvm import pool
 from flowc.backends.llvm.binary import Binary, Launch
 from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.emit import emit_kernel
-from flowc.backends.llvm.engine import OPT_LEVEL, QUICK, Code, Source, Store, compile_modules, content_name, host
+from flowc.backends.llvm.engine import (
+    OPT_LEVEL,
+    QUICK,
+    Code,
+    Source,
+    Store,
+    compile_modules,
+    content_name,
+    host,
+    loaded,
+)
 from flowc.backends.llvm.entry import emit_entry, emit_sizes, parallel_extent
 from flowc.backends.llvm.target import cpu_target
+from flowc.dataclass import dataclass, field
 from flowc.kernel import Kernel
 from flowc.plan import Program, Unfinished
 
 MODULE = 300                         # lines from which on a module takes no further kernel
+APART = 200                          # lines of a function that kernels share from which on it is alone in a module
+REMEMBERED = 1 << 10                 # functions whose modules are known
 LONG_ENTRY = 30                      # lines from which on the code between the kernels is compiled quickly
 
 _STAND_IN = "flowc_kernel_symbol"
@@ -34,15 +47,26 @@ def compile_binary(program: Program | Unfinished, store: Store | None = None) ->
     return _Compilation(program).run(store)
 
 
+@dataclass
+class _Home:
+    """A module of small functions, the kernels among them and the functions that kernels share."""
+
+    module: Module = field(default_factory=Module)
+    kernels: list[str] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)
+
+
+_HOMES: dict[str, str] = {}          # the modules of small functions that kernels share
+
+
 class _Compilation:
     def __init__(self, program: Program | Unfinished):
         self.making = program if isinstance(program, Unfinished) else Unfinished(lambda: iter(()), lambda: program)
         self.target = cpu_target(*host())
         self.symbols: dict[str, str] = {}    # of the kernels, by name
         self.modules: list[list[str]] = []   # symbols of the kernels of each module
-        self.emitted: set[str] = set()       # symbols of kernels and tiles
-        # kernels that share a module, and their symbols: small ones, and those that do little but to call tiles
-        self.small: dict[int, tuple[Module, list[str]]] = {}
+        self.emitted: set[str] = set()       # symbols of kernels and of functions that they share, texts of modules
+        self.small: dict[int, _Home] = {}    # by level of the code generator
 
     def run(self, store: Store | None) -> Binary:
         sources: list[Source] = []
@@ -75,21 +99,46 @@ class _Compilation:
         if final in self.emitted:
             return
         self.emitted.add(final)
-        for tile, text in alone.tiles.items():
-            if tile not in self.emitted:
-                self.emitted.add(tile)
+        for name, shared in alone.tiles.items():
+            yield from self.shared(name, shared)
+        yield from self.put(alone, QUICK if alone.brief else OPT_LEVEL, final)
+
+    def put(self, part: Module, level: int, kernel: str = "", shared: str = "") -> Iterator[Source]:
+        """Into a module of its own if it is large, else into one of small ones."""
+        home = _Home() if part.lines() >= MODULE else self.small.setdefault(level, _Home())
+        home.module.take(part, _STAND_IN if kernel else "", kernel)
+        home.kernels += [kernel] if kernel else []
+        home.shared += [shared] if shared else []
+        if home.module.lines() >= MODULE:
+            if home is self.small.get(level):
+                del self.small[level]
+            yield self.done(home, home.module, level)
+
+    def shared(self, name: str, module: Module) -> Iterator[Source]:
+        """A function that kernels share: a large one is a module of its own, a small one is where the program left it
+        that was the first to have it."""
+        if name in self.emitted:
+            return
+        self.emitted.add(name)
+        text = _HOMES.get(name, "")
+        if module.lines() >= APART or text and loaded(Source(text)):
+            text = text or module.text()
+            if text not in self.emitted:
+                self.emitted.add(text)
                 self.modules.append([])
                 yield Source(text)
-        level = QUICK if alone.brief else OPT_LEVEL
-        new = Module(), list[str]()
-        module, mine = new if alone.lines() >= MODULE else self.small.setdefault(level, new)
-        module.take(alone, _STAND_IN, final)
-        mine.append(final)
-        if module.lines() >= MODULE:
-            if (module, mine) == self.small.get(level):
-                del self.small[level]
-            self.modules.append(mine)
-            yield Source(module.text(), level)
+        else:
+            yield from self.put(module, OPT_LEVEL, shared=name)
+
+    def done(self, home: _Home, module: Module, level: int, last: bool = False) -> Source:
+        """The source of a module that is complete."""
+        module.undeclare()
+        text = module.text()
+        if len(_HOMES) + len(home.shared) > REMEMBERED:
+            _HOMES.clear()
+        _HOMES.update(dict.fromkeys(home.shared, text))
+        self.modules.append(home.kernels)
+        return Source(text, level, last)
 
     def last(self, program: Program) -> Iterator[Source]:
         """The small kernels that are left and the entry, which is compiled quickly if it is long or such kernels are
@@ -98,16 +147,14 @@ class _Compilation:
         if not _hosted(program):
             emit_entry(program, entry, self.symbols)
             emit_sizes(program, entry)
-        home = OPT_LEVEL if QUICK not in self.small and self.small and entry.lines() <= LONG_ENTRY else QUICK
-        for level, (module, mine) in self.small.items():
-            if level != home:
-                self.modules.append(mine)
-                yield Source(module.text(), level)
-        if entry.functions or home in self.small:
-            module, mine = self.small.get(home, (Module(), []))
-            entry.define(module)
-            self.modules.append(mine)
-            yield Source(entry.text(), home, last=True)
+        level = OPT_LEVEL if QUICK not in self.small and self.small and entry.lines() <= LONG_ENTRY else QUICK
+        for other, home in self.small.items():
+            if other != level:
+                yield self.done(home, home.module, other)
+        if entry.functions or level in self.small:
+            home = self.small.get(level, _Home())
+            entry.define(home.module)
+            yield self.done(home, entry, level, last=True)
 
 
 def _hosted(program: Program) -> bool:

@@ -84,8 +84,8 @@ class Region:
         """Call the function of what was taken."""
         e = self.e
         emitter: Any = type(e)
-        name, text = _function(emitter, taken, e.target)
-        e.module.tiles[name] = text
+        name, module = _function(emitter, taken, e.target)
+        e.module.tiles[name] = module
         args = [f"ptr {e.address(e.mems[buffer], e.place(outer))}" for buffer, outer in self.buffers]
         args += [f"i64 {e.size(d)}" for _, d in self.sizes]
         args += [f"i1 {e.value(cond).text}" for cond in self.flags]
@@ -253,7 +253,7 @@ class Region:
 
 
 @functools.lru_cache(KEPT)
-def _function(emitter: Any, taken: Taken, target: Target) -> tuple[str, str]:
+def _function(emitter: Any, taken: Taken, target: Target) -> tuple[str, Module]:
     """Name and module of a function."""
     module = Module()
     params = [f"ptr %p{k}" for k in range(len(taken.buffers))]
@@ -267,5 +267,7 @@ def _function(emitter: Any, taken: Taken, target: Target) -> tuple[str, str]:
         f.env.update({f"{stem}{k}": Val(f"%{stem}{k}") for k in range(count)})
     f.run(taken.body)
     f.finish()
-    text, name = content_name(module.text(), _STAND_IN)
-    return name, text
+    name = content_name(module.text(), _STAND_IN)[1]
+    named = Module()
+    named.take(module, _STAND_IN, name)
+    return name, named

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flowc.backends.llvm.emit import Emitter
 
 LEAST = 6       # vector registers of a tile that is worth a function
-LONG = 400      # vector operations of its longest loop, at least, where they are known
+LONG = 200      # vector operations of its longest loop, at least, where they are known
 
 _KINDS = (Acc, If, Let, Loop, Set, Store)
 _SIMPLE = frozenset("const index ref load add sub mul fma min max and or not shl shr cast bitcast select eq ne lt le "

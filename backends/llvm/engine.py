@@ -381,6 +381,11 @@ class Source(NamedTuple):
     last: bool = False
 
 
+def loaded(source: Source) -> bool:
+    """Is the code of a module in use?"""
+    return object_key(source.text, level=source.level) in _LIVE
+
+
 def compile_module(ir_text: str, *, store: Store | None = None, key_extra: Sequence[object] = (),
                    imports: Mapping[str, int] | None = None, keep: Sequence[Any] = (), level: int = OPT_LEVEL) -> Code:
     """Machine code of a module for this machine.
