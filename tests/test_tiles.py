@@ -21,6 +21,7 @@ from flowc.dataclass import replace
 from flowc.dims import sym
 from flowc.kernel import Acc, Alloc, Builder, Kernel, Let, Loop, Set, Store
 from flowc.kernel import Buffer as KernelBuffer
+from flowc.passes import register_tile
 from flowc.types import f32
 
 TARGET = cpu_target(*engine.host())
@@ -37,6 +38,10 @@ def product(m, k, n, dtype="float32"):
     with flowc.options(schedules=PACKED):
         return compile_graph(flowc.jit(lambda a, b: fnp.maximum(a @ b, 0)).lower(
             drawn((m, k), dtype, 1), drawn((k, n), dtype, 2)).graph)
+
+
+def f_in_numpy(a, b, layout):
+    return np.maximum((a.T if layout[0] else a) @ (b.T if layout[1] else b), 0)
 
 
 def tiles(compiled):
@@ -62,10 +67,12 @@ def test_same_bits_as_in_line(m, k, n, dtype, layout):
     with pytest.MonkeyPatch.context() as patch, flowc.options(schedules=PACKED):
         for name in ("PRODUCT", "COPY", "LEAST"):
             patch.setattr(emit_nest, name, 1)
+        patch.setattr(register_tile, "LITTLE", 0)
         for shared in (True, False):
             patch.setattr(compiling, "emit_kernel", partial(_emit, shared))
             results.append(compile_graph(flowc.jit(f).lower(*args).graph)(args)[0])
     assert results[0].tobytes() == results[1].tobytes()
+    np.testing.assert_allclose(results[0], f_in_numpy(*args, layout), rtol=1e-3, atol=1e-2)
 
 
 def _emit(shared, kernel, module, target, symbol, tiles):
