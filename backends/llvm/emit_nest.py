@@ -45,8 +45,6 @@ def nest_call(e: Emitter, stmts: Sequence[Stmt], at: int) -> int:
     for s in stmts[at:]:
         if not isinstance(s, (Loop, If)) or e.ahead is not None and any(id(x) in e.ahead.loops for x in walk((s,))):
             break
-        if not e.target.masks and any(isinstance(x, Store) and x.where is not None for x in walk((s,))):
-            break  # conditions that can be proved here are left to the code there
         before, nest.turned = nest.state(), any(isinstance(x, Loop) and e.other_form(x) is not None for x in walk((s,)))
         try:
             body.append(nest.statement(s))

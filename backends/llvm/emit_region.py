@@ -127,8 +127,15 @@ class Region:
         if s.buffer not in self.memory and self.e.streams is not None and self.e.streams.may_store(
                 self.e.mems[s.buffer], self.turned):
             raise OtherError  # how it is written is decided for the whole kernel
+        if s.where is not None:
+            self.masked()
         where = None if s.where is None else self.value(s.where)
         return Store(*self.access(s.buffer, s.index), self.value(s.value), where)
+
+    def masked(self) -> None:
+        """Conditions that are proved where the sizes are known are tested here, which some machines do slowly."""
+        if not self.e.target.masks:
+            raise OtherError
 
     def extent(self, s: Loop) -> DimLike:
         d = s.extent
@@ -237,6 +244,8 @@ class Region:
         if x.op == "ref":
             attr = (self.known(attr[0]), self.places(attr[1]))
         elif x.op == "load":
+            if x.args:
+                self.masked()
             attr = self.access(*attr)
         elif x.op == "index":
             return self.index(*self.apart(attr))
