@@ -13,6 +13,7 @@ import flowc
 import flowc.numpy as fnp
 from flowc.backends.llvm import compile as compiling
 from flowc.backends.llvm import emit_nest, engine
+from flowc.backends.llvm.binary import pack, unpack
 from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.emit import emit_kernel
 from flowc.backends.llvm.target import cpu_target
@@ -89,9 +90,16 @@ def test_contractions_of_one_form_share_a_function():
     assert tiles(product(128, 512, 512, "float64")).keys().isdisjoint(one)
 
 
-def test_programs_share_the_loaded_function():
-    for c, (m, k, n) in [(product(*shape), shape) for shape in ((128, 512, 512), (100, 512, 700))]:
+def test_programs_share_the_loaded_functions(monkeypatch):
+    """Also small ones, which are in one module; a program that is kept has all that it takes."""
+    one, translate, new = product(128, 512, 512), engine._object, []
+    monkeypatch.setattr(engine, "_object", lambda text, level: new.append(text) or translate(text, level))
+    other = product(256, 1024, 704)
+    assert not any("(ptr %p0" in text for text in new)
+    for c, (m, k, n) in (one, (128, 512, 512)), (other, (256, 1024, 704)):
         assert c.verify([drawn((m, k), "float32", 1), drawn((k, n), "float32", 2)])
+    kept, _ = unpack(pack(other.executable.binary, None))
+    assert kept.entry is not None and kept.entry.address("run")
 
 
 b, i, j, k, r, t = Builder(), *map(sym, ("i", "j", "k", "r", "t"))

@@ -70,12 +70,6 @@ class Module:
         names = {name for f in other.functions for name in _DEFINES.findall(f)}
         self.declared = {n: text for n, text in {**other.declared, **self.declared}.items() if n not in names}
 
-    def undeclare(self) -> None:
-        """What the module defines is no longer declared."""
-        for f in self.functions:
-            for name in _DEFINES.findall(f):
-                self.declared.pop(name, None)
-
     def lines(self) -> int:
         return sum(f.count("\n") + 1 for f in (*self.functions, *self.helpers.values()))
 

@@ -7,6 +7,7 @@ Here: which modules a program is compiled into.  Not here: code of kernels (emit
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from flowc.backends.llvm import pool
 from flowc.backends.llvm.binary import Binary, Launch
@@ -48,15 +49,21 @@ def compile_binary(program: Program | Unfinished, store: Store | None = None) ->
 
 
 @dataclass
-class _Home:
-    """A module of small functions, the kernels among them and the functions that kernels share."""
+class _Group:
+    """A module of small functions, and their symbols."""
 
     module: Module = field(default_factory=Module)
-    kernels: list[str] = field(default_factory=list)
-    shared: list[str] = field(default_factory=list)
+    symbols: list[str] = field(default_factory=list)
 
 
-_HOMES: dict[str, str] = {}          # the modules of small functions that kernels share
+class _Home(NamedTuple):
+    """The text of a module of functions that kernels share, and their symbols."""
+
+    text: str
+    symbols: tuple[str, ...]
+
+
+_HOMES: dict[str, _Home] = {}        # by symbol
 
 
 class _Compilation:
@@ -65,8 +72,10 @@ class _Compilation:
         self.target = cpu_target(*host())
         self.symbols: dict[str, str] = {}    # of the kernels, by name
         self.modules: list[list[str]] = []   # symbols of the kernels of each module
-        self.emitted: set[str] = set()       # symbols of kernels and of functions that they share, texts of modules
-        self.small: dict[int, _Home] = {}    # by level of the code generator
+        self.emitted: set[str] = set()       # symbols of kernels and of functions that they share
+        self.small: dict[int, _Group] = {}   # kernels by level of the code generator
+        self.common = _Group()               # functions that kernels share
+        self.kept: list[Code] = []           # what is used of other programs
 
     def run(self, store: Store | None) -> Binary:
         sources: list[Source] = []
@@ -103,42 +112,54 @@ class _Compilation:
             yield from self.shared(name, shared)
         yield from self.put(alone, QUICK if alone.brief else OPT_LEVEL, final)
 
-    def put(self, part: Module, level: int, kernel: str = "", shared: str = "") -> Iterator[Source]:
-        """Into a module of its own if it is large, else into one of small ones."""
-        home = _Home() if part.lines() >= MODULE else self.small.setdefault(level, _Home())
-        home.module.take(part, _STAND_IN if kernel else "", kernel)
-        home.kernels += [kernel] if kernel else []
-        home.shared += [shared] if shared else []
-        if home.module.lines() >= MODULE:
-            if home is self.small.get(level):
+    def put(self, part: Module, level: int, symbol: str) -> Iterator[Source]:
+        """A kernel into a module of its own if it is large, else into one of small ones."""
+        group = _Group() if part.lines() >= MODULE else self.small.setdefault(level, _Group())
+        group.module.take(part, _STAND_IN, symbol)
+        group.symbols.append(symbol)
+        if group.module.lines() >= MODULE:
+            if group is self.small.get(level):
                 del self.small[level]
-            yield self.done(home, home.module, level)
+            self.modules.append(group.symbols)
+            yield Source(group.module.text(), level)
 
-    def shared(self, name: str, module: Module) -> Iterator[Source]:
+    def shared(self, symbol: str, module: Module) -> Iterator[Source]:
         """A function that kernels share: a large one is a module of its own, a small one is where the program left it
-        that was the first to have it."""
-        if name in self.emitted:
+        that was the first to have it.  No function is in two modules of a program."""
+        if symbol in self.emitted:
             return
-        self.emitted.add(name)
-        text = _HOMES.get(name, "")
-        if module.lines() >= APART or text and loaded(Source(text)):
-            text = text or module.text()
-            if text not in self.emitted:
-                self.emitted.add(text)
-                self.modules.append([])
-                yield Source(text)
-        else:
-            yield from self.put(module, OPT_LEVEL, shared=name)
+        home = _HOMES.get(symbol)
+        if module.lines() >= APART:
+            home = _Home(module.text(), (symbol,))
+        elif home is not None and not (self.emitted.isdisjoint(home.symbols) and self.keep(home)):
+            home = None
+        if home is not None:
+            self.emitted.update(home.symbols)
+            self.modules.append([])
+            yield Source(home.text)
+            return
+        self.emitted.add(symbol)
+        self.common.module.take(module)
+        self.common.symbols.append(symbol)
+        if self.common.module.lines() >= MODULE:
+            yield from self.common_done()
 
-    def done(self, home: _Home, module: Module, level: int, last: bool = False) -> Source:
-        """The source of a module that is complete."""
-        module.undeclare()
-        text = module.text()
-        if len(_HOMES) + len(home.shared) > REMEMBERED:
-            _HOMES.clear()
-        _HOMES.update(dict.fromkeys(home.shared, text))
-        self.modules.append(home.kernels)
-        return Source(text, level, last)
+    def keep(self, home: _Home) -> bool:
+        """Is the code of the module in use?"""
+        code = loaded(Source(home.text))
+        self.kept += [code] if code is not None else []
+        return code is not None
+
+    def common_done(self) -> Iterator[Source]:
+        """The module of shared functions is complete."""
+        group, self.common = self.common, _Group()
+        if group.symbols:
+            home = _Home(group.module.text(), tuple(group.symbols))
+            if len(_HOMES) + len(group.symbols) > REMEMBERED:
+                _HOMES.clear()
+            _HOMES.update(dict.fromkeys(group.symbols, home))
+            self.modules.append([])
+            yield Source(home.text)
 
     def last(self, program: Program) -> Iterator[Source]:
         """The small kernels that are left and the entry, which is compiled quickly if it is long or such kernels are
@@ -147,14 +168,17 @@ class _Compilation:
         if not _hosted(program):
             emit_entry(program, entry, self.symbols)
             emit_sizes(program, entry)
+        yield from self.common_done()
         level = OPT_LEVEL if QUICK not in self.small and self.small and entry.lines() <= LONG_ENTRY else QUICK
-        for other, home in self.small.items():
+        for other, group in self.small.items():
             if other != level:
-                yield self.done(home, home.module, other)
+                self.modules.append(group.symbols)
+                yield Source(group.module.text(), other)
         if entry.functions or level in self.small:
-            home = self.small.get(level, _Home())
-            entry.define(home.module)
-            yield self.done(home, entry, level, last=True)
+            group = self.small.get(level, _Group())
+            entry.define(group.module)
+            self.modules.append(group.symbols)
+            yield Source(entry.text(), level, last=True)
 
 
 def _hosted(program: Program) -> bool:

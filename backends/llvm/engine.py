@@ -381,9 +381,9 @@ class Source(NamedTuple):
     last: bool = False
 
 
-def loaded(source: Source) -> bool:
-    """Is the code of a module in use?"""
-    return object_key(source.text, level=source.level) in _LIVE
+def loaded(source: Source) -> Code | None:
+    """The code of a module, if it is in use."""
+    return _LIVE.get(object_key(source.text, level=source.level))
 
 
 def compile_module(ir_text: str, *, store: Store | None = None, key_extra: Sequence[object] = (),
