@@ -109,6 +109,8 @@ class Emitter(Loops):
             self.env[d] = Val(f"%d{i}" if gpu else self._slot(len(kernel.params) + i, "i64"))
         self.chunked = None if gpu else parallel_nest(kernel)
         self.streams = Streams(kernel, self)
+        # results that may go past the caches are written here: then the kernel is no brief one
+        self.nests = self.nests and not any(self.streams.may_store(self.mems[p.name], False) for p in kernel.params)
         self.ahead = None if gpu or not self.target.vectors else ahead(kernel)
         blocks = []
         for s in walk(kernel.body):  # once per call where no loop decides the size
