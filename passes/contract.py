@@ -33,7 +33,7 @@ from flowc.passes.fuse import Group
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
 from flowc.passes.lowering import Context, Lowered, cost, declare_outputs, describe, inliner, named, nest
 from flowc.passes.problem import Problem
-from flowc.passes.register_tile import add_products, copy_panel, finish, lanes_exist, light, store
+from flowc.passes.register_tile import add_products, copy_panel, finish, light, store
 from flowc.passes.schedule import ContractSchedule
 from flowc.passes.tiles import Form, choose_forms, none_of
 from flowc.passes.words import Moved, beside, words
@@ -96,6 +96,9 @@ def _tasks(k: KernelBuilder, p: Problem, forms: Sequence[Form], packed: Packed |
 _IN_PLACE = {"direct": (direct_tasks, direct_task), "thin": (thin_tasks, thin_task)}
 
 
+ABREAST = 8  # indices of the sum, whose rows lie apart, that are copied at a time: the ways of the nearest cache
+
+
 class Packed:
     """The packed form; ``temp`` names the buffer of the packed columns."""
 
@@ -128,20 +131,26 @@ class Packed:
 
     def copy_rows_of_columns(self, k: KernelBuilder, inl: Inliner, outer: Idx, wanted: DimLike) -> None:
         """Where columns lie side by side: index by index of the sum, so that memory is read in one stream."""
-        p, s = self.p, self.s
-        with (k.loop(wanted * p.k, "parallel", "k") as kk, k.loop(self.panels, "seq", "p") as panel,
-              k.loop(s.nr, "vector", "j", s.width) as j):
-            v = p.col_element(k, inl, outer, s.nr * panel + j, kk, lanes_exist(k, p, s, s.nr * panel + j))
-            k.write(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), v)
+        p, s, b = self.p, self.s, k.b
+        whole = p.n // s.nr
+
+        def copy(panel: DimLike, kk: DimLike, exists: Callable[[DimLike], Expr | None]) -> None:
+            with k.loop(s.nr, "vector", "j", s.width) as j:
+                v = p.col_element(k, inl, outer, s.nr * panel + j, kk, exists(j))
+                k.write(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), v)
+        with k.loop(wanted * p.k, "parallel", "k") as kk:
+            if whole != 0:
+                with k.loop(whole, "seq", "p") as panel:
+                    copy(panel, kk, lambda j: None)
+            if self.panels != whole:
+                with k.loop(self.panels - whole, "seq", "p") as panel:
+                    copy(whole + panel, kk, lambda j: b.lt(b.index(j), b.index(p.n - s.nr * whole)))
 
     def copy_panels(self, k: KernelBuilder, inl: Inliner, outer: Idx, wanted: DimLike) -> None:
         p, s = self.p, self.s
         with k.loop(wanted * self.panels, "parallel", "p") as panel:
-            def copy(exists: Callable[[DimLike], Expr | None]) -> None:
-                with k.loop(p.k, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
-                    v = p.col_element(k, inl, outer, s.nr * panel + j, kk, exists(s.nr * panel + j))
-                    k.write(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), v)
-            copy_panel(k, p, s, s.nr * panel, copy)
+            copy_panel(k, p, s, s.nr * panel, p.k, lambda col, kk, where: p.col_element(k, inl, outer, col, kk, where),
+                       lambda kk, j, v: k.write(self.temp, linear_index((*outer, panel, kk, j), self.packed.shape), v))
             if self.beside:
                 self.beside.panel_packed(k, outer, panel)
 
@@ -174,16 +183,19 @@ class Packed:
             return lambda ip, i, kk: p.row_element(k, inl, outer, row(ip, i), kk)
         packed = k.alloc(p.word, s.mc * p.k)
         along_rows = p.row_reach.own == 1 and p.row_reach.summed != 1
-        with k.loop(ceildiv(rows, s.mr), "seq", "ip") as ip:
-            def copy(i: DimLike, kk: DimLike) -> None:
-                v = p.row_element(k, inl, outer, row(ip, i), kk)
-                k.write(packed, (ip * p.k + kk) * s.mr + i, v)
-            if along_rows:
-                with k.loop(p.k, "seq", "k") as kk, k.loop(s.mr, "vector", "i", s.mr) as i:
-                    copy(i, kk)
-            else:
-                with k.loop(s.mr, "seq", "i") as i, k.loop(p.k, "vector", "k", s.width) as kk:
-                    copy(i, kk)
+
+        def copy(ip: DimLike, i: DimLike, kk: DimLike) -> None:
+            v = p.row_element(k, inl, outer, row(ip, i), kk)
+            k.write(packed, (ip * p.k + kk) * s.mr + i, v)
+        panels = ceildiv(rows, s.mr)
+        if along_rows:  # lines of a few indices of the sum at a time: panels share them
+            with k.loop(ceildiv(p.k, ABREAST), "seq", "kb") as kb, k.loop(panels, "seq", "ip") as ip, k.loop(
+                    dmin(ABREAST, p.k - ABREAST * kb), "seq", "k") as kk, k.loop(s.mr, "vector", "i", s.mr) as i:
+                copy(ip, i, ABREAST * kb + kk)
+        else:
+            with (k.loop(panels, "seq", "ip") as ip, k.loop(s.mr, "seq", "i") as i,
+                  k.loop(p.k, "vector", "k", s.width) as kk):
+                copy(ip, i, kk)
         if self.beside:
             self.beside.rows_packed(k, packed, ceildiv(rows, s.mr) * s.mr * p.k)
         return lambda ip, i, kk: k.b.load(packed, (ip * p.k + kk) * s.mr + i, p.word)
@@ -233,12 +245,9 @@ class Packed:
                      count: DimLike) -> None:
         """Bring a block of a panel of columns to ``here``."""
         p, s = self.p, self.s
-
-        def copy(exists: Callable[[DimLike], Expr | None]) -> None:
-            with k.loop(count, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
-                col = s.nr * panel + j
-                k.write(here, s.nr * kk + j, p.col_element(k, inl, outer, col, start + kk, exists(col)))
-        copy_panel(k, p, s, s.nr * panel, copy)
+        copy_panel(k, p, s, s.nr * panel, count,
+                   lambda col, kk, where: p.col_element(k, inl, outer, col, start + kk, where),
+                   lambda kk, j, v: k.write(here, s.nr * kk + j, v))
 
     def column(self, k: KernelBuilder, outer: Idx, panel: DimLike, kk: DimLike, j: DimLike) -> Expr:
         """An element of the packed columns."""

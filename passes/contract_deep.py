@@ -167,11 +167,8 @@ class _Deep:
         p, s = self.p, self.s
         if not to:
             return lambda kk, j: p.col_element(k, inl, outer, column + j, k0 + kk, lanes_exist(k, p, s, column + j))
-
-        def copy(exists: Callable[[DimLike], Expr | None]) -> None:
-            with k.loop(kn, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
-                k.write(to, s.nr * kk + j, p.col_element(k, inl, outer, column + j, k0 + kk, exists(column + j)))
-        copy_panel(k, p, s, column, copy)
+        copy_panel(k, p, s, column, kn, lambda col, kk, where: p.col_element(k, inl, outer, col, k0 + kk, where),
+                   lambda kk, j, v: k.write(to, s.nr * kk + j, v))
         return lambda kk, j: k.b.load(to, s.nr * kk + j, p.acc)
 
     def add(self, k: KernelBuilder, tile: str, at: DimLike, kb: DimLike, kn: DimLike,

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flowc.dims import DimLike
+from flowc.dims import DimLike, ceildiv, dmin, prod
 from flowc.graph import Node
 from flowc.kernel import Expr
 from flowc.passes.fuse import EXPENSIVE
 from flowc.passes.inline import Idx, Inliner, KernelBuilder, linear_index
-from flowc.passes.problem import Problem
+from flowc.passes.problem import Problem, either
 from flowc.passes.schedule import ContractSchedule
 from flowc.passes.turned import own_index
 
 Product = Callable[[KernelBuilder, Expr, Expr, Expr], Expr]  # (row element, column element, sum)
 
 LIGHT = 2  # operations of an epilogue that may be written once per register of the tile
-BRIEF = 6  # the same where the sums are short: putting the tile down counts there
+BRIEF = 6  # the same where the sums are short and many: putting the tile down counts there
 SHORT = 64  # products of such a sum, at most
+FEW = 1 << 18    # sums that are not many
+ROW = 32         # bytes of rows of a table that is turned
+STRIP = 64       # indices of the sum for which a panel is turned at a time: what is written stays in the nearest cache
+LEAST = 8        # columns that are turned together, at least: with fewer more is moved about than is gained
+LITTLE = 1 << 14  # elements of an operand that is not worth code to copy it quickly
 
 
 def lanes_exist(k: KernelBuilder, p: Problem, s: ContractSchedule, col: DimLike) -> Expr | None:
@@ -31,19 +36,29 @@ def lanes_exist(k: KernelBuilder, p: Problem, s: ContractSchedule, col: DimLike)
     return k.b.lt(k.b.index(col), k.b.index(p.n))
 
 
-def copy_panel(k: KernelBuilder, p: Problem, s: ContractSchedule, start: DimLike,
-               copy: Callable[[Callable[[DimLike], Expr | None]], None]) -> None:
-    """``copy(exists)`` brings the panel of columns from ``start`` on.  Where the columns lie across memory, blocks of
-    several are turned, which takes that all of them exist: only the last panel asks for each."""
-    b, last = k.b, lanes_exist(k, p, s, start)
-    if last is None or p.col_reach.summed != 1 or p.col_reach.own == 1:
-        copy(lambda col: lanes_exist(k, p, s, col))
-        return
-    whole = k.let(b.le(b.index(start + s.nr), b.index(p.n)))
-    with k.if_(whole):
-        copy(lambda col: None)
-    with k.if_(b.not_(whole)):
-        copy(lambda col: lanes_exist(k, p, s, col))
+def copy_panel(k: KernelBuilder, p: Problem, s: ContractSchedule, start: DimLike, count: DimLike,
+               read: Callable[[DimLike, DimLike, Expr | None], Expr], write: Callable[[DimLike, DimLike, Expr], None]
+               ) -> None:
+    """Bring ``count`` indices of the sum of the panel of columns from ``start`` on: ``read(column, index, exists)`` and
+    ``write(index, place in the panel, value)``.  Where the columns lie across memory, blocks of some that lie side by
+    side are turned; the last column stands for those that do not exist, whose sums are never stored."""
+    elements, group = prod(p.outer_extents) * p.n * p.k, ROW // p.word.bytes
+    across = p.col_reach.summed == 1 and p.col_reach.own != 1 and not (isinstance(elements, int) and elements <= LITTLE)
+
+    def straight(exists: Callable[[DimLike], Expr | None]) -> None:
+        with k.loop(count, "seq", "k") as kk, k.loop(s.nr, "vector", "j", s.width) as j:
+            write(kk, j, read(start + j, kk, exists(start + j)))
+
+    if across and group >= LEAST and s.nr % group == 0:
+        with (k.loop(ceildiv(count, STRIP), "seq", "s") as strip, k.loop(s.nr // group, "seq", "g") as g,
+              k.loop(group, "seq", "i") as i, k.loop(dmin(STRIP, count - STRIP * strip), "vector", "k", s.width) as kk):
+            at = STRIP * strip + kk
+            write(at, group * g + i, read(dmin(start + group * g + i, p.n - 1), at, None))
+    elif across and lanes_exist(k, p, s, start) is not None:  # the blocks that the backend turns take whole panels
+        either(k, k.let(k.b.le(k.b.index(start + s.nr), k.b.index(p.n))), lambda: straight(lambda col: None),
+               lambda: straight(lambda col: lanes_exist(k, p, s, col)))
+    else:
+        straight(lambda col: lanes_exist(k, p, s, col))
 
 
 def add_products(k: KernelBuilder, p: Problem, s: ContractSchedule, acc: str, row: Callable[[DimLike], Expr],
@@ -63,7 +78,9 @@ def add_products(k: KernelBuilder, p: Problem, s: ContractSchedule, acc: str, ro
 def light(p: Problem) -> bool:
     """Is what follows the sums so little that it may stand in the code once per register?"""
     after = [n for n in p.group.members if n is not p.node and not p.before(n)]
-    most = BRIEF if isinstance(p.k, int) and p.k <= SHORT else LIGHT
+    sums = prod(p.outer_extents) * p.m * p.n
+    short = isinstance(p.k, int) and p.k <= SHORT and not (isinstance(sums, int) and sums <= FEW)
+    most = BRIEF if short else LIGHT
     return len(after) <= most and not any(n.op.name in EXPENSIVE for n in after)
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import flowc
 import flowc.numpy as fnp
 from flowc.backends.llvm import compile as compiling
-from flowc.backends.llvm import engine
+from flowc.backends.llvm import emit_nest, engine
+from flowc.backends.llvm.binary import pack, unpack
 from flowc.backends.llvm.builder import Module
 from flowc.backends.llvm.emit import emit_kernel
 from flowc.backends.llvm.target import cpu_target
@@ -21,9 +22,11 @@ from flowc.dataclass import replace
 from flowc.dims import sym
 from flowc.kernel import Acc, Alloc, Builder, Kernel, Let, Loop, Set, Store
 from flowc.kernel import Buffer as KernelBuffer
+from flowc.passes import register_tile
 from flowc.types import f32
 
 TARGET = cpu_target(*engine.host())
+LAYOUTS = [(False, False), (True, False), (False, True), (True, True)]  # is an operand turned?
 PACKED = "dot * *: form=packed mr=8 nr=32 kc=64"
 
 
@@ -38,25 +41,39 @@ def product(m, k, n, dtype="float32"):
             drawn((m, k), dtype, 1), drawn((k, n), dtype, 2)).graph)
 
 
+def f_in_numpy(a, b, layout):
+    return np.maximum((a.T if layout[0] else a) @ (b.T if layout[1] else b), 0)
+
+
 def tiles(compiled):
     out = {}
     for kernel in compiled.program.kernels.values():
         module = Module()
         emit_kernel(kernel, module, TARGET, "k", tiles=True)
-        out |= module.tiles
+        out |= {name: tile.text() for name, tile in module.tiles.items()}
     return out
 
 
 @settings(max_examples=12)
-@given(st.integers(1, 60), st.integers(65, 200), st.integers(30, 120), st.sampled_from(["float32", "float64", "int32"]))
-def test_same_bits_as_in_line(m, k, n, dtype):
-    args = [drawn((m, k), dtype, 1), drawn((k, n), dtype, 2)]
+@given(st.integers(1, 60), st.integers(65, 200), st.integers(30, 120), st.sampled_from(["float32", "float64", "int32"]),
+       st.sampled_from(LAYOUTS))
+def test_same_bits_as_in_line(m, k, n, dtype, layout):
+    """Whatever lies how in memory, with loops around tiles as functions as well."""
+    args = [np.ascontiguousarray(x.T) if turned else x for x, turned in
+            zip([drawn((m, k), dtype, 1), drawn((k, n), dtype, 2)], layout, strict=True)]
+
+    def f(a, b):
+        return fnp.maximum((a.T if layout[0] else a) @ (b.T if layout[1] else b), 0)
     results = []
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, flowc.options(schedules=PACKED):
+        for name in ("PRODUCT", "COPY", "LEAST"):
+            patch.setattr(emit_nest, name, 1)
+        patch.setattr(register_tile, "LITTLE", 0)
         for shared in (True, False):
             patch.setattr(compiling, "emit_kernel", partial(_emit, shared))
-            results.append(product(m, k, n, dtype)(args)[0])
+            results.append(compile_graph(flowc.jit(f).lower(*args).graph)(args)[0])
     assert results[0].tobytes() == results[1].tobytes()
+    np.testing.assert_allclose(results[0], f_in_numpy(*args, layout), rtol=1e-3, atol=1e-2)
 
 
 def _emit(shared, kernel, module, target, symbol, tiles):
@@ -64,16 +81,25 @@ def _emit(shared, kernel, module, target, symbol, tiles):
 
 
 def test_contractions_of_one_form_share_a_function():
-    one, other = tiles(product(128, 512, 512)), tiles(product(100, 512, 700))
-    assert len(one) == 1 and one == other
-    (name, text), = one.items()
-    assert engine.exported(text) == [name] and not engine.foreign(text)
-    assert tiles(product(128, 512, 512, "float64")).keys() != one.keys()
+    one, other = tiles(product(128, 512, 512)), tiles(product(256, 1024, 704))
+    assert len(one) == 4 and one == other  # packing of both operands, the tile, the epilogue
+    # where not all rows and columns of a tile exist
+    assert tiles(product(301, 512, 701)).keys() == tiles(product(250, 1024, 650)).keys()
+    for name, text in one.items():
+        assert engine.exported(text) == [name] and not engine.foreign(text)
+    assert tiles(product(128, 512, 512, "float64")).keys().isdisjoint(one)
 
 
-def test_programs_share_the_loaded_function():
-    for c, (m, k, n) in [(product(*shape), shape) for shape in ((128, 512, 512), (100, 512, 700))]:
+def test_programs_share_the_loaded_functions(monkeypatch):
+    """Also small ones, which are in one module; a program that is kept has all that it takes."""
+    one, translate, new = product(128, 512, 512), engine._object, []
+    monkeypatch.setattr(engine, "_object", lambda text, level: new.append(text) or translate(text, level))
+    other = product(256, 1024, 704)
+    assert not any("(ptr %p0" in text for text in new)
+    for c, (m, k, n) in (one, (128, 512, 512)), (other, (256, 1024, 704)):
         assert c.verify([drawn((m, k), "float32", 1), drawn((k, n), "float32", 2)])
+    kept, _ = unpack(pack(other.executable.binary, None))
+    assert kept.entry is not None and kept.entry.address("run")
 
 
 b, i, j, k, r, t = Builder(), *map(sym, ("i", "j", "k", "r", "t"))
@@ -93,13 +119,18 @@ def tiled(index):
         Loop("i", 384, "vector", (Store("o", i, b.load("z", i, f32)),), 16)))
 
 
+def found(module):
+    """How many tiles are functions of their own: what goes on around them is, too."""
+    return sum("fma" in tile.text() for tile in module.tiles.values())
+
+
 @pytest.mark.parametrize(("index", "shared"), [
     (8 * k + i + 1600 * t, True), (8 * k + i, True), (7 * k + i + 3, True), ((k + t) // 2 + i, False),
-    (t * k + i, False)])
+    (t * k + i, True), (80 * k + i + 70, True)])
 def test_what_is_a_tile(index, shared):
     module = Module()
     emit_kernel(tiled(index), module, TARGET, "k", tiles=True)
-    assert len(module.tiles) == shared
+    assert found(module) == shared
     emit_kernel(tiled(index), plain := Module(), TARGET, "k")
     assert not plain.tiles and ("fma" in module.text()) != shared
 
@@ -111,7 +142,7 @@ def test_a_value_from_outside_is_no_part_of_a_tile():
     kernel = replace(kernel, body=(kernel.body[0], Let("v", b.load("x", 0, f32)), Loop("t", 2, "seq", body),
                                    kernel.body[2]))
     emit_kernel(kernel, module := Module(), TARGET, "k", tiles=True)
-    assert not module.tiles
+    assert not found(module)
 
 
 def test_memory_of_a_tile_is_the_callers_and_later_uses_keep_it_in_line():
@@ -122,12 +153,12 @@ def test_memory_of_a_tile_is_the_callers_and_later_uses_keep_it_in_line():
     body = (acc, loop, memory, put)
     emit_kernel(replace(kernel, body=(Loop("t", 2, "seq", (*body, last)),)), module := Module(), TARGET, "k",
                 tiles=True)
-    assert len(module.tiles) == 1 and "alloca [768 x float]" in module.text()
-    late = Loop("i", 384, "vector", (Store("o", i, b.ref("a", f32, 0, 0)),), 16)
+    assert found(module) == 1 and "alloca [768 x float]" in module.text()
+    late = Loop("i", 384, "vector", (Store("o", i, b.exp(b.ref("a", f32, 0, 0))),), 16)
     emit_kernel(replace(kernel, body=(Loop("t", 2, "seq", (*body, last, late)),)), module := Module(), TARGET, "k",
                 tiles=True)
-    assert not module.tiles
+    assert not found(module)
     loose = replace(memory, size=768 * sym("d"))
     emit_kernel(replace(kernel, dims=("d",), body=(Loop("t", 2, "seq", (acc, loop, loose, put, last)),)),
                 module := Module(), TARGET, "k", tiles=True)
-    assert not module.tiles
+    assert not found(module)

@@ -38,14 +38,16 @@ def float_literal(x: float, ty: str) -> str:
 
 class Module:
     """Functions, globals and the declarations they need, each declared once.  ``helpers``: functions that only this
-    module sees, by name.  ``tiles``: the texts of other modules, by the name of the one function that each defines."""
+    module sees, by name.  ``tiles``: other modules, by the name of the one function that each defines.  ``brief``:
+    its functions do little but to call those."""
 
     def __init__(self) -> None:
         self.head: list[str] = []
         self.functions: list[str] = []
         self.declared: dict[str, str] = {}
         self.helpers: dict[str, str] = {}
-        self.tiles: dict[str, str] = {}
+        self.tiles: dict[str, Module] = {}
+        self.brief = False
 
     def declare(self, name: str, signature: str) -> str:
         """``declare("llvm.fma.f32", "float (float, float, float)")``; returns ``@name``."""

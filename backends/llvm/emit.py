@@ -22,6 +22,7 @@ from flowc.backends.llvm.emit_ahead import ahead
 from flowc.backends.llvm.emit_code import MEMORY, REGISTER, Mem, Place, Val, intrinsic_name, place_at
 from flowc.backends.llvm.emit_interleave import Column, store_columns
 from flowc.backends.llvm.emit_loops import Loops, threads_of
+from flowc.backends.llvm.emit_nest import nest_call, shares_nests
 from flowc.backends.llvm.emit_outline import uses_inline
 from flowc.backends.llvm.emit_stream import Streams
 from flowc.backends.llvm.emit_survey import Survey
@@ -53,10 +54,11 @@ def emit_kernel(kernel: Kernel, module: Module, target: Target, symbol: str, til
     else:
         threads, args = 1, "ptr noalias readonly %args, i64 %chunk, i64 %nchunks"
     e = Emitter(module, target, symbol, args, attrs)
-    e.threads, e.tiles = threads, tiles
+    e.threads, e.tiles, e.nests = threads, tiles, tiles and shares_nests(kernel)
     if gpu:
         e.lines[0] = e.lines[0].replace("define void", "define ptx_kernel void")
     e.run_kernel(kernel, gpu)
+    module.brief = bool(e.calls) and not e.busy
     e.finish()
 
 
@@ -72,7 +74,7 @@ class Emitter(Loops):
 
     columns: list[Column] | None = None
     streams: Streams | None = None
-    tiles = False
+    tiles = nests = False   # are these functions that kernels share?
 
     def on_stack(self, s: Alloc) -> bool:
         return static_stack(s)
@@ -107,6 +109,8 @@ class Emitter(Loops):
             self.env[d] = Val(f"%d{i}" if gpu else self._slot(len(kernel.params) + i, "i64"))
         self.chunked = None if gpu else parallel_nest(kernel)
         self.streams = Streams(kernel, self)
+        # results that may go past the caches are written here: then the kernel is no brief one
+        self.nests = self.nests and not any(self.streams.may_store(self.mems[p.name], False) for p in kernel.params)
         found = None if gpu or not self.target.vectors else ahead(kernel)
         self.ahead = found if found and found.loops else None
         blocks = []
@@ -144,6 +148,10 @@ class Emitter(Loops):
             saved, block = self.releases.pop()
             self._release([block])
             self.intrinsic("stackrestore", "void", f"ptr {saved}", overloads=("ptr",), effect=True)
+
+    def _nest(self, stmts: Sequence[Stmt], at: int) -> int:
+        """Call the function of the nests of loops that begin here; how many statements that were."""
+        return nest_call(self, stmts, at) if self.nests else 0
 
     def _tile(self, stmts: Sequence[Stmt], at: int) -> int:
         """Call the function of the tile that begins here; how many statements that were."""
@@ -490,7 +498,7 @@ _STATEMENTS: dict[type, Callable[[Emitter, Any], None]] = {
 
 # statements that may be done together with those that follow: how many were
 _TOGETHER: dict[type, Callable[[Emitter, Sequence[Stmt], int], int]] = {
-    Fold: Emitter._fold_together, Acc: Emitter._tile}
+    Fold: Emitter._fold_together, Acc: Emitter._tile, Loop: Emitter._nest, If: Emitter._nest}
 
 
 def _register_widths(body: Sequence[Stmt], survey: Survey) -> dict[str, int]:

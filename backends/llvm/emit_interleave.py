@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BLOCK = 16     # bytes within which merging is one cheap instruction
 ROW = 32       # bytes of vectors that become rows of that length, in one more round
 COLUMNS = 32   # neighbouring columns of one table, at most
+APART = 64     # elements from row to row of what is written, at most
 WOVEN = 4      # fields of a record whose vectors are woven into whole ones
 SPREAD = 4     # vectors that may be loaded for one that is used
 
@@ -60,7 +61,7 @@ def turned(s: Loop) -> Loop | None:
             by_lane, by_column = linear(x.index, inner.var), linear(x.index, s.var)
             if x.where is not None or by_lane is None or by_column is None or by_column[0] != 1:
                 return None
-            if not isinstance(by_lane[0], int) or not s.extent <= by_lane[0] <= COLUMNS:
+            if not isinstance(by_lane[0], int) or not s.extent <= by_lane[0] <= APART:
                 return None
     return replace(inner, width=_square(s, inner), body=(replace(s, kind="unroll", body=inner.body),))
 

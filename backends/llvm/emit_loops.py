@@ -16,7 +16,7 @@ from typing import Any
 from flowc.backends.llvm.emit_ahead import Ahead
 from flowc.backends.llvm.emit_code import Val
 from flowc.backends.llvm.emit_expr import Values
-from flowc.backends.llvm.emit_interleave import in_blocks, straight, turned
+from flowc.backends.llvm.emit_interleave import in_blocks, remainder, straight, turned
 from flowc.backends.llvm.emit_shifted import beside
 from flowc.diag import UnsupportedError
 from flowc.dims import DimLike, prod, symbols
@@ -82,6 +82,8 @@ class Loops(Values):
     chunked: Loop | None = None      # the parallel nest that the caller's chunk arguments share out
     threads: int = 1                 # threads per block
     ahead: Ahead | None = None       # what loops fetch before it is asked for
+    calls = 0                        # of functions that kernels share
+    busy = False                     # does it do more than to call them?
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -145,6 +147,7 @@ class Loops(Values):
         extent = self.size(s.extent)
         if isinstance(extent, int) and extent <= 0:
             return
+        calls = self.calls
         self.enter(s.body)
         with self.loop(0, extent) as i:
             self.bind(s.var, i, s.extent)
@@ -152,6 +155,7 @@ class Loops(Values):
                 self.ahead.fetch(self, s)
             self.run(s.body)
         self.enter(s.body)
+        self.busy |= self.calls == calls
 
     def unrolled(self, s: Loop) -> None:
         if not isinstance(s.extent, int):
@@ -268,6 +272,9 @@ class Loops(Values):
 
     def _dynamic_vectors(self, s: Loop, width: int) -> None:
         n = self.size(s.extent)
+        if remainder(s.extent, width) == 0:
+            self._vector_loop(s, width, 0, n)
+            return
         if self.survey.traits(s).size > (LARGE if self.target.masks else LARGE * MASKED_COST):
             self.enter(s.body)
             with self.loop(0, n, width) as base:
@@ -298,6 +305,7 @@ class Loops(Values):
 
     def as_vector(self, s: Loop, width: int, base: str | int, mask: str | None) -> None:
         """The body for ``width`` neighbouring iterations from ``base``, a multiple of ``width``."""
+        self.busy = True
         near, self.beside = self.beside, beside(self, s, width, mask) if self.roomy else frozenset()
         self.lanes, self.lane_base, self.mask = width, {s.var: base}, mask
         step, last = f"{s.var}.step", s.extent - 1

@@ -69,6 +69,14 @@ class Streams:
                       if p.role == "out" and p.name in stored - read}
         self.bytes = sum(self.sizes.values(), 0)
 
+    def may_store(self, mem: Mem, turned: bool) -> bool:
+        """May what is written to ``mem``, by a table that is turned or not, go past the caches?"""
+        size = self.sizes.get(mem.pointer)
+        if size is None or isinstance(size, int) and size < LITTLE:
+            return False
+        total, least = (size, TURNED) if turned else (self.bytes, STREAM)
+        return not isinstance(total, int) or total >= least
+
     def store(self, e: Emitter, mem: Mem, index: DimLike, pointer: str, text: str) -> bool:
         """Write a vector to contiguous places, streaming if that is possible; False if it is not."""
         size, turned = self.sizes.get(mem.pointer), e.columns is not None

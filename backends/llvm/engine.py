@@ -381,6 +381,11 @@ class Source(NamedTuple):
     last: bool = False
 
 
+def loaded(source: Source) -> Code | None:
+    """The code of a module, if it is in use."""
+    return _LIVE.get(object_key(source.text, level=source.level))
+
+
 def compile_module(ir_text: str, *, store: Store | None = None, key_extra: Sequence[object] = (),
                    imports: Mapping[str, int] | None = None, keep: Sequence[Any] = (), level: int = OPT_LEVEL) -> Code:
     """Machine code of a module for this machine.
