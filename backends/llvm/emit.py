@@ -110,7 +110,8 @@ class Emitter(Loops):
         self.chunked = None if gpu else parallel_nest(kernel)
         self.streams = Streams(kernel, self)
         # results that may go past the caches are written here: then the kernel is no brief one
-        self.nests = self.nests and not any(self.streams.may_store(self.mems[p.name], False) for p in kernel.params)
+        self.nests = self.nests and not any(
+            self.streams.may_store(self.mems[p.name], turned) for p in kernel.params for turned in (False, True))
         found = None if gpu or not self.target.vectors else ahead(kernel)
         self.ahead = found if found and found.loops else None
         blocks = []

@@ -72,7 +72,7 @@ class Streams:
     def may_store(self, mem: Mem, turned: bool) -> bool:
         """May what is written to ``mem``, by a table that is turned or not, go past the caches?"""
         size = self.sizes.get(mem.pointer)
-        if size is None or isinstance(size, int) and size < LITTLE:
+        if size is None or not turned and isinstance(size, int) and size < LITTLE:
             return False
         total, least = (size, TURNED) if turned else (self.bytes, STREAM)
         return not isinstance(total, int) or total >= least
