@@ -19,7 +19,7 @@ from flowc.backends.llvm.emit import emit_kernel
 from flowc.backends.llvm.target import cpu_target
 from flowc.compiled import compile_graph
 from flowc.dataclass import replace
-from flowc.dims import sym
+from flowc.dims import dmin, sym
 from flowc.kernel import Acc, Alloc, Builder, Kernel, Let, Loop, Set, Store
 from flowc.kernel import Buffer as KernelBuffer
 from flowc.passes import register_tile
@@ -162,3 +162,15 @@ def test_memory_of_a_tile_is_the_callers_and_later_uses_keep_it_in_line():
     emit_kernel(replace(kernel, dims=("d",), body=(Loop("t", 2, "seq", (acc, loop, loose, put, last)),)),
                 module := Module(), TARGET, "k", tiles=True)
     assert not found(module)
+
+
+@pytest.mark.parametrize(("row", "shared"), [(16 * sym("p") + i, True), (dmin(16 * sym("p"), 44) + i, True),
+                                             (dmin(16 * sym("p") + i, 59), False)])
+def test_lanes_that_are_held_back_stay_where_sizes_are_known(row, shared):
+    """With the bound as an argument they would be gathered one by one."""
+    p, at = sym("p"), sym("k")
+    body = Store("t", 16 * (400 * p + at) + i, b.load("x", 60 * at + row, f32))
+    nest = Loop("p", 4, "seq", (Loop("k", 400, "seq", (Loop("i", 16, "vector", (body,), 16),)),))
+    kernel = Kernel("c", (KernelBuffer("x", f32, (24100,)), KernelBuffer("t", f32, (25600,), "out")), (), (nest,))
+    emit_kernel(kernel, module := Module(), TARGET, "k", tiles=True)
+    assert bool(module.tiles) == shared

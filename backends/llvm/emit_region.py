@@ -70,6 +70,7 @@ class Region:
         self.turned = False                                   # is a table turned?
         self.names: dict[str, str] = {}                       # what the statements define
         self.inner: dict[str, DimLike] = {}                   # the integers among it
+        self.lanes: set[str] = set()                          # indices of lanes
         self.buffers: dict[tuple[str, DimLike], str] = {}     # buffer and outer part of the index
         self.sizes: dict[tuple[tuple, DimLike], str] = {}     # what it is to the statements, and the size
         self.flags: dict[Expr, str] = {}
@@ -109,6 +110,8 @@ class Region:
             raise OtherError
         if isinstance(s, Loop) and s.kind in ("seq", "vector", "unroll"):
             extent = self.extent(s)
+            if s.kind == "vector":
+                self.lanes.add(s.var)
             return Loop(self.name(s.var, True), extent, s.kind, self.block(s.body), s.width)
         if isinstance(s, Acc):
             return Acc(self.name(s.name), s.dtype, s.shape, self.value(s.init))
@@ -212,6 +215,8 @@ class Region:
         ``a + min(i, b - a)``."""
         atom, power = own[0]
         if len(own) == 1 and power == 1 and isinstance(atom, Call) and atom.fn in ("min", "max"):
+            if any(symbols(a) & self.lanes for a in atom.args):
+                raise OtherError  # lanes that are held back lie side by side only where the sizes are known
             sides = [self.apart(a) for a in atom.args]
             first = next(outer for inner, outer in sides if not isinstance(inner, int))
             return apply(atom.fn, [inner + self.added(inner, outer - first) for inner, outer in sides]), first
