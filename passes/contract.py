@@ -39,6 +39,8 @@ from flowc.passes.tiles import Form, choose_forms, none_of
 from flowc.passes.words import Moved, beside, words
 from flowc.types import Type
 
+LINES = 8  # indices of the sum, whose rows lie apart, that are copied at a time: the ways of the nearest cache
+
 
 def lower_contraction(g: Group, ctx: Context) -> Lowered:
     p = Problem(g, ctx)
@@ -94,9 +96,6 @@ def _tasks(k: KernelBuilder, p: Problem, forms: Sequence[Form], packed: Packed |
 
 
 _IN_PLACE = {"direct": (direct_tasks, direct_task), "thin": (thin_tasks, thin_task)}
-
-
-ABREAST = 8  # indices of the sum, whose rows lie apart, that are copied at a time: the ways of the nearest cache
 
 
 class Packed:
@@ -189,9 +188,9 @@ class Packed:
             k.write(packed, (ip * p.k + kk) * s.mr + i, v)
         panels = ceildiv(rows, s.mr)
         if along_rows:  # lines of a few indices of the sum at a time: panels share them
-            with k.loop(ceildiv(p.k, ABREAST), "seq", "kb") as kb, k.loop(panels, "seq", "ip") as ip, k.loop(
-                    dmin(ABREAST, p.k - ABREAST * kb), "seq", "k") as kk, k.loop(s.mr, "vector", "i", s.mr) as i:
-                copy(ip, i, ABREAST * kb + kk)
+            with k.loop(ceildiv(p.k, LINES), "seq", "kb") as kb, k.loop(panels, "seq", "ip") as ip, k.loop(
+                    dmin(LINES, p.k - LINES * kb), "seq", "k") as kk, k.loop(s.mr, "vector", "i", s.mr) as i:
+                copy(ip, i, LINES * kb + kk)
         else:
             with (k.loop(panels, "seq", "ip") as ip, k.loop(s.mr, "seq", "i") as i,
                   k.loop(p.k, "vector", "k", s.width) as kk):

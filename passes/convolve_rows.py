@@ -50,8 +50,7 @@ TASKS = 16        # tasks wanted
 
 def _lies_in_rows(p: Convolution) -> bool:
     """Is there one output channel in a group, and are neighbours in a row neighbours in memory?"""
-    known = (*p.taps, *p.outs, p.channels)
-    return (p.rows == 1 and len(p.outs) >= 2 and all(isinstance(d, int) and d > 0 for d in known[:len(p.taps)])
+    return (p.rows == 1 and len(p.outs) >= 2 and all(isinstance(d, int) and d > 0 for d in p.taps)
             and all(n == 1 for n in p.node.attrs["lhs_dilation"]) and _adjacent(p) and steps(p, p.w) is not None)
 
 

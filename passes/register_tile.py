@@ -94,8 +94,8 @@ def finish(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule, acc:
 def store(k: KernelBuilder, inl: Inliner, p: Problem, s: ContractSchedule, total: Expr, outer: Idx, row: DimLike,
           col: DimLike, first: DimLike | None = None,
           put: Callable[[Node, Idx, Expr, Expr | None], None] | None = None) -> None:
-    """What the group makes of one sum, written where its column exists, or is not before ``first``, and then exists;
-    ``put(node, index, value, where)`` writes elsewhere than to the buffer of the node."""
+    """What the group makes of one sum, written where its column exists; with ``first``, all columns exist, and those
+    from that one on are written.  ``put(node, index, value, where)`` writes elsewhere than to the node's buffer."""
     o = tuple(map(k.tidy, p.access.place(p.out_index(outer, row, col))))
     own = own_index(o, p.order)
     where = lanes_exist(k, p, s, col) if first is None else k.b.ge(k.b.index(col), k.b.index(first))

@@ -468,6 +468,17 @@ class TestBuffers:
         assert drop_five() >= 5 * buffers.HUGE_PAGE
         assert flowc.release_memory() >= 5 * buffers.HUGE_PAGE > buffers.kept()
 
+    def test_store_keeps_what_comes_back(self):
+        store = buffers.BlockStore(lambda: 4 * buffers.HUGE_PAGE)
+        blocks = [store.take(1 << 20) for _ in range(5)]
+        for block in blocks[:3]:
+            store.give(block)
+        assert store.bytes == 3 * buffers.HUGE_PAGE and store.take(1 << 20) is blocks[2]
+        for block in blocks[2:]:
+            store.give(block)
+        assert store.bytes == 4 * buffers.HUGE_PAGE  # the oldest was dropped
+        assert store.release() == 4 * buffers.HUGE_PAGE and store.bytes == 0
+
     def test_pages_are_made_ahead(self):
         def wait():
             for thread in threading.enumerate():
